@@ -1,0 +1,179 @@
+"""The array machine: one plain function an instruction, on any array namespace ``xp`` (NumPy, CuPy, array-api-strict).
+
+It is the readable reference that every other machine is tested against, so it prefers clarity to speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastbp import scalars
+from fastbp.ops import Shape
+from fastbp.program import Instruction, Program, const_value
+
+Array = Any
+
+
+class ArrayEmitter:
+    """The formulas of :mod:`fastbp.scalars` on arrays of one namespace and dtype."""
+
+    def __init__(self, xp: Any, dtype: str) -> None:
+        self.xp = xp
+        self.dtype = dtype
+
+    def __getattr__(self, name: str) -> Callable[..., Array]:  # exp, expm1, log, log1p, tanh, sqrt, abs
+        function: Callable[..., Array] = getattr(self.xp, name)
+        return function
+
+    def _array(self, x: Array) -> Array:
+        return self.xp.asarray(x, dtype=getattr(self.xp, self.dtype)) if isinstance(x, (int, float)) else x
+
+    def fma(self, x: Array, y: Array, z: Array) -> Array:
+        return x * y + z
+
+    def maximum(self, x: Array, y: Array) -> Array:
+        return self.xp.maximum(self._array(x), self._array(y))
+
+    def minimum(self, x: Array, y: Array) -> Array:
+        return self.xp.minimum(self._array(x), self._array(y))
+
+    def where(self, condition: Array, x: Array, y: Array) -> Array:
+        return self.xp.where(condition, self._array(x), self._array(y))
+
+
+class ArrayExecutable:
+    """A Program on one array namespace.
+
+    Floating-point warnings stay silent: infinities and NaN are results here, as on every machine.
+    """
+
+    def __init__(self, program: Program, xp: Any, dtype: str) -> None:
+        self.program = program
+        self.xp = xp
+        self.dtype = dtype
+        self.emitter = ArrayEmitter(xp, dtype)
+
+    def run(self, values: Mapping[str, Array], n: int) -> dict[str, Array]:
+        """Run all instructions for n rows.
+
+        Args:
+            values: by name, every input (rows, cols), parameter and data set; parameters of updates change in place.
+
+        Returns:
+            The outputs by name, each a matrix.
+        """
+        store: dict[int, Array] = {index: values[name] for name, index in self.program.inputs.items()}
+        with _silent(self.xp):
+            for instruction in self.program.instructions:
+                _INSTRUCTIONS[instruction.op](self, instruction, store, n)
+        return {name: self._read(index, store, n) for name, index in self.program.outputs.items()}
+
+    def _shape(self, index: int, n: int) -> tuple[int, int]:
+        shape: Shape = self.program.buffers[index].shape
+        return shape[0].at(n), shape[1].at(n)
+
+    def _flat_part(self, index: int, n: int) -> slice:
+        buffer = self.program.buffers[index]
+        return slice(buffer.offset, buffer.offset + self.program.size(index, n))
+
+    def _read(self, index: int, store: dict[int, Array], n: int) -> Array:
+        buffer = self.program.buffers[index]
+        if buffer.kind == "const":
+            return self.xp.full((1, 1), const_value(buffer, n), dtype=getattr(self.xp, self.dtype))
+        if buffer.base is None:
+            return store[index]
+        return self.xp.reshape(store[buffer.base][0, self._flat_part(index, n)], self._shape(index, n))
+
+    def _write(self, index: int, value: Array, store: dict[int, Array], n: int) -> None:
+        """Keep a result: as a value of its own, or in its place in the buffer that it is a part of."""
+        buffer = self.program.buffers[index]
+        if buffer.base is None:
+            store[index] = value
+            return
+        if buffer.base not in store:
+            store[buffer.base] = self.xp.empty(self._shape(buffer.base, n), dtype=getattr(self.xp, self.dtype))
+        store[buffer.base][0, self._flat_part(index, n)] = self.xp.reshape(value, (-1,))
+
+
+def _silent(xp: Any) -> Any:
+    import numpy as np
+
+    return np.errstate(all="ignore")
+
+
+def _matmul(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    a, b, *rest = (e._read(index, store, n) for index in i.ins)
+    c = (a.T if i.ta else a) @ (b.T if i.tb else b)
+    if i.code:
+        c = scalars.BINARY[i.code](e.emitter, c, rest[0])
+    e._write(i.outs[0], c, store, n)
+    if i.then:
+        e._write(i.outs[1], scalars.UNARY[i.then](e.emitter, c), store, n)
+
+
+def _map(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    operands = [e._read(index, store, n) for index in i.ins]
+    table = scalars.UNARY if len(operands) == 1 else scalars.BINARY
+    result = table[i.code](e.emitter, *operands)
+    shape = e._shape(i.outs[0], n)
+    if result.shape != shape or result is operands[0]:
+        result = e.xp.broadcast_to(result, shape) + 0.0  # a matrix of its own, never a view of its operand
+    e._write(i.outs[0], result, store, n)
+
+
+def _sum(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    axis = (0, 1) if i.axis is None else i.axis
+    x = e._read(i.ins[0], store, n)
+    e._write(i.outs[0], e.xp.sum(x, axis=axis, keepdims=True), store, n)
+
+
+def _log_softmax_of(xp: Any, z: Array) -> Array:
+    shifted = z - xp.max(z, axis=1, keepdims=True) if z.shape[0] else z
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True))
+
+
+def _softmax(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    z = e._read(i.ins[0], store, n)
+    powers = e.xp.exp(z - e.xp.max(z, axis=1, keepdims=True)) if z.shape[0] else z
+    e._write(i.outs[0], powers / e.xp.sum(powers, axis=1, keepdims=True), store, n)
+
+
+def _log_softmax(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    e._write(i.outs[0], _log_softmax_of(e.xp, e._read(i.ins[0], store, n)), store, n)
+
+
+def _onehot(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    labels = e._read(i.ins[0], store, n)
+    classes = e.xp.reshape(e.xp.arange(e._shape(i.outs[0], n)[1], dtype=labels.dtype), (1, -1))
+    e._write(i.outs[0], e.xp.astype(labels == classes, getattr(e.xp, e.dtype)), store, n)
+
+
+def _transpose(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    e._write(i.outs[0], e._read(i.ins[0], store, n).T, store, n)
+
+
+def _gather(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    data, order = store[i.ins[0]], store[i.ins[1]]
+    e._write(i.outs[0], e.xp.take(data, e.xp.reshape(order, (-1,)), axis=0), store, n)
+
+
+def _update(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    rule = scalars.UPDATES[i.code]
+    theta, g, *states, hyper = (e._read(index, store, n) for index in i.ins)
+    scalar = tuple(hyper[0, k] for k in range(len(rule.hyper)))
+    for index, new in zip(i.outs, rule.formula(e.emitter, scalar, theta, g, *states), strict=True):
+        store[index][...] = new  # in place: theta and the states are the caller's
+
+
+_INSTRUCTIONS: dict[str, Callable[[ArrayExecutable, Instruction, dict[int, Array], int], None]] = {
+    "matmul": _matmul,
+    "map": _map,
+    "sum": _sum,
+    "softmax": _softmax,
+    "log_softmax": _log_softmax,
+    "onehot": _onehot,
+    "transpose": _transpose,
+    "gather": _gather,
+    "update": _update,
+}

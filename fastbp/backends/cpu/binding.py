@@ -1,0 +1,248 @@
+"""Program + number of rows -> the CPU machine's table: addresses as slot and offset, strides, pieces.
+
+Pieces are cut by shape alone, never by the number of threads, so that results do not depend on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastbp.backends.cpu import machine as cpu
+from fastbp.backends.cpu import simd
+from fastbp.backends.cpu.gemm import TILE_ROWS, TILE_VECTORS
+from fastbp.backends.cpu.team import MAX_PIECES
+from fastbp.program import Instruction, Program, const_value, place
+
+SHARE_FROM = 200_000  # operations from which an instruction is worth offering to other threads (about 1 µs of one)
+PIECE_ELEMENTS = 16_384  # of elementwise work: fits the first-level cache, lasts several µs
+PIECE_OPERATIONS = 1 << 22  # of a product: large enough to reuse its rows of B, small enough to share
+FEWEST_PIECES = 8
+ALIGNMENT = 64 // 4  # elements, so that temps begin on cache lines
+
+Operand = tuple[int, int, int, int]
+NOWHERE: Operand = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A Program for one number of rows.
+
+    Attributes:
+        table: int64 (instructions, WIDTH).
+        consts: the constants, which the table addresses directly.
+        workspace: elements of workspace that it needs.
+    """
+
+    table: np.ndarray
+    consts: np.ndarray
+    workspace: int
+
+    @property
+    def shared(self) -> bool:
+        """Whether any instruction is worth more than one thread."""
+        return bool(self.table[:, cpu.SHARED].any())
+
+
+class Slots:
+    """The numbers of the slots of a Program: one a buffer that comes from outside, and two more."""
+
+    def __init__(self, program: Program) -> None:
+        outside = [i for i, b in enumerate(program.buffers) if b.base is None and b.kind not in ("temp", "const")]
+        self.of = {index: k for k, index in enumerate(outside)}
+        self.workspace = len(outside)
+        self.absolute = self.workspace + 1  # address 0: an operand's offset is then its address
+        self.count = self.absolute + 1
+
+
+def bind(program: Program, slots: Slots, n: int, dtype: str) -> Bound:
+    """The table for n rows."""
+    return _Binder(program, slots, n, dtype).bound()
+
+
+def _ceil(x: int, multiple: int) -> int:
+    return -(-x // multiple) * multiple
+
+
+class _Binder:
+    def __init__(self, program: Program, slots: Slots, n: int, dtype: str) -> None:
+        self.program = program
+        self.slots = slots
+        self.n = n
+        self.item = 4 if dtype == "float32" else 8
+        self.panel = TILE_VECTORS * simd.VECTOR_BYTES // self.item
+        self.temps, self.scratch = place(program, n, ALIGNMENT)
+        self.scratch_size = 0
+        consts = [i for i, b in enumerate(program.buffers) if b.kind == "const"]
+        self.const_at = {index: k for k, index in enumerate(consts)}
+        values = [const_value(program.buffers[i], n) if n else 0.0 for i in consts]
+        self.consts = np.array([*values, 1.0], dtype)  # the last one serves sums over rows
+        self.rows: list[list[int]] = []
+
+    def bound(self) -> Bound:
+        for instruction in self.program.instructions:
+            getattr(self, f"_{instruction.op}")(instruction)
+        table = np.array(self.rows, np.int64).reshape(len(self.rows), cpu.WIDTH)
+        return Bound(table, self.consts, self.scratch + self.scratch_size)
+
+    # ---- operands ------------------------------------------------------------------------------------------------
+
+    def _shape(self, index: int) -> tuple[int, int]:
+        shape = self.program.buffers[index].shape
+        return shape[0].at(self.n), shape[1].at(self.n)
+
+    def _where(self, index: int) -> tuple[int, int]:
+        """Slot and offset in bytes."""
+        buffer = self.program.buffers[index]
+        if buffer.base is not None:
+            slot, offset = self._where(buffer.base)
+            return slot, offset + buffer.offset * self.item
+        if buffer.kind == "const":
+            return self.slots.absolute, self.consts.ctypes.data + self.const_at[index] * self.item
+        if buffer.kind == "temp":
+            return self.slots.workspace, self.temps[index] * self.item
+        return self.slots.of[index], 0
+
+    def _operand(self, index: int, shape: tuple[int, int] | None = None) -> Operand:
+        """An operand with the strides that broadcast it to ``shape``."""
+        rows, cols = self._shape(index)
+        across = 0 if shape is not None and cols == 1 and shape[1] != 1 else 1
+        down = 0 if shape is not None and rows == 1 and shape[0] != 1 else cols
+        return (*self._where(index), down, across)
+
+    def _row(
+        self,
+        op: int,
+        sizes: tuple[int, int, int],
+        block: tuple[int, int],
+        operations: int,
+        operands: dict[int, Operand],
+        code: int = -1,
+        then: int = -1,
+    ) -> None:
+        m, n, k = sizes
+        m_block, n_block = max(1, block[0]), max(1, block[1])
+        while -(-m // m_block) * -(-n // n_block) > MAX_PIECES:
+            m_block, n_block = (2 * m_block, n_block) if m // m_block > n // n_block else (m_block, 2 * n_block)
+        pieces = -(-m // m_block) * -(-n // n_block)
+        shared = int(pieces > 1 and operations >= SHARE_FROM)
+        row = [op, code, then, m, n, k, m_block, n_block, pieces, shared]
+        for which in range(6):
+            row.extend(operands.get(which, NOWHERE))
+        self.rows.append(row)
+
+    # ---- instructions ----------------------------------------------------------------------------------------------
+
+    def _matmul(self, i: Instruction) -> None:
+        out = i.outs[0]
+        m, n = self._shape(out)
+        k = self._shape(i.ins[0])[0 if i.ta else 1]
+        slot, offset, stride, _ = self._operand(i.ins[0])
+        a = (slot, offset, 1, stride) if i.ta else (slot, offset, stride, 1)
+        b = self._operand(i.ins[1])
+        if i.tb:
+            b = (*b[:2], n, 1) if min(n, k) == 1 else self._transposed(i.ins[1])
+        operands = {cpu.OUT: self._operand(out), cpu.A: a, cpu.B: b}
+        if i.code:
+            operands[cpu.Y] = self._operand(i.ins[2], (m, n))
+        if i.then:
+            operands[cpu.OUT2] = self._operand(i.outs[1])
+        self._product((m, n, k), operands, i, self.program.instruction_operations(i, self.n))
+
+    def _product(self, sizes: tuple[int, int, int], operands: dict[int, Operand], i: Instruction, cost: int) -> None:
+        code = simd.BINARY_CODES[i.code] if i.code else -1
+        then = simd.UNARY_CODES[i.then] if i.then else -1
+        self._row(cpu.PRODUCT, sizes, self._tiles(*sizes), cost, operands, code, then)
+
+    def _tiles(self, m: int, n: int, k: int) -> tuple[int, int]:
+        """Piece of a product: halved along its longer side until it is small, and there are a few of them."""
+        m_block, n_block = _ceil(m, TILE_ROWS), _ceil(n, self.panel)
+        while True:
+            work = 2 * m_block * n_block * max(k, 1)
+            pieces = -(-m // max(m_block, 1)) * -(-n // max(n_block, 1))
+            if work <= SHARE_FROM // 2 or (work <= PIECE_OPERATIONS and pieces >= FEWEST_PIECES):
+                return m_block, n_block
+            if m_block > TILE_ROWS and (m_block >= n_block or n_block <= self.panel):
+                m_block = _ceil(m_block // 2, TILE_ROWS)
+            elif n_block > self.panel:
+                n_block = _ceil(n_block // 2, self.panel)
+            else:
+                return m_block, n_block
+
+    def _transposed(self, index: int) -> Operand:
+        """Bᵀ as a matrix in the scratch that follows the temps; one product after another uses it."""
+        rows, cols = self._shape(index)
+        self.scratch_size = max(self.scratch_size, rows * cols)
+        out = (self.slots.workspace, self.scratch * self.item, rows, 1)
+        self._transposition(index, out)
+        return out
+
+    def _transposition(self, index: int, out: Operand) -> None:
+        rows, cols = self._shape(index)
+        lanes = simd.VECTOR_BYTES // self.item
+        block = (lanes * max(1, PIECE_ELEMENTS // max(1, cols * lanes)), cols)
+        operands = {cpu.OUT: out, cpu.A: self._operand(index)}
+        self._row(cpu.TRANSPOSE, (rows, cols, 0), block, rows * cols, operands)
+
+    def _transpose(self, i: Instruction) -> None:
+        self._transposition(i.ins[0], self._operand(i.outs[0]))
+
+    def _map(self, i: Instruction) -> None:
+        m, n = self._shape(i.outs[0])
+        cost = self.program.instruction_operations(i, self.n) or m * n
+        if all(self._shape(index) in ((m, n), (1, 1)) for index in i.ins):
+            m, n = 1, m * n  # contiguous and alike: one long row
+            operands = [(*self._where(x), 0, int(self.program.size(x, self.n) == n)) for x in (*i.outs, *i.ins)]
+            block = (1, PIECE_ELEMENTS)
+        else:
+            operands = [self._operand(x, (m, n)) for x in (*i.outs, *i.ins)]
+            block = (PIECE_ELEMENTS // max(n, 1), n)
+        places = dict(zip((cpu.OUT, cpu.A, cpu.B), operands, strict=False))
+        if len(i.ins) == 1:
+            self._row(cpu.MAP_UNARY, (m, n, 0), block, cost, places, simd.UNARY_CODES[i.code])
+        else:
+            self._row(cpu.MAP_BINARY, (m, n, 0), block, cost, places, simd.BINARY_CODES[i.code])
+
+    def _sum(self, i: Instruction) -> None:
+        rows, cols = self._shape(i.ins[0])
+        x = self._operand(i.ins[0])
+        out = self._operand(i.outs[0])
+        cost = rows * cols
+        if i.axis is None:
+            self._row(cpu.SUM_ALL, (1, cost, 0), (1, cost), cost, {cpu.OUT: out, cpu.A: x})
+        elif i.axis == 1:
+            block = (PIECE_ELEMENTS // max(cols, 1), cols)
+            self._row(cpu.SUM_COLUMNS, (rows, cols, 0), block, cost, {cpu.OUT: out, cpu.A: x})
+        else:  # over rows: the product of a row of ones with x, which sums in the products' fixed order
+            one = (self.slots.absolute, self.consts.ctypes.data + (len(self.consts) - 1) * self.item, 0, 0)
+            operands = {cpu.OUT: out, cpu.A: one, cpu.B: x}
+            self._row(cpu.PRODUCT, (1, cols, rows), (1, self.panel), cost, operands)
+
+    def _softmax(self, i: Instruction) -> None:
+        m, n = self._shape(i.outs[0])
+        operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self._operand(i.ins[0])}
+        cost = self.program.instruction_operations(i, self.n)
+        logarithm = int(i.op == "log_softmax")
+        self._row(cpu.SOFTMAX, (m, n, 0), (PIECE_ELEMENTS // max(n, 1), n), cost, operands, logarithm)
+
+    _log_softmax = _softmax
+
+    def _onehot(self, i: Instruction) -> None:
+        m, n = self._shape(i.outs[0])
+        operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self._operand(i.ins[0])}
+        self._row(cpu.ONEHOT, (m, n, 0), (PIECE_ELEMENTS // max(n, 1), n), m * n, operands)
+
+    def _gather(self, i: Instruction) -> None:
+        m, n = self._shape(i.outs[0])
+        words = n * (2 if self.program.buffers[i.outs[0]].dtype == "int" else self.item // 4)
+        operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self._operand(i.ins[0]), cpu.B: self._operand(i.ins[1])}
+        self._row(cpu.GATHER, (m, words, 0), (PIECE_ELEMENTS // max(n, 1), words), m * n, operands)
+
+    def _update(self, i: Instruction) -> None:
+        theta, g, *states, hyper = i.ins
+        size = self.program.size(theta, self.n)
+        pointers = [self._operand(x) for x in (theta, g, *states)]
+        operands = dict(zip((cpu.OUT, cpu.A, cpu.B, cpu.Y), pointers, strict=False)) | {cpu.EXTRA: self._operand(hyper)}
+        cost = self.program.instruction_operations(i, self.n)
+        self._row(cpu.UPDATE, (1, size, 0), (1, PIECE_ELEMENTS), cost, operands, simd.UPDATE_CODES[i.code])

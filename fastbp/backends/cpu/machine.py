@@ -1,0 +1,257 @@
+"""The CPU machine: an interpreter for bound Programs, compiled once a dtype for all networks.
+
+A bound Program is a table of int64 words, one row an instruction: what to do, the sizes, and for every operand the
+slot that holds its address, an offset and two strides. Steps of training (gather, forward, loss, backward, update) run
+inside :func:`enter` with no Python between them; running a Program once is a single step.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from fastbp.backends.cpu.compiling import compile_entry, kernel, source_stamp
+from fastbp.backends.cpu.gemm import apply_binary, apply_unary, product
+from fastbp.backends.cpu.simd import (
+    get_int,
+    itemsize_of,
+    lanes_of,
+    load_at,
+    pointer,
+    set_int,
+    softmax_row,
+    store_at,
+    sum_row,
+    transpose_tile,
+    update_vectors,
+)
+from fastbp.backends.cpu.team import DONE, OPEN, YIELDS_BEFORE_PARK, SPINS_BEFORE_YIELD, Team
+from fastbp.backends.cpu.team import ROW as CURRENT_ROW
+from fastbp.backends.cpu.team import BASES as CURRENT_BASES
+from fastbp.backends.cpu.team import atomic_load, claim, finish, publish, spin
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+# operations
+PRODUCT, MAP_UNARY, MAP_BINARY, SUM_ALL, SUM_COLUMNS, SOFTMAX, ONEHOT, TRANSPOSE, GATHER, UPDATE = range(10)
+# words of a row; M, N, K are sizes, a piece is M_BLOCK rows by N_BLOCK columns
+OP, CODE, THEN, M, N, K, M_BLOCK, N_BLOCK, PIECES, SHARED = range(10)
+OPERANDS = 10
+# words of an operand; offset in bytes, strides in elements
+SLOT, OFFSET, ROW_STRIDE, COL_STRIDE = range(4)
+OUT, A, B, Y, OUT2, EXTRA = range(6)
+WIDTH = OPERANDS + 4 * 6
+
+SUM_CHUNK = 1024  # elements summed in one go before they join the total, so that rounding errors stay small
+
+
+@kernel
+def _operand(row, which, word):
+    return get_int(row, OPERANDS + 4 * which + word)
+
+
+@kernel
+def _address(row, bases, which):
+    return get_int(bases, _operand(row, which, SLOT)) + _operand(row, which, OFFSET)
+
+
+@kernel
+def _element(row, bases, which, i, j, one):
+    """Pointer to element (i, j) of an operand."""
+    index = i * _operand(row, which, ROW_STRIDE) + j * _operand(row, which, COL_STRIDE)
+    return pointer(_address(row, bases, which), index, one)
+
+
+@kernel
+def _product_piece(row, bases, i, j, m, n, one):
+    item = itemsize_of(one)
+    then = get_int(row, THEN)
+    a_row, a_col = _operand(row, A, ROW_STRIDE), _operand(row, A, COL_STRIDE)
+    y_row, y_step = _operand(row, Y, ROW_STRIDE), _operand(row, Y, COL_STRIDE)
+    c_row, out2_row = _operand(row, OUT, ROW_STRIDE), _operand(row, OUT2, ROW_STRIDE)
+    product(
+        m,
+        n,
+        get_int(row, K),
+        _address(row, bases, A) + i * a_row * item,
+        a_row,
+        a_col,
+        _address(row, bases, B) + j * item,
+        _operand(row, B, ROW_STRIDE),
+        _address(row, bases, OUT) + (i * c_row + j) * item,
+        c_row,
+        get_int(row, CODE),
+        _address(row, bases, Y) + (i * y_row + j * y_step) * item,
+        y_row,
+        y_step,
+        then,
+        _address(row, bases, OUT2) + (i * out2_row + j) * item,
+        out2_row,
+        one,
+    )
+
+
+@kernel
+def _sum_all(row, bases, one):
+    total = one - one
+    x = _address(row, bases, A)
+    size = get_int(row, N)
+    start = 0
+    while start < size:
+        total += sum_row(min(size - start, SUM_CHUNK), pointer(x, start, one))
+        start += SUM_CHUNK
+    store_at(pointer(_address(row, bases, OUT), 0, one), 0, total)
+
+
+@kernel
+def _onehot(row, bases, i, m, one):
+    zero = one - one
+    classes = get_int(row, N)
+    for r in range(i, i + m):
+        out = _element(row, bases, OUT, r, 0, one)
+        for c in range(classes):
+            store_at(out, c, zero)
+        label = get_int(_address(row, bases, A), r)
+        if 0 <= label < classes:
+            store_at(out, label, one)
+
+
+@kernel
+def _gather(row, bases, i, m, one):
+    """Copy rows by words of 4 bytes: float32, float64 and int64 alike."""
+    words = get_int(row, N)
+    word = np.int32(0)
+    order = _address(row, bases, B)
+    for r in range(i, i + m):
+        source = pointer(_address(row, bases, A), get_int(order, r) * words, word)
+        out = pointer(_address(row, bases, OUT), r * words, word)
+        for c in range(words):
+            store_at(out, c, load_at(source, c))
+
+
+@kernel
+def run_piece(row, bases, piece, one):
+    """Do one piece of the instruction at ``row``: M_BLOCK x N_BLOCK of its output, pieces going down the rows first."""
+    op = get_int(row, OP)
+    code = get_int(row, CODE)
+    m_block, n_block = get_int(row, M_BLOCK), get_int(row, N_BLOCK)
+    down = (get_int(row, M) + m_block - 1) // m_block
+    i = (piece % down) * m_block
+    j = (piece // down) * n_block
+    m = min(m_block, get_int(row, M) - i)
+    n = min(n_block, get_int(row, N) - j)
+    if op == PRODUCT:
+        _product_piece(row, bases, i, j, m, n, one)
+    elif op == MAP_BINARY:
+        x_step, y_step = _operand(row, A, COL_STRIDE), _operand(row, B, COL_STRIDE)
+        for r in range(i, i + m):
+            out = _element(row, bases, OUT, r, j, one)
+            x, y = _element(row, bases, A, r, j, one), _element(row, bases, B, r, j, one)
+            apply_binary(code, n, out, x, x_step, y, y_step)
+    elif op == MAP_UNARY:
+        for r in range(i, i + m):
+            out, x = _element(row, bases, OUT, r, j, one), _element(row, bases, A, r, j, one)
+            apply_unary(code, n, out, x, _operand(row, A, COL_STRIDE))
+    elif op == UPDATE:
+        theta, g = _element(row, bases, OUT, 0, j, one), _element(row, bases, A, 0, j, one)
+        first, second = _element(row, bases, B, 0, j, one), _element(row, bases, Y, 0, j, one)
+        update_vectors(code, n, theta, g, first, second, pointer(_address(row, bases, EXTRA), 0, 1.0))
+    elif op == GATHER:
+        _gather(row, bases, i, m, one)
+    elif op == SUM_ALL:
+        _sum_all(row, bases, one)
+    elif op == SUM_COLUMNS:
+        for r in range(i, i + m):
+            total = sum_row(n, _element(row, bases, A, r, 0, one))
+            store_at(_element(row, bases, OUT, r, 0, one), 0, total)
+    elif op == SOFTMAX:
+        for r in range(i, i + m):
+            softmax_row(code, n, _element(row, bases, OUT, r, 0, one), _element(row, bases, A, r, 0, one))
+    elif op == ONEHOT:
+        _onehot(row, bases, i, m, one)
+    elif op == TRANSPOSE:
+        _transpose(row, bases, i, j, m, n, one)
+
+
+@kernel
+def _transpose(row, bases, i, j, m, n, one):
+    """Rows i … of the source and its columns j … become columns i … and rows j … of the output."""
+    lanes = lanes_of(one)
+    out_row, x_row = _operand(row, OUT, ROW_STRIDE), _operand(row, A, ROW_STRIDE)
+    for r in range(i, i + m, lanes):
+        for c in range(j, j + n, lanes):
+            out = pointer(_address(row, bases, OUT), c * out_row + r, one)
+            x = pointer(_address(row, bases, A), r * x_row + c, one)
+            transpose_tile(min(lanes, i + m - r), min(lanes, j + n - c), out, out_row, x, x_row)
+
+
+@kernel
+def _run_table(table, count, bases, control, one):
+    for q in range(count):
+        row = table + q * WIDTH * 8
+        pieces = get_int(row, PIECES)
+        if control == 0 or get_int(row, SHARED) == 0:
+            for piece in range(pieces):
+                run_piece(row, bases, piece, one)
+        else:
+            publish(control, row, bases, pieces)
+            piece = claim(control)
+            while piece >= 0:
+                run_piece(row, bases, piece, one)
+                finish(control, 0)
+                piece = claim(control)
+            waited = 0
+            while atomic_load(control, DONE) < pieces:
+                waited = spin(waited)
+
+
+@kernel
+def _help(control, thread, one):
+    """Work for whoever has the team, until there has been nothing to do for a while."""
+    waited = 0
+    while waited < SPINS_BEFORE_YIELD * YIELDS_BEFORE_PARK and thread < get_open(control):
+        piece = claim(control)
+        if piece < 0:
+            waited = spin(waited)
+        else:
+            run_piece(get_int(control, CURRENT_ROW), get_int(control, CURRENT_BASES), piece, one)
+            finish(control, thread)
+            waited = 0
+
+
+@kernel
+def get_open(control):
+    """Threads that the present run may use; 0 between runs, where helpers go back to sleep."""
+    return atomic_load(control, OPEN)
+
+
+def _make_enter(stamp: str) -> Any:
+    def enter(thread, tables, steps, count, slots, slot_count, bases, control, one):
+        """Run ``count`` steps, or help whoever does if thread > 0. All but ``one`` are int64, addresses included.
+
+        tables: (address, rows) of each bound table. steps: (table, position, step) of each step. slots: (address,
+        bytes a position, bytes a step) of each slot, from which the addresses of a step are made in ``bases``.
+        """
+        stamp  # noqa: B018  a part of the disk cache's key, see compiling.py
+        if thread > 0:
+            _help(control, thread, one)
+            return
+        for s in range(count):
+            table, position, step = get_int(steps, 3 * s), get_int(steps, 3 * s + 1), get_int(steps, 3 * s + 2)
+            for k in range(slot_count):
+                moved = position * get_int(slots, 3 * k + 1) + step * get_int(slots, 3 * k + 2)
+                set_int(bases, k, get_int(slots, 3 * k) + moved)
+            _run_table(get_int(tables, 2 * table), get_int(tables, 2 * table + 1), bases, control, one)
+
+    return enter
+
+
+@cache
+def team(dtype: str) -> Team:
+    """The machine of one dtype, compiled or taken from the disk cache on first use."""
+    scalar = types.float32 if dtype == "float32" else types.float64
+    enter = compile_entry(_make_enter(source_stamp()), (types.int64,) * 8 + (scalar,), dtype)
+    return Team(enter, np.dtype(dtype).type(1))

@@ -1,0 +1,620 @@
+"""Vector code for the CPU: the formulas of :mod:`fastbp.scalars` as LLVM vectors, and the loops around them.
+
+Numba does not vectorise a sigmoid written as a scalar loop (2.0 ns an element against 0.12, docs/design.md), so the
+loops here are LLVM vector code, made through ``numba.extending.intrinsic`` for whatever width Numba compiles for.
+
+Conventions of every intrinsic below: pointers are ``CPointer(float32)`` or ``CPointer(float64)`` and decide the
+dtype; sizes and strides are int64 and count elements; a ragged end is a masked vector, computed by the same
+instructions as a full one, so that an element's value never depends on where in a row it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from fastbp import polynomials, scalars
+
+I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+_F64P = ir.DoubleType().as_pointer()
+
+UNARY_CODES = {name: code for code, name in enumerate(scalars.UNARY)}
+BINARY_CODES = {name: code for code, name in enumerate(scalars.BINARY)}
+UPDATE_CODES = {name: code for code, name in enumerate(scalars.UPDATES)}
+
+
+# ---- the target ----------------------------------------------------------------------------------------------------
+
+
+def target() -> tuple[str, str, str]:
+    """Triple, CPU name and feature string that Numba compiles for (NUMBA_CPU_NAME and NUMBA_CPU_FEATURES count)."""
+    triple, name, features = cpu_target.target_context.codegen().magic_tuple()
+    return str(triple), str(name), str(features)
+
+
+def _vector_bytes() -> int:
+    """Bytes of the widest vector that the target computes with."""
+    triple, name, features = target()
+    if not triple.startswith(("x86_64", "i686", "amd64")):
+        return 16
+    enabled = set(features.split(","))
+    if not features:  # a CPU name alone: let LLVM say what it implies
+        assembly = _probe(triple, name)
+        enabled = {"+avx512f"} if "zmm" in assembly else {"+avx2"} if "ymm" in assembly else set()
+    return 64 if "+avx512f" in enabled else 32 if {"+avx2", "+fma"} & enabled else 16
+
+
+def _probe(triple: str, cpu: str) -> str:
+    module = ir.Module()
+    module.triple = triple
+    vector = ir.VectorType(ir.FloatType(), 16)
+    function = ir.Function(module, ir.FunctionType(vector, [vector, vector]), "probe")
+    builder = ir.IRBuilder(function.append_basic_block())
+    builder.ret(builder.fadd(*function.args))
+    machine = binding.Target.from_triple(triple).create_target_machine(cpu=cpu)
+    return str(machine.emit_assembly(binding.parse_assembly(str(module))))
+
+
+VECTOR_BYTES = _vector_bytes()
+VECTOR_REGISTERS = 32 if VECTOR_BYTES == 64 or not target()[0].startswith("x86_64") else 16
+
+
+# ---- values and the emitter ----------------------------------------------------------------------------------------
+
+
+class Vector:
+    """An LLVM value with operators; numbers on the other side become constants."""
+
+    __slots__ = ("m", "value")
+
+    def __init__(self, m: VectorEmitter, value: Any) -> None:
+        self.m = m
+        self.value = value
+
+    def _operate(self, operation: Callable[..., Any], x: Any, y: Any) -> Vector:
+        return Vector(self.m, operation(self.m.unwrap(x), self.m.unwrap(y)))
+
+    def __add__(self, other: Any) -> Vector:
+        return self._operate(self.m.builder.fadd, self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Vector:
+        return self._operate(self.m.builder.fsub, self, other)
+
+    def __rsub__(self, other: Any) -> Vector:
+        return self._operate(self.m.builder.fsub, other, self)
+
+    def __mul__(self, other: Any) -> Vector:
+        return self._operate(self.m.builder.fmul, self, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Vector:
+        return self._operate(self.m.builder.fdiv, self, other)
+
+    def __rtruediv__(self, other: Any) -> Vector:
+        return self._operate(self.m.builder.fdiv, other, self)
+
+    def __neg__(self) -> Vector:
+        return Vector(self.m, self.m.builder.fneg(self.value))
+
+    def _compare(self, sign: str, other: Any) -> Vector:
+        return Vector(self.m, self.m.builder.fcmp_ordered(sign, self.value, self.m.unwrap(other)))
+
+    def __lt__(self, other: Any) -> Vector:
+        return self._compare("<", other)
+
+    def __le__(self, other: Any) -> Vector:
+        return self._compare("<=", other)
+
+    def __gt__(self, other: Any) -> Vector:
+        return self._compare(">", other)
+
+    def __ge__(self, other: Any) -> Vector:
+        return self._compare(">=", other)
+
+
+class VectorEmitter:
+    """The operations of :class:`fastbp.scalars.Emitter` on vectors of the target's width.
+
+    Attributes:
+        lanes: elements a vector.
+        type: LLVM type of a vector.
+    """
+
+    def __init__(self, builder: Any, dtype: str) -> None:
+        self.builder = builder
+        self.dtype = dtype
+        single = dtype == "float32"
+        self.numpy = np.float32 if single else np.float64
+        self.element = ir.FloatType() if single else ir.DoubleType()
+        self.itemsize = 4 if single else 8
+        self.lanes = VECTOR_BYTES // self.itemsize
+        self.mantissa = 23 if single else 52
+        self.bias = 127 if single else 1023
+        self.int_element = I32 if single else I64
+        self.type = ir.VectorType(self.element, self.lanes)
+        self.int_type = ir.VectorType(self.int_element, self.lanes)
+        self.mask_type = ir.VectorType(I1, self.lanes)
+        self.suffix = f".v{self.lanes}f{8 * self.itemsize}"
+
+    # -- LLVM helpers
+
+    def unwrap(self, x: Any) -> Any:
+        return x.value if isinstance(x, Vector) else self.constant(x)
+
+    def constant(self, x: float) -> Any:
+        return ir.Constant(self.type, [float(self.numpy(x))] * self.lanes)
+
+    def integers(self, k: int) -> Any:
+        return ir.Constant(self.int_type, [k] * self.lanes)
+
+    def call(self, name: str, *arguments: Any) -> Vector:
+        values = [self.unwrap(x) for x in arguments]
+        signature = ir.FunctionType(self.type, [self.type] * len(values))
+        function = cgutils.get_or_insert_function(self.builder.module, signature, f"llvm.{name}{self.suffix}")
+        return Vector(self, self.builder.call(function, values))
+
+    def splat(self, scalar: Any) -> Vector:
+        undefined = ir.Constant(self.type, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, I32(0))
+        zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        return Vector(self, self.builder.shuffle_vector(first, undefined, zeros))
+
+    def mask(self, count: Any) -> Any:
+        """Lanes 0 … count - 1, for an int64 count of any size."""
+        b = self.builder
+        lanes = I64(self.lanes)
+        small = b.trunc(b.select(b.icmp_signed("<", count, lanes), count, lanes), I32)
+        vector = ir.VectorType(I32, self.lanes)
+        undefined = ir.Constant(vector, ir.Undefined)
+        zeros = ir.Constant(vector, [0] * self.lanes)
+        counts = b.shuffle_vector(b.insert_element(undefined, small, I32(0)), undefined, zeros)
+        return b.icmp_signed("<", ir.Constant(vector, list(range(self.lanes))), counts)
+
+    def load(self, pointer: Any, mask: Any = None) -> Vector:
+        b = self.builder
+        place = b.bitcast(pointer, self.type.as_pointer())
+        if mask is None:
+            value = b.load(place)
+            value.align = self.itemsize
+            return Vector(self, value)
+        signature = ir.FunctionType(self.type, [place.type, I32, self.mask_type, self.type])
+        function = cgutils.get_or_insert_function(b.module, signature, f"llvm.masked.load{self.suffix}.p0")
+        return Vector(self, b.call(function, [place, I32(self.itemsize), mask, self.constant(0.0)]))
+
+    def store(self, x: Any, pointer: Any, mask: Any = None) -> None:
+        b = self.builder
+        place = b.bitcast(pointer, self.type.as_pointer())
+        if mask is None:
+            b.store(self.unwrap(x), place).align = self.itemsize
+            return
+        signature = ir.FunctionType(ir.VoidType(), [self.type, place.type, I32, self.mask_type])
+        function = cgutils.get_or_insert_function(b.module, signature, f"llvm.masked.store{self.suffix}.p0")
+        b.call(function, [self.unwrap(x), place, I32(self.itemsize), mask])
+
+    def reduce(self, x: Vector, combine: Callable[[Vector, Vector], Vector]) -> Any:
+        """The lanes combined pairwise, halves first: an order that depends on the lane count alone."""
+        width = self.lanes
+        while width > 1:
+            width //= 2
+            other = list(range(width, 2 * width)) + [0] * (self.lanes - width)
+            shuffle = ir.Constant(ir.VectorType(I32, self.lanes), other)
+            swapped = self.builder.shuffle_vector(x.value, x.value, shuffle)
+            x = combine(x, Vector(self, swapped))
+        return self.builder.extract_element(x.value, I32(0))
+
+    # -- the Emitter's operations
+
+    def abs(self, x: Vector) -> Vector:
+        return self.call("fabs", x)
+
+    def sqrt(self, x: Vector) -> Vector:
+        return self.call("sqrt", x)
+
+    def fma(self, x: Any, y: Any, z: Any) -> Vector:
+        return self.call("fma", x, y, z)
+
+    def where(self, condition: Vector, x: Any, y: Any) -> Vector:
+        return Vector(self, self.builder.select(condition.value, self.unwrap(x), self.unwrap(y)))
+
+    def maximum(self, x: Any, y: Any) -> Vector:
+        x = Vector(self, self.unwrap(x))
+        return self.where(self._is_nan(x), x, self.where(x > y, x, y))
+
+    def minimum(self, x: Any, y: Any) -> Vector:
+        x = Vector(self, self.unwrap(x))
+        return self.where(self._is_nan(x), x, self.where(x < y, x, y))
+
+    def _is_nan(self, x: Vector) -> Vector:
+        return Vector(self, self.builder.fcmp_unordered("uno", x.value, x.value))
+
+    def _bits(self, x: Vector) -> Any:
+        return self.builder.bitcast(x.value, self.int_type)
+
+    def _from_bits(self, bits: Any) -> Vector:
+        return Vector(self, self.builder.bitcast(bits, self.type))
+
+    def _power_of_two(self, n: Any) -> Vector:
+        """2^n of an integer vector with n in the range of normal numbers."""
+        b = self.builder
+        return self._from_bits(b.shl(b.add(n, self.integers(self.bias)), self.integers(self.mantissa)))
+
+    def _reduced(self, x: Vector) -> tuple[Any, Vector]:
+        """n and e^r - 1 with x = n ln 2 + r, |r| <= ln(2)/2 (Cody and Waite's two-part ln 2).
+
+        n comes from adding 1.5 2^mantissa, which leaves the rounded integer in the low bits. A conversion to integer
+        would be undefined for NaN; this way NaN stays in r.
+        """
+        b = self.builder
+        magic = self._number(1.5 * 2.0**self.mantissa)
+        shifted = self.fma(x, 1.4426950408889634, magic)
+        n = b.sub(self._bits(shifted), self._bits(magic))
+        rounded = shifted - magic
+        high, low = (0.693359375, -2.12194440054690583e-4) if self.dtype == "float32" else _LN2_PARTS
+        r = self.fma(rounded, -low, self.fma(rounded, -high, x))
+        p = scalars.polynomial(self, r, polynomials.EXPM1[self.dtype])
+        return n, self.fma(r * r, p, r)
+
+    def _number(self, x: float) -> Vector:
+        return Vector(self, self.constant(x))
+
+    def exp(self, x: Vector) -> Vector:
+        b = self.builder
+        low, high = (-105.0, 90.0) if self.dtype == "float32" else (-746.0, 711.0)  # beyond: 0 and inf
+        x = self.where(x > high, high, self.where(x < low, low, x))
+        n, e = self._reduced(x)
+        half = b.ashr(n, self.integers(1))
+        rest = b.sub(n, half)
+        return (e + 1.0) * self._power_of_two(half) * self._power_of_two(rest)  # in two steps: 2^n may be subnormal
+
+    def expm1(self, x: Vector) -> Vector:
+        """e^x - 1 for x <= 0, where the formulas need it."""
+        low = -80.0 if self.dtype == "float32" else -700.0  # -1 to the last digit from long before
+        n, e = self._reduced(self.where(x < low, low, x))
+        power = self._power_of_two(n)
+        return self.fma(e, power, power - 1.0)
+
+    def tanh(self, x: Vector) -> Vector:
+        """-t/(2 + t) with t = e^-2|x| - 1, and the sign of x."""
+        t = self.expm1(self.abs(x) * -2.0)
+        return self.call("copysign", -t / (t + 2.0), x)
+
+    def log(self, x: Vector) -> Vector:
+        """k ln 2 + log(1 + f) with x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)) (the reduction of fdlibm's e_log.c)."""
+        b = self.builder
+        lift = 2.0 ** (self.mantissa + 1)
+        subnormal = x < float(np.finfo(self.numpy).tiny)
+        normal = self.where(subnormal, x * lift, x)
+        bits = self._bits(normal)
+        root = self._bits(self._number(np.sqrt(0.5)))
+        k = b.ashr(b.sub(bits, root), self.integers(self.mantissa))
+        f = self._from_bits(b.sub(bits, b.shl(k, self.integers(self.mantissa)))) - 1.0
+        lifted = b.select(subnormal.value, self.integers(self.mantissa + 1), self.integers(0))
+        exponent = Vector(self, b.sitofp(b.sub(k, lifted), self.type))
+        s = f / (f + 2.0)
+        z = s * s
+        r = z * scalars.polynomial(self, z, polynomials.LOG[self.dtype])
+        half = f * f * 0.5
+        high, low = (0.693359375, -2.12194440054690583e-4) if self.dtype == "float32" else _LN2_PARTS
+        result = self.fma(exponent, high, f - (half - self.fma(s, half + r, exponent * low)))
+        positive = self.where(x < float("inf"), result, x)
+        return self.where(x > 0.0, positive, self.where(x >= 0.0, -float("inf"), float("nan")))
+
+    def log1p(self, x: Vector) -> Vector:
+        """log(w) + (x - (w - 1))/w with w = 1 + x: the second term is what rounding took from w."""
+        w = x + 1.0
+        corrected = self.log(w) + (x - (w - 1.0)) / w
+        return self.where(w < float("inf"), corrected, w)
+
+
+_LN2_PARTS = (6.93147180369123816490e-01, 1.90821492927058770002e-10)  # fdlibm's split: the first has 32 bits
+
+
+# ---- loops ---------------------------------------------------------------------------------------------------------
+
+
+def _emitter(builder: Any, pointer_type: Any) -> VectorEmitter:
+    return VectorEmitter(builder, str(pointer_type.dtype))
+
+
+def _offset(builder: Any, pointer: Any, index: Any) -> Any:
+    return builder.gep(pointer, [index])
+
+
+def vector_loop(m: VectorEmitter, n: Any, body: Callable[[Any, Any], None]) -> None:
+    """body(i, mask) for i = 0, lanes, 2 lanes, …: mask None for full vectors, then once for a ragged end."""
+    b = m.builder
+    lanes = I64(m.lanes)
+    full = b.mul(b.sdiv(n, lanes), lanes)
+    with cgutils.for_range_slice(b, I64(0), full, lanes) as (i, _):
+        body(i, None)
+    with b.if_then(b.icmp_signed("<", full, n)):
+        body(full, m.mask(b.sub(n, full)))
+
+
+def _switch(builder: Any, code: Any, cases: Sequence[Callable[[], None]]) -> None:
+    """Run cases[code]; a code out of range does nothing."""
+    end = builder.append_basic_block("switch.end")
+    switch = builder.switch(code, end)
+    for k, case in enumerate(cases):
+        block = builder.append_basic_block(f"case{k}")
+        switch.add_case(I64(k), block)
+        builder.position_at_end(block)
+        case()
+        builder.branch(end)
+    builder.position_at_end(end)
+
+
+def _spread(m: VectorEmitter, pointer: Any, step: Any) -> Any:
+    """The pointer itself if step is 1; if step is 0, one to a vector of copies of its element, to read again and again."""
+    b = m.builder
+    spread = cgutils.alloca_once(b, m.type)
+    with b.if_then(b.icmp_signed("==", step, I64(0))):
+        m.store(m.splat(b.load(pointer)), spread)
+    return b.select(b.icmp_signed("==", step, I64(0)), b.bitcast(spread, pointer.type), pointer)
+
+
+@intrinsic
+def map_unary(typingctx: Any, code: Any, n: Any, out: Any, x: Any, x_step: Any) -> Any:
+    """out_i = UNARY[code](x_(i x_step)) for i < n; overwrites. x_step is 0 (one value for all) or 1."""
+    signature = types.void(types.int64, types.int64, out, x, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        code, n, out, x, x_step = arguments
+        m = _emitter(builder, sig.args[2])
+        x = _spread(m, x, x_step)
+
+        def loop(formula: Callable[..., Any]) -> Callable[[], None]:
+            def body(i: Any, mask: Any) -> None:
+                value = formula(m, m.load(_offset(builder, x, builder.mul(i, x_step)), mask))
+                m.store(value, _offset(builder, out, i), mask)
+
+            return lambda: vector_loop(m, n, body)
+
+        _switch(builder, code, [loop(f) for f in scalars.UNARY.values()])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def map_binary(typingctx: Any, code: Any, n: Any, out: Any, x: Any, x_step: Any, y: Any, y_step: Any) -> Any:
+    """out_i = BINARY[code](x_(i x_step), y_(i y_step)) for i < n; overwrites, also in place. Steps are 0 or 1."""
+    signature = types.void(types.int64, types.int64, out, x, types.int64, y, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        code, n, out, x, x_step, y, y_step = arguments
+        m = _emitter(builder, sig.args[2])
+        x, y = _spread(m, x, x_step), _spread(m, y, y_step)
+
+        def loop(formula: Callable[..., Any]) -> Callable[[], None]:
+            def body(i: Any, mask: Any) -> None:
+                left = m.load(_offset(builder, x, builder.mul(i, x_step)), mask)
+                right = m.load(_offset(builder, y, builder.mul(i, y_step)), mask)
+                m.store(formula(m, left, right), _offset(builder, out, i), mask)
+
+            return lambda: vector_loop(m, n, body)
+
+        _switch(builder, code, [loop(f) for f in scalars.BINARY.values()])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def update_vectors(typingctx: Any, code: Any, n: Any, theta: Any, g: Any, first: Any, second: Any, hyper: Any) -> Any:
+    """theta, first, second = UPDATES[code](h, theta, g, first, second) in place for n elements.
+
+    hyper points to the rule's float64 scalars; a rule with fewer states leaves the other pointers alone.
+    """
+    signature = types.void(types.int64, types.int64, theta, g, first, second, types.CPointer(types.float64))
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        code, n, theta, g, first, second, hyper = arguments
+        m = _emitter(builder, sig.args[2])
+
+        def scalar(k: int) -> Vector:
+            value = builder.load(_offset(builder, hyper, I64(k)))
+            return m.splat(builder.fptrunc(value, m.element) if m.dtype == "float32" else value)
+
+        def loop(rule: scalars.UpdateRule) -> Callable[[], None]:
+            def run() -> None:
+                h = tuple(scalar(k) for k in range(len(rule.hyper)))
+                written = [theta, *[first, second][: len(rule.states)]]
+
+                def body(i: Any, mask: Any) -> None:
+                    read = [theta, g, *written[1:]]
+                    values = [m.load(_offset(builder, p, i), mask) for p in read]
+                    for p, value in zip(written, rule.formula(m, h, *values), strict=True):
+                        m.store(value, _offset(builder, p, i), mask)
+
+                vector_loop(m, n, body)
+
+            return run
+
+        _switch(builder, code, [loop(rule) for rule in scalars.UPDATES.values()])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _accumulate(m: VectorEmitter, n: Any, start: float, step: Callable[[Vector, Any, Any], Vector]) -> Vector:
+    """Fold full vectors, then the ragged end, into one vector that starts as ``start`` in every lane."""
+    total = cgutils.alloca_once(m.builder, m.type)
+    m.builder.store(m.constant(start), total)
+
+    def body(i: Any, mask: Any) -> None:
+        old = Vector(m, m.builder.load(total))
+        new = step(old, i, mask)
+        if mask is not None:  # lanes beyond the end keep what they had
+            new = Vector(m, m.builder.select(mask, new.value, old.value))
+        m.builder.store(new.value, total)
+
+    vector_loop(m, n, body)
+    return Vector(m, m.builder.load(total))
+
+
+@intrinsic
+def sum_row(typingctx: Any, n: Any, x: Any) -> Any:
+    """The sum of n contiguous elements, in an order that n alone decides."""
+    signature = x.dtype(types.int64, x)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        n, x = arguments
+        m = _emitter(builder, sig.args[1])
+        total = _accumulate(m, n, 0.0, lambda old, i, mask: old + m.load(_offset(builder, x, i), mask))
+        return m.reduce(total, lambda p, q: p + q)
+
+    return signature, codegen
+
+
+@intrinsic
+def softmax_row(typingctx: Any, logarithm: Any, n: Any, out: Any, z: Any) -> Any:
+    """out = softmax(z) of n contiguous elements, or its logarithm: e = z - max(z), then e^e/s or e - log s, s = sum e^e."""
+    signature = types.void(types.int64, types.int64, out, z)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        logarithm, n, out, z = arguments
+        m = _emitter(builder, sig.args[2])
+
+        def at(pointer: Any, i: Any, mask: Any) -> Vector:
+            return m.load(_offset(builder, pointer, i), mask)
+
+        largest = _accumulate(m, n, -float("inf"), lambda old, i, mask: m.maximum(old, at(z, i, mask)))
+        top = m.splat(m.reduce(largest, m.maximum))
+        total = _accumulate(m, n, 0.0, lambda old, i, mask: old + m.exp(at(z, i, mask) - top))
+        s = m.splat(m.reduce(total, lambda p, q: p + q))
+
+        def probabilities() -> None:
+            r = 1.0 / s
+            vector_loop(
+                m, n, lambda i, mask: m.store(m.exp(at(z, i, mask) - top) * r, _offset(builder, out, i), mask)
+            )
+
+        def logarithms() -> None:
+            shift = m.log(s)
+            vector_loop(m, n, lambda i, mask: m.store(at(z, i, mask) - top - shift, _offset(builder, out, i), mask))
+
+        _switch(builder, logarithm, [probabilities, logarithms])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def transpose_tile(typingctx: Any, rows: Any, cols: Any, out: Any, out_stride: Any, x: Any, x_stride: Any) -> Any:
+    """out (cols, rows) = xᵀ of x (rows, cols), both at most one vector long; overwrites.
+
+    Eklundh's exchange: in log2(lanes) stages, element blocks of 1, 2, 4, … change places between pairs of rows.
+    """
+    signature = types.void(types.int64, types.int64, out, types.int64, x, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        rows, cols, out, out_stride, x, x_stride = arguments
+        m = _emitter(builder, sig.args[2])
+        nothing = ir.Constant(m.mask_type, [0] * m.lanes)
+        across, down = m.mask(cols), m.mask(rows)
+        values = []
+        for r in range(m.lanes):
+            here = builder.select(builder.icmp_signed("<", I64(r), rows), across, nothing)
+            values.append(m.load(_offset(builder, x, builder.mul(I64(r), x_stride)), here).value)
+        block = 1
+        while block < m.lanes:
+            low = [j if not j & block else m.lanes + j - block for j in range(m.lanes)]
+            high = [j + block if not j & block else m.lanes + j for j in range(m.lanes)]
+            index = ir.VectorType(I32, m.lanes)
+            for i in range(m.lanes):
+                if not i & block:
+                    pair = values[i], values[i + block]
+                    values[i] = builder.shuffle_vector(*pair, ir.Constant(index, low))
+                    values[i + block] = builder.shuffle_vector(*pair, ir.Constant(index, high))
+            block *= 2
+        for c in range(m.lanes):
+            there = builder.select(builder.icmp_signed("<", I64(c), cols), down, nothing)
+            m.store(Vector(m, values[c]), _offset(builder, out, builder.mul(I64(c), out_stride)), there)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+# ---- addresses -----------------------------------------------------------------------------------------------------
+# The machine's table holds addresses as int64. These turn them into pointers; nothing is checked.
+
+
+@intrinsic
+def pointer(typingctx: Any, address: Any, offset: Any, like: Any) -> Any:
+    """address + offset elements, as a pointer to ``like``'s type."""
+    signature = types.CPointer(like)(types.int64, types.int64, like)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        base = builder.inttoptr(arguments[0], context.get_value_type(sig.return_type))
+        return builder.gep(base, [arguments[1]])
+
+    return signature, codegen
+
+
+@intrinsic
+def load_at(typingctx: Any, p: Any, index: Any) -> Any:
+    """p[index]."""
+    return p.dtype(p, types.int64), lambda context, builder, sig, a: builder.load(builder.gep(a[0], [a[1]]))
+
+
+@intrinsic
+def store_at(typingctx: Any, p: Any, index: Any, value: Any) -> Any:
+    """p[index] = value."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        builder.store(arguments[2], builder.gep(arguments[0], [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, p.dtype), codegen
+
+
+@intrinsic
+def get_int(typingctx: Any, address: Any, index: Any) -> Any:
+    """The int64 at address + 8 index."""
+    signature = types.int64(types.int64, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        base = builder.inttoptr(arguments[0], I64.as_pointer())
+        return builder.load(builder.gep(base, [arguments[1]]))
+
+    return signature, codegen
+
+
+@intrinsic
+def set_int(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
+    """Write the int64 at address + 8 index."""
+    signature = types.void(types.int64, types.int64, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        base = builder.inttoptr(arguments[0], I64.as_pointer())
+        builder.store(arguments[2], builder.gep(base, [arguments[1]]))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def lanes_of(typingctx: Any, like: Any) -> Any:
+    """Elements a vector of ``like``'s type, a compile-time constant."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return I64(VECTOR_BYTES * 8 // sig.args[0].bitwidth)
+
+    return types.int64(like), codegen
+
+
+@intrinsic
+def itemsize_of(typingctx: Any, like: Any) -> Any:
+    """Bytes an element of ``like``'s type, a compile-time constant."""
+    return types.int64(like), lambda context, builder, sig, a: I64(sig.args[0].bitwidth // 8)

@@ -1,0 +1,181 @@
+"""A team of threads that share the pieces of an instruction, without a threading layer to install.
+
+The caller publishes an instruction by writing one word, ``epoch | pieces | next piece``. Whoever wants work adds 1 to
+that word and so claims the piece that stood there; the caller claims too, and goes on when all pieces are done. A
+thread that is late, or never comes, costs nothing: the others do its pieces. What a piece computes depends on its
+number alone, so results do not depend on who did it.
+
+Everything that a claimed piece needs (row of the table, addresses) stands in the control block and cannot change
+before the piece is done, since the caller waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastbp.backends.cpu.compiling import kernel
+from fastbp.backends.cpu.simd import I64, get_int, set_int
+from fastbp.backends.cpu.threads import MAX_THREADS
+
+# Words of the control block; those that different threads write lie in cache lines of their own.
+WORD, DONE, ROW, BASES, OPEN, COUNTS = 0, 16, 32, 33, 48, 64
+WORDS = COUNTS + 16 * MAX_THREADS
+FIELD = 20  # bits of the piece number and of the number of pieces
+MASK = (1 << FIELD) - 1
+MAX_PIECES = MASK - MAX_THREADS  # each thread may claim once too often
+SPINS_BEFORE_YIELD = 2000
+YIELDS_BEFORE_PARK = 400
+
+sched_yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+@intrinsic
+def atomic_add(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
+    """Add to the int64 at address + 8 index and return what was there."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        place = builder.gep(builder.inttoptr(arguments[0], I64.as_pointer()), [arguments[1]])
+        return builder.atomic_rmw("add", place, arguments[2], "acq_rel")
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typingctx: Any, address: Any, index: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        place = builder.gep(builder.inttoptr(arguments[0], I64.as_pointer()), [arguments[1]])
+        return builder.load_atomic(place, "acquire", 8)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_store(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        place = builder.gep(builder.inttoptr(arguments[0], I64.as_pointer()), [arguments[1]])
+        builder.store_atomic(arguments[2], place, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def pause(typingctx: Any) -> Any:
+    """Tell the core that this is a spin loop."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        if context.codegen().magic_tuple()[0].startswith("x86_64"):
+            nothing = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, nothing, "llvm.x86.sse2.pause"), [])
+        elif context.codegen().magic_tuple()[0].startswith(("aarch64", "arm64")):
+            builder.asm(ir.FunctionType(ir.VoidType(), []), "yield", "", [], True)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@kernel
+def spin(count):
+    """One turn of waiting: pause, and let another thread run every so often, for cores are shared."""
+    if count % SPINS_BEFORE_YIELD == SPINS_BEFORE_YIELD - 1:
+        sched_yield()
+    else:
+        pause()
+    return count + 1
+
+
+@kernel
+def publish(control, row, bases, pieces):
+    """Offer an instruction to the team. The caller has waited for the previous one."""
+    set_int(control, ROW, row)
+    set_int(control, BASES, bases)
+    atomic_store(control, DONE, 0)
+    epoch = (atomic_load(control, WORD) >> (2 * FIELD)) + 1
+    atomic_store(control, WORD, (epoch << (2 * FIELD)) | (pieces << FIELD))
+
+
+@kernel
+def claim(control):
+    """The number of a piece that is now the caller's to do, or -1 if there is none."""
+    word = atomic_load(control, WORD)
+    if (word & MASK) < ((word >> FIELD) & MASK):
+        word = atomic_add(control, WORD, 1)
+        piece = word & MASK
+        if piece < ((word >> FIELD) & MASK):
+            return piece
+    return -1
+
+
+@kernel
+def finish(control, thread):
+    """Count a piece as done."""
+    set_int(control, COUNTS + 16 * thread, get_int(control, COUNTS + 16 * thread) + 1)
+    atomic_add(control, DONE, 1)
+
+
+class Team:
+    """Helper threads of one dtype. They sleep in Python, and work inside ``enter`` without the GIL.
+
+    One run at a time has the team; a run that comes from another Python thread meanwhile goes on alone.
+    """
+
+    def __init__(self, enter: Any, one: Any) -> None:
+        self._enter = enter
+        self._one = one
+        self._busy = threading.Lock()
+        self._control = np.zeros(WORDS + 16, np.int64)
+        address = self._control.ctypes.data
+        self.control = address + -address % 128
+        self._bells: list[threading.Semaphore] = []
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        """After a fork the threads are gone, and whoever held the team is in the other process."""
+        self._busy = threading.Lock()
+        self._bells = []
+        self._control[:] = 0
+
+    def pieces_done(self) -> list[int]:
+        """Pieces that each thread has done so far, the calling thread first."""
+        first = (self.control - self._control.ctypes.data) // 8 + COUNTS
+        return [int(self._control[first + 16 * t]) for t in range(len(self._bells) + 1)]
+
+    def run(self, threads: int, arguments: tuple[int, ...]) -> None:
+        """Run the steps with up to ``threads`` threads."""
+        if threads < 2 or not self._busy.acquire(blocking=False):
+            self._enter(0, *arguments, 0, self._one)
+            return
+        try:
+            while len(self._bells) < threads - 1:
+                self._hire()
+            self._set_open(threads)
+            for bell in self._bells[: threads - 1]:
+                bell.release()
+            self._enter(0, *arguments, self.control, self._one)
+        finally:
+            self._set_open(0)
+            self._busy.release()
+
+    def _set_open(self, threads: int) -> None:
+        self._control[(self.control - self._control.ctypes.data) // 8 + OPEN] = threads
+
+    def _hire(self) -> None:
+        bell = threading.Semaphore(0)
+        self._bells.append(bell)
+        number = len(self._bells)
+
+        def help_when_called() -> None:
+            while True:
+                bell.acquire()
+                self._enter(number, 0, 0, 0, 0, 0, 0, self.control, self._one)
+
+        threading.Thread(target=help_when_called, name=f"fastbp-{number}", daemon=True).start()

@@ -1,0 +1,47 @@
+"""The exceptions that fastbp raises, and helpers that word them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FastbpError(Exception):
+    """Base class of every error that fastbp raises on purpose."""
+
+
+class InputError(FastbpError, ValueError):
+    """An argument has a wrong value, shape or type; the message names it, what came and what is needed."""
+
+
+class GraphError(FastbpError):
+    """A graph cannot be built, differentiated or planned."""
+
+
+class DivergedError(FastbpError):
+    """Training stopped because the loss is no longer finite; the last good parameters are kept."""
+
+
+class DataError(FastbpError, ValueError):
+    """A data file is missing, truncated, empty or does not hold what its name promises."""
+
+
+class MissingExtraError(FastbpError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+class BackendError(FastbpError, RuntimeError):
+    """A backend is unknown or cannot run on this machine."""
+
+
+def unknown(what: str, got: object, valid: Iterable[str]) -> InputError:
+    """The error for a name that is not one of ``valid``, with the nearest valid one suggested."""
+    names = list(valid)
+    near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InputError(f"{what}={got!r} is unknown{hint} Valid: {', '.join(map(repr, names))}.")
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
+    """The error for an optional package that is not installed."""
+    return MissingExtraError(f"{purpose} needs the package {package!r}: pip install 'fastbp[{extra}]'.")

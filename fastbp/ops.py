@@ -1,0 +1,346 @@
+"""The table of graph operations: shape rule, gradient rule and operation count, one row each.
+
+Every value is a matrix: a scalar is (1, 1), a row (1, d), a column (n, 1). A dimension is a :class:`Size`, affine in
+the number of rows n of the batch, so that a graph is built once for any n.
+
+A gradient rule has one function an argument, ``(g, out, *inputs) -> node``: g is dL/dout, the result dL/dinput. It is
+written with operations on nodes, so gradients are graphs again and can be differentiated. ``None`` in its place means
+that the gradient is zero everywhere it exists; a rule that is missing raises when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastbp import scalars
+from fastbp.errors import GraphError
+
+
+@dataclass(frozen=True)
+class Size:
+    """A dimension that is affine in the batch's rows: per_row * n + fixed."""
+
+    per_row: int
+    fixed: int
+
+    def at(self, n: int) -> int:
+        return self.per_row * n + self.fixed
+
+    def __str__(self) -> str:
+        if not self.per_row:
+            return str(self.fixed)
+        text = "n" if self.per_row == 1 else f"{self.per_row}n"
+        return f"{text} + {self.fixed}" if self.fixed else text
+
+
+ONE = Size(0, 1)
+N = Size(1, 0)
+Shape = tuple[Size, Size]
+SCALAR: Shape = (ONE, ONE)
+
+
+def fixed(rows: int, cols: int) -> Shape:
+    return (Size(0, rows), Size(0, cols))
+
+
+def show(shape: Shape) -> str:
+    return f"({shape[0]}, {shape[1]})"
+
+
+def columns(shape: Shape) -> int:
+    """The number of columns as a number; only rows may depend on n where it is asked."""
+    if shape[1].per_row:
+        raise GraphError(f"a matrix of shape {show(shape)} has rows of the batch along its columns here")
+    return shape[1].fixed
+
+
+def broadcast(name: str, *shapes: Shape) -> Shape:
+    """NumPy's rule on matrices, with n taken as different from 1."""
+    result = []
+    for axis in (0, 1):
+        sizes = {s[axis] for s in shapes} - {ONE}
+        if len(sizes) > 1:
+            raise GraphError(f"{name}: shapes {' and '.join(map(show, shapes))} do not fit together")
+        result.append(sizes.pop() if sizes else ONE)
+    return (result[0], result[1])
+
+
+Rule = Callable[..., Any] | None
+MISSING: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation of the graph.
+
+    Attributes:
+        name: what ``Node.op`` says.
+        shape: (attrs, *input shapes) -> output shape; raises GraphError if they do not fit.
+        gradient: one rule an argument, see the module's text.
+        kind: "leaf", "unary", "binary" (elementwise, with broadcasting) or "special".
+        doc: the equation.
+    """
+
+    name: str
+    shape: Callable[..., Shape]
+    gradient: tuple[Rule, ...] = MISSING
+    kind: str = "special"
+    doc: str = field(default="", compare=False)
+
+
+TABLE: dict[str, Op] = {}
+
+
+def _add(op: Op) -> None:
+    TABLE[op.name] = op
+
+
+def _unary(name: str, rule: Rule) -> None:
+    doc = (scalars.UNARY[name].__doc__ or "").split("\n")[0]
+    _add(Op(name, lambda attrs, x: x, (rule,), "unary", doc))
+
+
+def _binary(name: str, for_x: Rule, for_y: Rule) -> None:
+    _add(Op(name, lambda attrs, x, y: broadcast(name, x, y), (for_x, for_y), "binary"))
+
+
+# ---- leaves --------------------------------------------------------------------------------------------------------
+
+
+def _declared(attrs: Mapping[str, Any]) -> Shape:
+    shape: Shape = attrs["shape"]
+    return shape
+
+
+_add(Op("input", _declared, kind="leaf"))
+_add(Op("param", _declared, kind="leaf"))
+_add(Op("const", lambda attrs: SCALAR, kind="leaf", doc="value / (rows x cols): a number, or a mean's factor"))
+
+
+# ---- elementwise ---------------------------------------------------------------------------------------------------
+
+_binary("add", lambda g, a, x, y: g, lambda g, a, x, y: g)
+_binary("sub", lambda g, a, x, y: g, lambda g, a, x, y: -g)
+_binary("mul", lambda g, a, x, y: g * y, lambda g, a, x, y: g * x)
+_binary("div", lambda g, a, x, y: g / y, lambda g, a, x, y: -(g * a) / y)
+_binary("maximum", lambda g, a, x, y: g * (x - y).step(), lambda g, a, x, y: g * (1.0 - (x - y).step()))
+_binary("minimum", lambda g, a, x, y: g * (1.0 - (x - y).step()), lambda g, a, x, y: g * (x - y).step())
+_binary("bce_logits", lambda g, a, z, t: g * (z.sigmoid() - t), lambda g, a, z, t: -(g * z))
+
+_unary("copy", lambda g, a, x: g)
+_unary("neg", lambda g, a, x: -g)
+_unary("square", lambda g, a, x: g * (x * 2.0))
+_unary("sqrt", lambda g, a, x: g * 0.5 / a)
+_unary("exp", lambda g, a, x: g * a)
+_unary("log", lambda g, a, x: g / x)
+_unary("abs", lambda g, a, x: g * x.sign())
+_unary("sign", None)
+_unary("step", None)
+_unary("sigmoid", lambda g, a, z: g * a.sigmoid_grad())
+_unary("tanh", lambda g, a, z: g * a.tanh_grad())
+_unary("relu", lambda g, a, z: g * a.relu_grad())
+_unary("leaky_relu", lambda g, a, z: g * a.leaky_relu_grad())
+_unary("softplus", lambda g, a, z: g * a.softplus_grad())
+_unary("silu", lambda g, a, z: g * z.silu_grad())
+_unary("gelu", lambda g, a, z: g * z.gelu_grad())
+_unary("huber", lambda g, a, d: g * d.huber_grad())
+
+# The derivatives are operations too, so that the backward of a layer is one fused product; their own rules make
+# second derivatives.
+_unary("sigmoid_grad", lambda g, d, a: g * (1.0 - a * 2.0))
+_unary("tanh_grad", lambda g, d, a: g * (a * -2.0))
+_unary("relu_grad", None)
+_unary("leaky_relu_grad", None)
+_unary("softplus_grad", lambda g, d, a: g * (1.0 - d))
+_unary("huber_grad", lambda g, d, x: g * (1.0 - (x.abs() - 1.0).step()))
+
+
+def _silu_second(g: Any, d: Any, z: Any) -> Any:
+    """s (1 - s) (2 + z (1 - 2 s)) with s = sigmoid(z)."""
+    s = z.sigmoid()
+    return g * (s.sigmoid_grad() * (z * (1.0 - s * 2.0) + 2.0))
+
+
+def _gelu_second(g: Any, d: Any, z: Any) -> Any:
+    """phi(z) (2 - z^2)."""
+    density = (z.square() * -0.5).exp() * scalars.NORMAL_DENSITY_AT_0
+    return g * (density * (2.0 - z.square()))
+
+
+_unary("silu_grad", _silu_second)
+_unary("gelu_grad", _gelu_second)
+
+
+# ---- products, reductions and the rest -----------------------------------------------------------------------------
+
+
+def _matmul_shape(attrs: Mapping[str, Any], a: Shape, b: Shape) -> Shape:
+    m, k = a[::-1] if attrs["ta"] else a
+    k2, n = b[::-1] if attrs["tb"] else b
+    if k != k2:
+        marks = ("ᵀ" if attrs["ta"] else "", "ᵀ" if attrs["tb"] else "")
+        raise GraphError(f"matmul: {show(a)}{marks[0]} @ {show(b)}{marks[1]}: the inner sizes {k} and {k2} differ")
+    return (m, n)
+
+
+def _matmul_for_a(g: Any, c: Any, a: Any, b: Any) -> Any:
+    """C = A B: dA = dC Bᵀ; C = Aᵀ B: dA = B dCᵀ, and so on."""
+    ta, tb = c.attrs["ta"], c.attrs["tb"]
+    return b.matmul(g, ta=tb, tb=True) if ta else g.matmul(b, tb=not tb)
+
+
+def _matmul_for_b(g: Any, c: Any, a: Any, b: Any) -> Any:
+    ta, tb = c.attrs["ta"], c.attrs["tb"]
+    return g.matmul(a, ta=True, tb=ta) if tb else a.matmul(g, ta=not ta)
+
+
+_add(Op("matmul", _matmul_shape, (_matmul_for_a, _matmul_for_b), doc="C = A B, either one transposed (ta, tb)"))
+
+
+def _sum_shape(attrs: Mapping[str, Any], x: Shape) -> Shape:
+    axis = attrs["axis"]
+    return SCALAR if axis is None else (ONE, x[1]) if axis == 0 else (x[0], ONE)
+
+
+_add(Op("sum", _sum_shape, (lambda g, s, x: g.broadcast_to(x.shape),), doc="over rows (0), columns (1) or all (None)"))
+
+
+def _broadcast_shape(attrs: Mapping[str, Any], x: Shape) -> Shape:
+    shape: Shape = attrs["shape"]
+    if broadcast("broadcast_to", x, shape) != shape:
+        raise GraphError(f"broadcast_to: {show(x)} does not broadcast to {show(shape)}")
+    return shape
+
+
+_add(Op("broadcast_to", _broadcast_shape, (lambda g, y, x: g.sum_to(x.shape),)))
+_add(Op("transpose", lambda attrs, x: (x[1], x[0]), (lambda g, y, x: g.T,)))
+
+
+def _rows_of(name: str) -> Callable[..., Shape]:
+    def shape(attrs: Mapping[str, Any], x: Shape) -> Shape:
+        columns(x)
+        return x
+
+    shape.__name__ = name
+    return shape
+
+
+_add(
+    Op(
+        "softmax",
+        _rows_of("softmax"),
+        (lambda g, y, z: y * (g - (g * y).sum(axis=1)),),
+        doc="exp(z - max)/sum exp(z - max), a row at a time",
+    )
+)
+_add(
+    Op(
+        "log_softmax",
+        _rows_of("log_softmax"),
+        (lambda g, y, z: g - y.exp() * g.sum(axis=1),),
+        doc="z - max - log sum exp(z - max), a row at a time",
+    )
+)
+
+
+def _onehot_shape(attrs: Mapping[str, Any], labels: Shape) -> Shape:
+    if labels[1] != ONE:
+        raise GraphError(f"onehot: labels must be a column, got {show(labels)}")
+    return (labels[0], Size(0, attrs["classes"]))
+
+
+_add(Op("onehot", _onehot_shape, (None,), doc="row i has 1 in column label_i, 0 elsewhere"))
+
+
+def _view_shape(attrs: Mapping[str, Any], flat: Shape) -> Shape:
+    rows, cols = attrs["rows"], attrs["cols"]
+    if flat[0] != ONE or attrs["offset"] + rows * cols > columns(flat):
+        raise GraphError(f"view: ({rows}, {cols}) at {attrs['offset']} does not lie in {show(flat)}")
+    return fixed(rows, cols)
+
+
+def _pack_shape(attrs: Mapping[str, Any], *parts: Shape) -> Shape:
+    return fixed(1, sum(columns((p[1], p[0])) * columns(p) for p in parts))
+
+
+_add(Op("view", _view_shape, doc="a matrix inside a flat (1, P) vector; costs nothing"))
+_add(Op("pack", _pack_shape, doc="matrices side by side in one flat (1, P) vector; they are computed in their place"))
+_add(
+    Op(
+        "update",
+        lambda attrs, theta, *rest: theta,
+        doc="an optimiser's rule, in place on theta and its states; runs after all that reads theta",
+    )
+)
+
+
+# ---- cost ----------------------------------------------------------------------------------------------------------
+
+
+class _Counter:
+    """An emitter that counts: every operation is 1, a transcendental the length of its vector code."""
+
+    dtype = "float32"
+
+    def __init__(self) -> None:
+        self.operations = 0
+
+    def _count(self, operations: int) -> _Symbol:
+        self.operations += operations
+        return _Symbol(self)
+
+    def exp(self, x: Any) -> _Symbol:
+        return self._count(20)
+
+    expm1 = tanh = log = log1p = exp
+
+    def sqrt(self, x: Any) -> _Symbol:
+        return self._count(1)
+
+    abs = sqrt
+
+    def fma(self, x: Any, y: Any, z: Any) -> _Symbol:
+        return self._count(2)
+
+    def maximum(self, x: Any, y: Any) -> _Symbol:
+        return self._count(1)
+
+    minimum = maximum
+
+    def where(self, condition: Any, x: Any, y: Any) -> _Symbol:
+        return self._count(1)
+
+
+class _Symbol:
+    """A value whose every operator counts 1."""
+
+    def __init__(self, counter: _Counter) -> None:
+        self._counter = counter
+
+    def _operator(self, *_: Any) -> _Symbol:
+        return self._counter._count(1)
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _operator
+    __neg__ = __lt__ = __le__ = __gt__ = __ge__ = _operator
+
+
+def count_operations(formula: Callable[..., Any], arity: int) -> int:
+    """Operations an element of a formula of ``arity`` values (see :mod:`fastbp.scalars`)."""
+    counter = _Counter()
+    formula(counter, *(_Symbol(counter) for _ in range(arity)))
+    return counter.operations
+
+
+def count_update_operations(rule: scalars.UpdateRule) -> int:
+    """Operations a parameter of an update rule."""
+    counter = _Counter()
+    hyper = tuple(_Symbol(counter) for _ in rule.hyper)
+    rule.formula(counter, hyper, *(_Symbol(counter) for _ in range(2 + len(rule.states))))
+    return counter.operations
+
+
+OPERATIONS: dict[str, int] = {name: count_operations(f, 1) for name, f in scalars.UNARY.items()} | {
+    name: count_operations(f, 2) for name, f in scalars.BINARY.items()
+}

@@ -1,0 +1,273 @@
+"""Graph -> Program: share common subexpressions, fuse, order, give every value a buffer.
+
+Fusions, each a pattern of the graph that one instruction does in one pass:
+
+- f(x + y) and x f'(y) become one elementwise function of two values (``scalars.FUSED``);
+- a product followed by one elementwise function of it becomes that product with an epilogue: act(X W + b) forward,
+  (dZ Wᵀ) ⊙ act'(saved) backward;
+- where the pre-activation is needed too (gelu and silu take their derivative from it), the product stores both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastbp import scalars
+from fastbp.errors import GraphError
+from fastbp.graph import Node, ancestors
+from fastbp.ops import TABLE, columns
+from fastbp.program import Buffer, Instruction, Program
+
+_ACTS = {a.forward for a in scalars.ACTIVATIONS.values() if a.forward}
+_COMMUTES = {"add", "mul", "maximum", "minimum"}
+_FREE = {"input", "param", "const", "view", "pack", "update"}  # nodes whose buffer is not written by a fusable product
+
+
+def plan(outputs: Mapping[str, Node]) -> Program:
+    """The Program that computes the named nodes (updates included) from its inputs and parameters."""
+    return _Planner(outputs).program()
+
+
+class _Planner:
+    def __init__(self, outputs: Mapping[str, Node]) -> None:
+        self.nodes, same = _share(ancestors(outputs.values()))
+        self.outputs = {name: same[node.id] for name, node in outputs.items()}
+        self.inputs = {node.id: tuple(same[i.id] for i in node.inputs) for node in self.nodes}
+        self.readers: dict[int, list[Node]] = {node.id: [] for node in self.nodes}
+        for node in self.nodes:
+            for i in self.inputs[node.id]:
+                self.readers[i.id].append(node)
+        self.kept = {node.id for node in self.outputs.values()}
+        self.absorbed: set[int] = set()
+        self.pairs: dict[int, tuple[str, Node, Node]] = {}
+        self.products: dict[int, Node] = {}  # node -> the product whose epilogue it is
+        self.then: dict[int, Node] = {}  # node -> the activation of it that the same pass stores
+        self.buffers: list[Buffer] = []
+        self.index: dict[int, int] = {}
+        self.instructions: list[Instruction] = []
+
+    # ---- fusion ------------------------------------------------------------------------------------------------
+
+    def _only_for(self, node: Node, reader: Node) -> bool:
+        return node.id not in self.kept and self.readers[node.id] == [reader]
+
+    def _fuse(self) -> None:
+        for node in self.nodes:
+            self._fuse_pair(node)
+        for node in self.nodes:
+            if node.id not in self.absorbed:
+                self._fuse_product(node)
+
+    def _fuse_pair(self, node: Node) -> None:
+        inputs = self.inputs[node.id]
+        if node.op in _ACTS and inputs[0].op == "add" and self._only_for(inputs[0], node):
+            x, y = self.inputs[inputs[0].id]
+            self.pairs[node.id] = (f"add_{node.op}", x, y)
+            self.absorbed.add(inputs[0].id)
+        elif node.op == "mul":
+            for x, y in (inputs, inputs[::-1]):
+                if f"mul_{y.op}" in scalars.FUSED and self._only_for(y, node):
+                    self.pairs[node.id] = (f"mul_{y.op}", x, self.inputs[y.id][0])
+                    self.absorbed.add(y.id)
+                    return
+
+    def _elementwise(self, node: Node) -> tuple[str, tuple[Node, ...]] | None:
+        """The function and operands of an elementwise node, fused pairs included."""
+        if node.id in self.pairs:
+            code, x, y = self.pairs[node.id]
+            return code, (x, y)
+        if TABLE[node.op].kind in ("unary", "binary"):
+            return node.op, self.inputs[node.id]
+        return None
+
+    def _fuse_product(self, node: Node) -> None:
+        found = self._elementwise(node)
+        if found is None or len(found[1]) != 2:
+            return
+        code, (x, y) = found
+        swaps = code in _COMMUTES or code.startswith("add_")
+        for a, b in ((x, y), (y, x)) if swaps else ((x, y),):
+            consumer = self._consumer(node, a)
+            if a.op == "matmul" and a is not b and a.shape == node.shape and self._only_for(a, consumer):
+                self.pairs[node.id] = (code, a, b)
+                self.products[node.id] = a
+                self.absorbed.add(a.id)
+                self._fuse_then(node)
+                return
+
+    def _consumer(self, node: Node, operand: Node) -> Node:
+        """The node that reads the operand in the graph: the one fused into ``node``, or ``node`` itself."""
+        if operand not in self.inputs[node.id]:
+            for i in self.inputs[node.id]:
+                if i.id in self.absorbed and operand in self.inputs[i.id]:
+                    return i
+        return node
+
+    def _fuse_then(self, node: Node) -> None:
+        for reader in self.readers[node.id]:
+            if reader.op in _ACTS and reader.id not in self.pairs and reader.id not in self.absorbed:
+                self.then[node.id] = reader
+                self.absorbed.add(reader.id)
+                return
+
+    # ---- buffers -------------------------------------------------------------------------------------------------
+
+    def _new(self, buffer: Buffer) -> int:
+        self.buffers.append(buffer)
+        return len(self.buffers) - 1
+
+    def _place_packs(self) -> None:
+        """Give packed parts that an instruction computes their place inside the pack; the others are copied."""
+        for node in self.nodes:
+            if node.op != "pack":
+                continue
+            kind = "output" if node.id in self.kept else "temp"
+            whole = self.index[node.id] = self._new(Buffer(node.name, kind, node.shape))
+            offset = 0
+            for part in self.inputs[node.id]:
+                if part.op not in _FREE and part.id not in self.index:
+                    self.index[part.id] = self._new(
+                        Buffer(part.name, kind, part.shape, base=whole, offset=offset)
+                    )
+                offset += columns(part.shape) * columns(part.shape[::-1])
+
+    def _buffer(self, node: Node) -> int:
+        if node.id not in self.index:
+            attrs = node.attrs
+            if node.op in ("input", "param"):
+                buffer = Buffer(node.name, node.op, node.shape, attrs["dtype"])
+            elif node.op == "const":
+                buffer = Buffer(node.name, "const", node.shape, value=(attrs["value"], attrs["per"]))
+            elif node.op == "view":
+                base = self._buffer(self.inputs[node.id][0])
+                kind = self.buffers[base].kind
+                buffer = Buffer(node.name, kind, node.shape, base=base, offset=attrs["offset"])
+            else:
+                buffer = Buffer(node.name, "output" if node.id in self.kept else "temp", node.shape)
+            self.index[node.id] = self._new(buffer)
+        return self.index[node.id]
+
+    # ---- instructions ----------------------------------------------------------------------------------------------
+
+    def program(self) -> Program:
+        self._fuse()
+        self._place_packs()
+        for node in self.nodes:
+            if node.op in ("input", "param"):
+                self._buffer(node)
+        for node in self.nodes:
+            if node.id not in self.absorbed and node.op != "update":
+                self._emit(node)
+        outputs = {name: self._output(node) for name, node in self.outputs.items() if node.op != "update"}
+        for node in self.nodes:  # updates overwrite what the others read, so they come last
+            if node.op == "update":
+                self._emit_update(node)
+        outputs |= {name: self._buffer(node.inputs[0]) for name, node in self.outputs.items() if node.op == "update"}
+        _check_names(self.buffers)
+        return Program(tuple(self.buffers), tuple(self.instructions), outputs)
+
+    def _output(self, node: Node) -> int:
+        """The buffer of an output; what lies in the caller's own memory is copied out of it."""
+        index = self._buffer(node)
+        if self.buffers[index].kind == "output":
+            return index
+        out = self._new(Buffer(f"{node.name}.out", "output", node.shape))
+        self.instructions.append(Instruction("map", (out,), (index,), code="copy"))
+        return out
+
+    def _emit(self, node: Node) -> None:
+        found = self._elementwise(node)
+        if found is not None:
+            code, operands = found
+            if node.id in self.products:
+                self._emit_product(self.products[node.id], node, code, operands[1])
+            else:
+                self._append("map", node, operands, code=code)
+            return
+        inputs = self.inputs[node.id]
+        match node.op:
+            case "matmul":
+                self._append("matmul", node, inputs, ta=node.attrs["ta"], tb=node.attrs["tb"])
+            case "sum":
+                self._append("sum", node, inputs, axis=node.attrs["axis"])
+            case "broadcast_to":
+                self._append("map", node, inputs, code="copy")
+            case "transpose" | "softmax" | "log_softmax" | "onehot":
+                self._append(node.op, node, inputs)
+            case "pack":
+                self._emit_copies(node)
+            case "input" | "param" | "const" | "view":
+                pass
+            case other:
+                raise GraphError(f"operation {other!r} cannot be planned")
+
+    def _append(
+        self,
+        op: str,
+        node: Node,
+        inputs: tuple[Node, ...],
+        *,
+        code: str = "",
+        ta: bool = False,
+        tb: bool = False,
+        axis: int | None = None,
+    ) -> None:
+        ins = tuple(self._buffer(i) for i in inputs)
+        self.instructions.append(Instruction(op, (self._buffer(node),), ins, code, ta=ta, tb=tb, axis=axis))
+
+    def _emit_product(self, product: Node, node: Node, code: str, operand: Node) -> None:
+        outs = [self._buffer(node)]
+        then = self.then.get(node.id)
+        if then is not None:
+            outs.append(self._buffer(then))
+        a, b = self.inputs[product.id]
+        self.instructions.append(
+            Instruction(
+                "matmul",
+                tuple(outs),
+                (self._buffer(a), self._buffer(b), self._buffer(operand)),
+                code,
+                then.op if then is not None else "",
+                product.attrs["ta"],
+                product.attrs["tb"],
+            )
+        )
+
+    def _emit_copies(self, node: Node) -> None:
+        whole, offset = self.index[node.id], 0
+        for part in self.inputs[node.id]:
+            own = self._buffer(part)
+            if self.buffers[own].base != whole or self.buffers[own].offset != offset:
+                place = self._new(
+                    Buffer(f"{node.name}[{offset}]", self.buffers[whole].kind, part.shape, base=whole, offset=offset)
+                )
+                self.instructions.append(Instruction("map", (place,), (own,), code="copy"))
+            offset += columns(part.shape) * columns(part.shape[::-1])
+
+    def _emit_update(self, node: Node) -> None:
+        ins = tuple(self._buffer(i) for i in self.inputs[node.id])
+        states = ins[2:-1]
+        self.instructions.append(Instruction("update", (ins[0], *states), ins, node.attrs["rule"]))
+
+
+def _share(nodes: list[Node]) -> tuple[list[Node], dict[int, Node]]:
+    """Unique nodes in order, and for every id the node that stands for it: equal operations on equal inputs are one."""
+    seen: dict[object, Node] = {}
+    same: dict[int, Node] = {}
+    unique = []
+    for node in nodes:
+        key: object = node.id
+        if node.op not in ("input", "param", "update"):
+            key = (node.op, tuple(same[i.id].id for i in node.inputs), tuple(sorted(node.attrs.items(), key=str)))
+        if key not in seen:
+            seen[key] = node
+            unique.append(node)
+        same[node.id] = seen[key]
+    return unique, same
+
+
+def _check_names(buffers: list[Buffer]) -> None:
+    names = [b.name for b in buffers if b.kind in ("input", "param") and b.base is None]
+    for name in names:
+        if names.count(name) > 1:
+            raise GraphError(f"two different inputs or parameters are called {name!r}")

@@ -1,0 +1,196 @@
+"""The Program: a short table of instructions over buffers, with its cost in operations and bytes.
+
+A Program is symbolic in the rows n of the batch: sizes are affine in n. It is made by :func:`fastbp.plan.plan` and
+run by any of the machines in :mod:`fastbp.backends`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from fastbp import ops
+from fastbp.ops import Shape, Size
+
+UNKNOWN_ROWS = Size(0, 0)  # a data set's: its rows are gathered, never all read
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A matrix that instructions read and write.
+
+    Attributes:
+        kind: "input" (comes in with a call), "param" (a matrix that an update may change), "data" (rows are gathered
+            from it), "const", "output" (goes out), "temp" (workspace).
+        dtype: "float" for the machine's own dtype, "int" for int64.
+        base: index of the buffer that this one is a part of, from element ``offset`` on; None for a buffer of its own.
+        value: of a const, the number and the shape whose size divides it (the factor of a mean).
+    """
+
+    name: str
+    kind: str
+    shape: Shape
+    dtype: str = "float"
+    base: int | None = None
+    offset: int = 0
+    value: tuple[float, Shape | None] = (0.0, None)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One row of the table. Buffers are given by index; outputs first.
+
+    ======================  ============================================================================
+    op                      what it does
+    ======================  ============================================================================
+    matmul                  out = code(A B, y); A, B transposed if ta, tb; out2 = then(out)
+    map                     out = code(x) or code(x, y), elementwise with broadcasting
+    sum                     over rows (axis 0), columns (1) or all (None)
+    softmax, log_softmax    a row at a time
+    onehot                  labels to rows of 0 and 1
+    transpose               out = xᵀ
+    gather                  out_i = x[order_i]
+    update                  an optimiser's rule ``code``, in place: (theta, *states) from (theta, g, *states, hyper)
+    ======================  ============================================================================
+    """
+
+    op: str
+    outs: tuple[int, ...]
+    ins: tuple[int, ...]
+    code: str = ""
+    then: str = ""
+    ta: bool = False
+    tb: bool = False
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """Instructions in order, the buffers they work on, and the names of what comes in and goes out."""
+
+    buffers: tuple[Buffer, ...]
+    instructions: tuple[Instruction, ...]
+    outputs: Mapping[str, int]
+
+    @cached_property
+    def inputs(self) -> dict[str, int]:
+        """Name -> index of every buffer that the caller supplies: inputs, parameters, data."""
+        return {b.name: i for i, b in enumerate(self.buffers) if b.kind in ("input", "param", "data") and b.base is None}
+
+    @cached_property
+    def lifetimes(self) -> dict[int, tuple[int, int]]:
+        """For every temp that stands alone: its first and last instruction; parts count for their base."""
+        found: dict[int, tuple[int, int]] = {}
+        for position, instruction in enumerate(self.instructions):
+            for index in (*instruction.outs, *instruction.ins):
+                while (base := self.buffers[index].base) is not None:
+                    index = base
+                if self.buffers[index].kind == "temp":
+                    found[index] = (found.get(index, (position, 0))[0], position)
+        return found
+
+    def size(self, index: int, n: int) -> int:
+        """Elements of a buffer for n rows."""
+        rows, cols = self.buffers[index].shape
+        return rows.at(n) * cols.at(n)
+
+    def product_operations(self, n: int) -> int:
+        """Operations of the matrix products alone: 2 M N K each."""
+        return sum(self._product(i, n) for i in self.instructions)
+
+    def operations(self, n: int) -> int:
+        """Operations of everything: products, and elementwise work as counted in ``ops.OPERATIONS``."""
+        return sum(self.instruction_operations(i, n) for i in self.instructions)
+
+    def bytes(self, n: int, itemsize: int) -> int:
+        """Bytes that the instructions read and write, each operand once an instruction."""
+        return sum(self.instruction_bytes(i, n, itemsize) for i in self.instructions)
+
+    def _product(self, instruction: Instruction, n: int) -> int:
+        if instruction.op != "matmul":
+            return 0
+        inner = self.buffers[instruction.ins[0]].shape[0 if instruction.ta else 1].at(n)
+        return 2 * self.size(instruction.outs[0], n) * inner
+
+    def instruction_operations(self, instruction: Instruction, n: int) -> int:
+        out = self.size(instruction.outs[0], n)
+        match instruction.op:
+            case "matmul" | "map":
+                each = sum(ops.OPERATIONS[c] for c in (instruction.code, instruction.then) if c)
+                return self._product(instruction, n) + each * out
+            case "sum":
+                return self.size(instruction.ins[0], n)
+            case "softmax" | "log_softmax":
+                return (ops.OPERATIONS["exp"] + 3) * out
+            case "update":
+                return ops.count_update_operations(ops.scalars.UPDATES[instruction.code]) * out
+        return 0
+
+    def instruction_bytes(self, instruction: Instruction, n: int, itemsize: int) -> int:
+        out = sum(self.size(i, n) for i in instruction.outs)
+        if instruction.op == "gather":
+            return 2 * out * itemsize
+        return (out + sum(self.size(i, n) for i in instruction.ins)) * itemsize
+
+    def gathering(self, names: Sequence[str]) -> Program:
+        """The same Program with the named inputs gathered: row i of each is row ``order[i]`` of a data set.
+
+        The data sets take the inputs' names; ``order`` is an (n, 1) int input.
+        """
+        buffers = list(self.buffers)
+        buffers.append(Buffer("order", "input", (ops.N, ops.ONE), "int"))
+        order = len(buffers) - 1
+        gathers = []
+        for name in names:
+            index = self.inputs[name]
+            old = buffers[index]
+            buffers.append(replace(old, kind="data", shape=(UNKNOWN_ROWS, old.shape[1])))
+            buffers[index] = replace(old, name=f"{name}.batch", kind="temp")
+            gathers.append(Instruction("gather", (index,), (len(buffers) - 1, order)))
+        return Program(tuple(buffers), (*gathers, *self.instructions), self.outputs)
+
+    def explain(self, n: int) -> str:
+        """A readable table of the instructions, with operations and float32 bytes for n rows."""
+        lines = []
+        for i in self.instructions:
+            what = " ".join(filter(None, (i.op, i.code, i.then, "Aᵀ" * i.ta, "Bᵀ" * i.tb)))
+            outs, ins = (", ".join(self._describe(b) for b in side) for side in (i.outs, i.ins))
+            cost = f"{self.instruction_operations(i, n):>12,} op {self.instruction_bytes(i, n, 4):>12,} B"
+            lines.append(f"{what:32s} {cost}  {outs} <- {ins}")
+        return "\n".join(lines)
+
+    def _describe(self, index: int) -> str:
+        buffer = self.buffers[index]
+        return f"{buffer.name}{ops.show(buffer.shape)}"
+
+
+def place(program: Program, n: int, alignment: int) -> tuple[dict[int, int], int]:
+    """Offsets of the temps in one workspace for n rows, and its size, in elements.
+
+    Buffers whose lifetimes do not meet share memory: largest first, each at the lowest free offset (greedy by size,
+    Pisarchyk and Lee 2020).
+    """
+    placed: list[tuple[int, int, int, int]] = []  # first, last, offset, size
+    offsets: dict[int, int] = {}
+    total = 0
+    for index in sorted(program.lifetimes, key=lambda i: -program.size(i, n)):
+        first, last = program.lifetimes[index]
+        size = -(-program.size(index, n) // alignment) * alignment
+        offset = 0
+        for _, _, other, other_size in sorted(
+            (p for p in placed if p[0] <= last and first <= p[1]), key=lambda p: p[2]
+        ):
+            if offset + size <= other:
+                break
+            offset = max(offset, other + other_size)
+        placed.append((first, last, offset, size))
+        offsets[index] = offset
+        total = max(total, offset + size)
+    return offsets, total
+
+
+def const_value(buffer: Buffer, n: int) -> float:
+    """The number of a const buffer for n rows."""
+    value, per = buffer.value
+    return value if per is None else value / (per[0].at(n) * per[1].at(n))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastbp import scalars
-from fastbp.ops import Shape
+from fastbp.ops import N, Shape
 from fastbp.program import Instruction, Program, const_value
 
 Array = Any
@@ -68,6 +68,28 @@ class ArrayExecutable:
             for instruction in self.program.instructions:
                 _INSTRUCTIONS[instruction.op](self, instruction, store, n)
         return {name: self._read(index, store, n) for name, index in self.program.outputs.items()}
+
+    def run_steps(self, values: Mapping[str, Array], steps: Any) -> dict[str, Array]:
+        """Run once for each row (rows, position, step) of ``steps``.
+
+        Inputs whose rows are the batch's begin at row ``position``; inputs of dtype "double" (the scalars of updates)
+        are row ``step``; outputs of fixed shape come back stacked by step: (steps, rows, columns).
+        """
+        moving = [name for name, i in self.program.inputs.items() if self._moves(i)]
+        scalars_of_steps = [name for name, i in self.program.inputs.items() if self.program.buffers[i].dtype == "double"]
+        found: dict[str, list[Array]] = {}
+        for n, position, step in steps.tolist():
+            here = dict(values)
+            here |= {name: values[name][position : position + n, :] for name in moving}
+            here |= {name: values[name][step : step + 1, :] for name in scalars_of_steps}
+            for name, value in self.run(here, n).items():
+                if self.program.buffers[self.program.outputs[name]].kind == "output":
+                    found.setdefault(name, []).append(value)
+        return {name: self.xp.stack(results) for name, results in found.items()}
+
+    def _moves(self, index: int) -> bool:
+        buffer = self.program.buffers[index]
+        return buffer.kind == "input" and buffer.shape[0] == N
 
     def _shape(self, index: int, n: int) -> tuple[int, int]:
         shape: Shape = self.program.buffers[index].shape
@@ -161,6 +183,7 @@ def _gather(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int)
 def _update(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
     rule = scalars.UPDATES[i.code]
     theta, g, *states, hyper = (e._read(index, store, n) for index in i.ins)
+    hyper = e.xp.asarray(hyper, dtype=getattr(e.xp, e.dtype))  # they come in as float64
     scalar = tuple(hyper[0, k] for k in range(len(rule.hyper)))
     for index, new in zip(i.outs, rule.formula(e.emitter, scalar, theta, g, *states), strict=True):
         store[index][...] = new  # in place: theta and the states are the caller's

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbp.backends.cpu import threads
+from fastbp.backends import threads
 from fastbp.backends.cpu.binding import Bound, Slots, bind
 from fastbp.backends.cpu.machine import team
 from fastbp.ops import N

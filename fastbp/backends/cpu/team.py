@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.simd import I64, get_int, set_int
-from fastbp.backends.cpu.threads import MAX_THREADS
+from fastbp.backends.threads import MAX_THREADS
 
 # Words of the control block; those that different threads write lie in cache lines of their own.
 WORD, DONE, ROW, BASES, OPEN, COUNTS = 0, 16, 32, 33, 48, 64

@@ -1,0 +1,484 @@
+"""Training: batches, epochs, slices of steps, stopping, history.
+
+``fit`` hands the backend slices of about 50 ms of whole steps (gather the rows of the batch, forward, loss, backward,
+update), which run without Python; between slices it looks for Ctrl-C, draws progress and calls callbacks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fastbp import arrays, backends, optim
+from fastbp.errors import DivergedError, InputError, unknown
+from fastbp.optim import Optimizer, State
+
+Array = npt.NDArray[Any]
+SLICE_SECONDS = 0.05
+DEFAULT_BATCH = 32
+SAMPLINGS = ("epoch", "replacement")
+_FIRST_GUESS = 2e9  # operations a second, to size the first slice; the following ones go by the clock
+
+
+@dataclass
+class History:
+    """What training has seen, an entry an epoch; saved with the network.
+
+    Attributes:
+        loss: mean over the epoch's batches of the loss before each update, weighted with rows (or sample weights);
+            their sum where the loss is a sum.
+        validation_loss, validation_score: on the validation data after the epoch; empty without any.
+        learning_rate: of the epoch's last step.
+        seconds: wall time of the epoch's steps.
+        rows: rows of the epoch.
+        stopped: why the last ``fit`` ended: "epochs", "patience", "callback" or "interrupted".
+        best_epoch: with patience, the epoch (from 0) whose parameters were kept.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    validation_score: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    stopped: str = ""
+    best_epoch: int | None = None
+
+    @property
+    def epochs(self) -> int:
+        return len(self.loss)
+
+    def to_config(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def truncate(self, epochs: int) -> None:
+        """Forget the epochs from that number on."""
+        for entries in (self.loss, self.learning_rate, self.seconds, self.rows):
+            del entries[epochs:]
+        del self.validation_loss[epochs:], self.validation_score[epochs:]
+
+
+@dataclass
+class TrainingState:
+    """What a network carries from one ``fit`` to the next, so that training goes on as if it had not stopped."""
+
+    optimizer: Optimizer
+    state: State
+    seed: int
+    epoch: int = 0  # epochs begun with this seed: where its sequence of orders goes on
+    history: History = field(default_factory=History)
+
+
+class Trainable(Protocol):
+    """What training needs of a network."""
+
+    theta: Array
+    seed: int
+    training: TrainingState | None
+
+    @property
+    def backend(self) -> str: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def check_batch(
+        self, X: Any, T: Any, sample_weight: Any, *, finite: bool, prefix: str = ""
+    ) -> dict[str, Array]: ...
+    def training_step(self, batch: Sequence[str], optimizer: Optimizer, gathered: bool) -> backends.Executable: ...
+    def loss(self, X: Any, T: Any, sample_weight: Any = None) -> Any: ...
+    def score(self, X: Any, T: Any, sample_weight: Any = None) -> float: ...
+    def operations_a_row(self) -> int: ...
+    @property
+    def averages(self) -> bool: ...
+
+
+class Reporter(Protocol):
+    """Draws progress. ``fastbp.progress`` has the one for terminals."""
+
+    def slice(self, epoch: int, done: float, loss: float, rows_a_second: float) -> None: ...
+    def epoch(self, history: History) -> None: ...
+    def close(self) -> None: ...
+
+
+class RowOrder:
+    """The order of the rows in every epoch, from a seed; blocks of epochs are drawn at once where rows are few."""
+
+    def __init__(self, rows: int, seed: int, sampling: str) -> None:
+        self.rows = rows
+        self.seed = seed
+        self.replace = sampling == "replacement"
+        self.block = max(1, min(1024, 65_536 // rows))
+        self._kept: tuple[int, Array] | None = None
+
+    def epochs(self, first: int, last: int) -> Array:
+        """Row numbers of epochs first … last - 1, int64 (last - first, rows)."""
+        blocks = [self._draw(b) for b in range(first // self.block, (last - 1) // self.block + 1)]
+        drawn = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        start = first % self.block
+        return drawn[start : start + last - first]
+
+    def _draw(self, block: int) -> Array:
+        if self._kept is None or self._kept[0] != block:
+            rng = np.random.default_rng([self.seed, block])
+            shape = (self.block, self.rows)
+            if self.replace:
+                order = rng.integers(0, self.rows, shape, np.int64)
+            elif self.block == 1:
+                order = rng.permutation(self.rows)[None, :]
+            else:
+                order = rng.permuted(np.broadcast_to(np.arange(self.rows), shape), axis=1)
+            self._kept = (block, order)
+        return self._kept[1]
+
+
+@dataclass
+class _Snapshot:
+    """Parameters and optimiser state at the start of an epoch of this ``fit``."""
+
+    epoch: int
+    theta: Array
+    vectors: list[Array]
+    step: int
+
+    @classmethod
+    def of(cls, epoch: int, theta: Array, state: State) -> _Snapshot:
+        return cls(epoch, theta.copy(), [v.copy() for v in state.vectors], state.step)
+
+    def restore(self, theta: Array, state: State) -> None:
+        theta[...] = self.theta
+        for mine, kept in zip(state.vectors, self.vectors, strict=True):
+            mine[...] = kept
+        state.step = self.step
+
+
+class _Fit:
+    """One call of ``fit``: the data, the compiled step, and the position in the sequence of steps.
+
+    Steps are numbered from 0 over all epochs of the call; ``per_epoch`` of them make an epoch.
+    """
+
+    def __init__(
+        self,
+        net: Trainable,
+        data: dict[str, Array],
+        epochs: int,
+        batch_size: int,
+        shuffle: bool,
+        sampling: str,
+        training: TrainingState,
+    ) -> None:
+        self.net = net
+        self.training = training
+        self.state = training.state
+        self.epochs = epochs
+        self.batch = batch_size
+        self.rows = len(data["X"])
+        self.per_epoch = -(-self.rows // batch_size)
+        self.gathered = shuffle or sampling == "replacement"
+        self.order = RowOrder(self.rows, training.seed, sampling)
+        self.first_epoch = training.epoch
+        self.weight = data.get("weight")
+        self.run = net.training_step(tuple(data), training.optimizer, self.gathered)
+        self.values: dict[str, Array] = dict(data)
+        self.values["theta"] = net.theta.reshape(1, -1)
+        self.values |= {f"state{k}": v for k, v in enumerate(self.state.vectors)}
+
+    def steps(self, first: int, last: int) -> tuple[Array, Array]:
+        """Loss and weight of each of the steps first … last - 1, after running them."""
+        epoch, last_epoch = first // self.per_epoch, (last - 1) // self.per_epoch
+        number = np.arange(first, last)
+        within = number % self.per_epoch * self.batch
+        rows = np.minimum(self.batch, self.rows - within)
+        position = within + (number // self.per_epoch - epoch) * self.rows if self.gathered else within
+        values = dict(self.values)
+        order = None
+        if self.gathered:
+            drawn = self.order.epochs(self.first_epoch + epoch, self.first_epoch + last_epoch + 1)
+            order = np.ascontiguousarray(drawn, np.int64).reshape(-1, 1)
+            values["order"] = order
+        values["hyper"] = self.training.optimizer.hyper(self.state.step + np.arange(last - first, dtype=np.float64))
+        table = np.column_stack([rows, position, np.arange(last - first)])
+        losses = self.run.run_steps(values, np.ascontiguousarray(table, np.int64))["loss"]
+        self.state.step += last - first
+        return np.asarray(losses, np.float64).reshape(-1), self._weights(rows, position, order)
+
+    def _weights(self, rows: Array, position: Array, order: Array | None) -> Array:
+        """What each step's loss counts in the epoch's: its rows, or the sum of their sample weights."""
+        if self.weight is None:
+            return rows.astype(np.float64)
+        weight = self.weight[:, 0] if order is None else self.weight[order[:, 0], 0]
+        total = np.concatenate([[0.0], np.cumsum(weight, dtype=np.float64)])
+        difference: Array = total[position + rows] - total[position]
+        return difference
+
+
+def fit(
+    net: Trainable,
+    X: Any,
+    T: Any,
+    *,
+    epochs: int,
+    batch_size: int | None,
+    optimizer: str | Optimizer | None,
+    shuffle: bool,
+    sampling: str,
+    seed: int | None,
+    validation: tuple[Any, ...] | float | None,
+    sample_weight: Any,
+    tol: float | None,
+    patience: int | None,
+    callbacks: Sequence[Callable[[Any, History], Any]],
+    progress: bool | Reporter,
+) -> History:
+    """See :meth:`fastbp.MLP.fit`."""
+    arrays.count("epochs", epochs)
+    if batch_size is not None:
+        arrays.count("batch_size", batch_size)
+    if sampling not in SAMPLINGS:
+        raise unknown("sampling", sampling, SAMPLINGS)
+    if tol is not None:
+        arrays.positive("tol", tol, zero=True)
+    if patience is not None:
+        arrays.count("patience", patience)
+    if seed is not None:
+        arrays.count("seed", seed, 0)
+    for callback in callbacks:
+        if not callable(callback):
+            raise InputError(f"callbacks must be functions of (net, history), got {callback!r}")
+    data = net.check_batch(X, T, sample_weight, finite=True)
+    if not len(data["X"]):
+        raise InputError("X has no rows: there is nothing to fit")
+    data, held_out = _hold_out(net, data, validation)
+    rows = len(data["X"])
+    if batch_size is None:
+        batch_size = min(DEFAULT_BATCH, rows)
+    if batch_size > rows:
+        raise InputError(f"batch_size={batch_size} is larger than the data, which has {rows} rows to train on")
+    training = _resume(net, optimizer, seed)
+    reporter = _reporter(progress, epochs, rows)
+    one = _Fit(net, data, epochs, batch_size, shuffle, sampling, training)
+    watch = _Watch(net, one, held_out, tol, patience, callbacks, reporter)
+    try:
+        training.history.stopped = _loop(one, watch)
+    except KeyboardInterrupt:
+        training.history.stopped = "interrupted"
+    finally:
+        reporter.close()
+    watch.keep_best()
+    return training.history
+
+
+def _hold_out(
+    net: Trainable, data: dict[str, Array], validation: tuple[Any, ...] | float | None
+) -> tuple[dict[str, Array], tuple[Any, ...] | None]:
+    """Training data and (X, T[, weight]) to validate on: given, or the last fraction of the rows."""
+    if validation is None:
+        return data, None
+    if isinstance(validation, tuple):
+        if len(validation) not in (2, 3):
+            raise InputError(f"validation must be (X, T), (X, T, sample_weight) or a fraction, got {len(validation)} parts")
+        checked = net.check_batch(*validation, *[None] * (3 - len(validation)), finite=True, prefix="validation ")
+        if not len(checked["X"]):
+            raise InputError("validation has no rows")
+        return data, validation
+    if isinstance(validation, bool) or not isinstance(validation, (int, float)) or not 0.0 < validation < 1.0:
+        raise InputError(f"validation must be (X, T) or a fraction between 0 and 1, got {validation!r}")
+    rows = len(data["X"])
+    kept = rows - max(1, round(rows * validation))
+    if kept < 1:
+        raise InputError(f"validation={validation} of {rows} rows leaves none to train on")
+    held = {name: array[kept:] for name, array in data.items()}
+    target = held["labels"][:, 0] if "labels" in held else held["T"]
+    return {name: array[:kept] for name, array in data.items()}, (held["X"], target, held.get("weight"))
+
+
+def _resume(net: Trainable, optimizer: str | Optimizer | None, seed: int | None) -> TrainingState:
+    """The network's own training state, with a fresh optimiser state if another optimiser is asked for."""
+    kept = net.training
+    wanted = optim.get(optimizer) if optimizer is not None else kept.optimizer if kept else optim.Adam()
+    if kept is None:
+        kept = net.training = TrainingState(wanted, wanted.init(net.theta), net.seed if seed is None else seed)
+    elif wanted != kept.optimizer:
+        kept.optimizer, kept.state = wanted, wanted.init(net.theta)
+    if seed is not None and seed != kept.seed:
+        kept.seed, kept.epoch = seed, 0
+    return kept
+
+
+def _reporter(progress: bool | Reporter, epochs: int, rows: int) -> Reporter:
+    if progress is True:
+        from fastbp.progress import TerminalReporter
+
+        return TerminalReporter(epochs, rows)
+    return _Silent() if progress is False else progress
+
+
+class _Silent:
+    def slice(self, epoch: int, done: float, loss: float, rows_a_second: float) -> None: ...
+    def epoch(self, history: History) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Watch:
+    """What happens at the end of an epoch: validation, callbacks, stopping, the best parameters."""
+
+    def __init__(
+        self,
+        net: Trainable,
+        one: _Fit,
+        held_out: tuple[Any, ...] | None,
+        tol: float | None,
+        patience: int | None,
+        callbacks: Sequence[Callable[[Any, History], Any]],
+        reporter: Reporter,
+    ) -> None:
+        self.net = net
+        self.one = one
+        self.held_out = held_out
+        self.stops_early = tol is not None or patience is not None
+        self.tol = 1e-4 if tol is None else tol
+        self.patience = 10 if patience is None else patience
+        self.callbacks = callbacks
+        self.reporter = reporter
+        self.every_epoch = bool(held_out or self.stops_early or callbacks)
+        self.best = np.inf
+        self.stale = 0
+        self.kept: _Snapshot | None = None
+
+    def epoch_ended(self) -> str:
+        """Why to stop now, or ""."""
+        history = self.one.training.history
+        if self.held_out is not None:
+            history.validation_loss.append(float(self.net.loss(*self.held_out)))
+            history.validation_score.append(self.net.score(*self.held_out))
+        reason = ""
+        if self.stops_early:
+            watched = history.validation_loss[-1] if self.held_out is not None else history.loss[-1]
+            self.stale += 1
+            if watched < self.best - self.tol:
+                self.stale = 0
+                self.best = watched
+                history.best_epoch = history.epochs - 1
+                self.kept = _Snapshot.of(history.epochs, self.net.theta, self.one.state)
+            if self.stale >= self.patience:
+                reason = "patience"
+        if any([callback(self.net, history) is True for callback in self.callbacks]):  # noqa: C419  call them all
+            reason = reason or "callback"
+        return reason
+
+    def keep_best(self) -> None:
+        if self.kept is not None:
+            self.kept.restore(self.net.theta, self.one.state)
+
+
+def _loop(one: _Fit, watch: _Watch) -> str:
+    """Run slices of steps until the epochs are done or something says stop; returns why it ended."""
+    total = one.epochs * one.per_epoch
+    seconds_a_step = one.batch * one.net.operations_a_row() / _FIRST_GUESS
+    record = _Record(one)
+    snapshots = [_Snapshot.of(0, one.net.theta, one.state)]  # the newest two, taken where slices began epochs
+    done = 0
+    while done < total:
+        size = max(1, int(SLICE_SECONDS / max(seconds_a_step, 1e-9)))
+        last = _slice_end(done, size, total, one.per_epoch, watch.every_epoch)
+        if done and done % one.per_epoch == 0:
+            snapshots = [snapshots[-1], _Snapshot.of(done // one.per_epoch, one.net.theta, one.state)]
+        began = time.perf_counter()
+        losses, weights = one.steps(done, last)
+        elapsed = time.perf_counter() - began
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if len(bad):
+            raise _diverged(one, record, snapshots, done + int(bad[0]))
+        record.add(done, losses, weights, elapsed)
+        rate = (last - done) * one.batch / elapsed
+        seconds_a_step = elapsed / (last - done)
+        done = last
+        one.training.epoch = one.first_epoch + -(-done // one.per_epoch)
+        watch.reporter.slice(done // one.per_epoch, done / total, float(losses[-1]), rate)
+        if done % one.per_epoch == 0:
+            reason = watch.epoch_ended()
+            watch.reporter.epoch(one.training.history)
+            if reason:
+                return reason
+    if not np.isfinite(one.net.theta).all():
+        raise _diverged(one, record, snapshots, total)
+    return "epochs"
+
+
+def _slice_end(done: int, size: int, total: int, per_epoch: int, every_epoch: bool) -> int:
+    """Where a slice ends: inside an epoch, or after whole epochs; after one if something happens at every end."""
+    boundary = (done // per_epoch + 1) * per_epoch
+    last = min(done + size, total)
+    if last <= boundary:
+        return last
+    return boundary if every_epoch or done % per_epoch else last // per_epoch * per_epoch
+
+
+class _Record:
+    """Turns the losses of steps into the entries of the history."""
+
+    def __init__(self, one: _Fit) -> None:
+        self.one = one
+        self.averages = one.net.averages
+        self.first_entry = one.training.history.epochs
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the part of an epoch that has been added."""
+        self.total = self.weight = self.seconds = 0.0
+
+    def add(self, first: int, losses: Array, weights: Array, elapsed: float) -> None:
+        one = self.one
+        share = elapsed / len(losses)
+        start = 0
+        while start < len(losses):
+            end = min(len(losses), start + one.per_epoch - (first + start) % one.per_epoch)
+            here = weights[start:end] if self.averages else np.ones(end - start)
+            self.total += float(losses[start:end] @ here)
+            self.weight += float(here.sum())
+            self.seconds += share * (end - start)
+            if (first + end) % one.per_epoch == 0:
+                self._close(one.state.step - (len(losses) - end) - 1)
+            start = end
+
+    def _close(self, last_step: int) -> None:
+        history = self.one.training.history
+        history.loss.append(self.total / self.weight if self.averages else self.total)
+        history.learning_rate.append(
+            float(optim.rate_at(self.one.training.optimizer.learning_rate, np.array([float(last_step)]))[0])
+        )
+        history.seconds.append(self.seconds)
+        history.rows.append(self.one.rows)
+        self.reset()
+
+
+def _diverged(one: _Fit, record: _Record, snapshots: list[_Snapshot], bad_step: int) -> DivergedError:
+    """Put back the parameters of the last good epoch, and word the error.
+
+    Good are the parameters at the start of an epoch whose first batch still had a finite loss. From the newest
+    snapshot that is not younger, the steps up to there are run again: they give the same bits.
+    """
+    epoch, batch = divmod(bad_step, one.per_epoch)
+    good = max(0, epoch if batch else epoch - 1)  # a first batch that fails accuses the epoch before it
+    snapshot = next(s for s in reversed(snapshots) if s.epoch <= good)
+    history = one.training.history
+    rate = float(optim.rate_at(one.training.optimizer.learning_rate, np.array([float(one.state.step - 1)]))[0])
+    snapshot.restore(one.net.theta, one.state)
+    history.truncate(record.first_entry + snapshot.epoch)
+    record.reset()
+    if good > snapshot.epoch:
+        began = time.perf_counter()
+        first, last = snapshot.epoch * one.per_epoch, good * one.per_epoch
+        losses, weights = one.steps(first, last)
+        record.add(first, losses, weights, time.perf_counter() - began)
+    one.training.epoch = one.first_epoch + good
+    history.stopped = "diverged"
+    return DivergedError(
+        f"the loss is not finite any more in epoch {min(epoch, one.epochs - 1) + 1} of {one.epochs}, at learning rate "
+        f"{rate:g}; the parameters at the end of epoch {good} are kept. "
+        "Lower the learning rate, clip the gradient (clip_norm=1.0), or scale the inputs."
+    )

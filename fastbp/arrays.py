@@ -24,7 +24,9 @@ def matrix(name: str, value: Any, cols: int | None, dtype: Any) -> Array:
     needed = f"a 2-D array of numbers of shape (n, {'d' if cols is None else cols})"
     module = type(value).__module__.partition(".")[0]
     if module == "cupy":
-        raise InputError(f"{name} is a CuPy array, but this network computes on the host: pass {name}.get(), or {needed}")
+        raise InputError(
+            f"{name} is a CuPy array, but this network computes on the host: pass {name}.get(), or {needed}"
+        )
     try:
         array = np.asarray(value)
     except ValueError as error:

@@ -123,7 +123,7 @@ class Node:
         return Node("onehot", (self,), {"classes": classes})
 
     @property
-    def T(self) -> Node:  # noqa: N802
+    def T(self) -> Node:
         """The transpose."""
         return Node("transpose", (self,), {})
 
@@ -188,21 +188,29 @@ def _narrow(x: Node, other: Node, shape: Shape) -> Node:
 
 
 def _multiply(x: Node, y: Node) -> Node:
-    """x y, with factors that are known now multiplied now: (c x) d is (c d) x, and 1 x is x."""
-    ops.broadcast("mul", x.shape, y.shape)
-    if x.op == "broadcast_to" and x.inputs[0].op == "const" and ops.broadcast("", y.shape, x.shape) == y.shape:
-        x = x.inputs[0]
-    if y.op == "const":
+    """X y, with factors that are known now multiplied now: (c x) d is (c d) x, and 1 x is x."""
+    shape = ops.broadcast("mul", x.shape, y.shape)
+    if _known(x) is not None:
         x, y = y, x
-    if x.op != "const":
+    factor, other = _known(y), _known(x)
+    if factor is None or (x.shape != shape and other is None):
         return _binary("mul", x, y)
-    if x.attrs["value"] == 1.0 and x.attrs["per"] is None:
-        return y
-    if y.op == "const" and (x.attrs["per"] is None or y.attrs["per"] is None):
-        return constant(x.attrs["value"] * y.attrs["value"], x.attrs["per"] or y.attrs["per"])
-    if y.op == "mul" and y.inputs[1].op == "const":
-        return _multiply(y.inputs[0], _multiply(x, y.inputs[1]))
-    return _binary("mul", y, x)
+    if other is not None:
+        if factor.attrs["per"] is not None and other.attrs["per"] is not None:
+            return _binary("mul", x, y)
+        value = factor.attrs["value"] * other.attrs["value"]
+        return constant(value, factor.attrs["per"] or other.attrs["per"]).broadcast_to(shape)
+    if factor.attrs["value"] == 1.0 and factor.attrs["per"] is None:
+        return x
+    if x.op == "mul" and x.inputs[1].op == "const":
+        return _multiply(x.inputs[0], _multiply(x.inputs[1], factor))
+    return Node("mul", (x, factor), {})
+
+
+def _known(x: Node) -> Node | None:
+    """The constant that a node is, or is a broadcast of."""
+    source = x.inputs[0] if x.op == "broadcast_to" else x
+    return source if source.op == "const" else None
 
 
 def _leaf(kind: str, name: str, shape: Shape, dtype: str) -> Node:

@@ -43,6 +43,7 @@ class Loss:
         logits: whether ``elements`` takes the logits instead of the output.
         output: the output activation that goes with it; the only possible one if ``logits``.
         over_rows: whether rows are averaged. over_units: whether units are.
+        factor: of the sum.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Loss:
     logits: bool = False
     over_rows: bool = True
     over_units: bool = True
+    factor: float = 1.0
 
     def total(self, prediction: Node, target: Node, weight: Node | None = None, reduction: str = "mean") -> Node:
         """The scaled sum, a (1, 1) node.
@@ -63,8 +65,7 @@ class Loss:
         """
         elements = self.elements(prediction, target)
         total = (elements if weight is None else elements * weight).sum()
-        if self.over_units:
-            total = total * (1.0 / columns(prediction.shape))
+        total = total * (self.factor / columns(prediction.shape) if self.over_units else self.factor)
         if self.averages(reduction):
             total = total * constant(1.0, per=(N, ONE)) if weight is None else total / weight.sum().maximum(_TINY)
         return total
@@ -77,13 +78,13 @@ class Loss:
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
-        Loss("half_sse", lambda a, t: (a - t).square() * 0.5, over_units=False),
+        Loss("half_sse", lambda a, t: (a - t).square(), over_units=False, factor=0.5),
         Loss("mse", lambda a, t: (a - t).square()),
         Loss("sse", lambda a, t: (a - t).square(), over_rows=False, over_units=False),
         Loss("mae", lambda a, t: (a - t).abs()),
         Loss("huber", lambda a, t: (a - t).huber()),
         Loss("bce", lambda z, t: z.bce_logits(t), "sigmoid", logits=True),
-        Loss("cross_entropy", lambda z, t: -(z.log_softmax() * t), "softmax", logits=True, over_units=False),
+        Loss("cross_entropy", lambda z, t: z.log_softmax() * t, "softmax", logits=True, over_units=False, factor=-1.0),
     )
 }
 

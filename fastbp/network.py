@@ -26,22 +26,19 @@ OUTPUTS = (*ACTIVATIONS, "softmax")
 FORMAT = 1  # of saved files
 
 
-# ---- initialisation --------------------------------------------------------------------------------------------------
-
-
-def _uniform(limit: float) -> Callable[[np.random.Generator, int, int], Array]:
-    return lambda rng, rows, cols: rng.uniform(-limit, limit, (rows, cols))
+# ---- initialisation ----------------------------------------------------------------------------------------------
 
 
 def _initial_weights(name: str, rng: np.random.Generator, fan_in: int, fan_out: int) -> Array:
     """Float64 (fan_in, fan_out) weights; see :class:`MLP` for the distributions."""
     match name:
         case "glorot":
-            return _uniform((6.0 / (fan_in + fan_out)) ** 0.5)(rng, fan_in, fan_out)
+            limit = (6.0 / (fan_in + fan_out)) ** 0.5
+            return rng.uniform(-limit, limit, (fan_in, fan_out))
         case "he":
-            return rng.standard_normal((fan_in, fan_out)) * (2.0 / fan_in) ** 0.5
+            return rng.normal(0.0, (2.0 / fan_in) ** 0.5, (fan_in, fan_out))
         case "lecun":
-            return rng.standard_normal((fan_in, fan_out)) * fan_in**-0.5
+            return rng.normal(0.0, fan_in**-0.5, (fan_in, fan_out))
         case "normal":
             return rng.standard_normal((fan_in, fan_out))
     return np.zeros((fan_in, fan_out))
@@ -51,7 +48,7 @@ INITS = ("glorot", "he", "lecun", "normal", "zeros")
 _INIT_OF = {"relu": "he", "leaky_relu": "he", "gelu": "he", "silu": "he"}  # the others: glorot
 
 
-# ---- the network -------------------------------------------------------------------------------------------------------
+# ---- the network -------------------------------------------------------------------------------------------------
 
 
 class MLP:
@@ -125,7 +122,7 @@ class MLP:
             parts.append(rng.standard_normal(fan_out) if name == "normal" else np.zeros(fan_out))
         return np.concatenate(parts).astype(self._dtype)
 
-    # ---- parameters and settings ------------------------------------------------------------------------------------
+    # ---- parameters and settings ---------------------------------------------------------------------------------
 
     @property
     def theta(self) -> Array:
@@ -191,7 +188,7 @@ class MLP:
             f"loss={self._loss.name!r}, dtype={self._dtype!r}, backend={self._backend!r}, seed={self.seed})"
         )
 
-    # ---- graphs -------------------------------------------------------------------------------------------------------
+    # ---- graphs --------------------------------------------------------------------------------------------------
 
     def _forward_graph(self) -> tuple[Node, list[tuple[Node, Node]], list[Node], Node]:
         """theta, the views (W, b), the pre-activations Z and the output A as nodes."""
@@ -259,7 +256,7 @@ class MLP:
             self._executables[key] = backends.executable(self.program(what, batch), self._backend, self._dtype)
         return self._executables[key].run({**values, "theta": self._theta.reshape(1, -1)}, len(values["X"]))
 
-    # ---- what users call ------------------------------------------------------------------------------------------------
+    # ---- what users call -----------------------------------------------------------------------------------------
 
     def check_batch(
         self, X: Any, T: Any, sample_weight: Any = None, *, finite: bool = False, prefix: str = ""
@@ -291,8 +288,7 @@ class MLP:
     def _check_probabilities(self, name: str, target: Array) -> None:
         if self._loss.logits and target.size and (target.min() < 0.0 or target.max() > 1.0):
             raise InputError(
-                f"{name}: targets of loss={self._loss.name!r} must lie in [0, 1], "
-                f"got {target.min()} … {target.max()}"
+                f"{name}: targets of loss={self._loss.name!r} must lie in [0, 1], got {target.min()} … {target.max()}"
             )
 
     def forward(self, X: Any) -> Array:
@@ -341,7 +337,8 @@ class MLP:
         """Class numbers (n,) for cross_entropy; 0 or 1 (n, d) for bce; the outputs (n, d) otherwise."""
         outputs = self.forward(X)
         if self._loss.name == "cross_entropy":
-            return outputs.argmax(axis=1)
+            classes: Array = outputs.argmax(axis=1)
+            return classes
         return (outputs >= 0.5).astype(np.int64) if self._loss.name == "bce" else outputs
 
     def score(self, X: Any, T: Any, sample_weight: Any = None) -> float:
@@ -424,7 +421,7 @@ class MLP:
             progress=progress,
         )
 
-    # ---- keeping ------------------------------------------------------------------------------------------------------
+    # ---- keeping -------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_executables"}
@@ -511,7 +508,7 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None) -> MLP:
             )
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (DataError, backends.BackendError):
+    except DataError:
         raise
     except Exception as error:
         raise DataError(f"{path} is not a network saved by fastbp, or it is damaged: {error}") from error

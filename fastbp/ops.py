@@ -158,7 +158,7 @@ _unary("huber_grad", lambda g, d, x: g * (1.0 - (x.abs() - 1.0).step()))
 
 
 def _silu_second(g: Any, d: Any, z: Any) -> Any:
-    """s (1 - s) (2 + z (1 - 2 s)) with s = sigmoid(z)."""
+    """S (1 - s) (2 + z (1 - 2 s)) with s = sigmoid(z)."""
     s = z.sigmoid()
     return g * (s.sigmoid_grad() * (z * (1.0 - s * 2.0) + 2.0))
 

@@ -126,9 +126,7 @@ class _Planner:
             offset = 0
             for part in self.inputs[node.id]:
                 if part.op not in _FREE and part.id not in self.index:
-                    self.index[part.id] = self._new(
-                        Buffer(part.name, kind, part.shape, base=whole, offset=offset)
-                    )
+                    self.index[part.id] = self._new(Buffer(part.name, kind, part.shape, base=whole, offset=offset))
                 offset += columns(part.shape) * columns(part.shape[::-1])
 
     def _buffer(self, node: Node) -> int:

@@ -76,7 +76,9 @@ class Program:
     @cached_property
     def inputs(self) -> dict[str, int]:
         """Name -> index of every buffer that the caller supplies: inputs, parameters, data."""
-        return {b.name: i for i, b in enumerate(self.buffers) if b.kind in ("input", "param", "data") and b.base is None}
+        return {
+            b.name: i for i, b in enumerate(self.buffers) if b.kind in ("input", "param", "data") and b.base is None
+        }
 
     @cached_property
     def lifetimes(self) -> dict[int, tuple[int, int]]:

@@ -34,7 +34,7 @@ class Emitter(Protocol):
     def sqrt(self, x: Value) -> Value: ...
     def abs(self, x: Value) -> Value: ...
     def fma(self, x: Value, y: Value, z: Value) -> Value:
-        """x y + z, rounded once where the machine can."""
+        """X y + z, rounded once where the machine can."""
 
     def maximum(self, x: Value, y: Value) -> Value:
         """The larger value; NaN if either is NaN."""
@@ -81,13 +81,14 @@ def softplus(m: Emitter, z: Value) -> Value:
 
 
 def silu(m: Emitter, z: Value) -> Value:
-    """z sigmoid(z) (Elfwing, Uchibe and Doya 2017)."""
+    """Z sigmoid(z) (Elfwing, Uchibe and Doya 2017)."""
     return z * sigmoid(m, z)
 
 
 def erfc(m: Emitter, x: Value) -> Value:
     """The complementary error function: exp(-x^2) p(t)/(1 + 2x) for x >= 0 with t = (x - k)/(x + k), and erfc(-x) =
-    2 - erfc(x) (form: Shepherd and Laframboise 1981; coefficients: scripts/fit_polynomials.py)."""
+    2 - erfc(x) (form: Shepherd and Laframboise 1981; coefficients: scripts/fit_polynomials.py).
+    """
     k = 3.75
     u = m.minimum(m.abs(x), 28.0)  # erfc(28) is 0 in float64
     p = polynomial(m, (u - k) / (u + k), polynomials.ERFC[m.dtype])
@@ -102,7 +103,7 @@ def normal_cdf(m: Emitter, z: Value) -> Value:
 
 
 def gelu(m: Emitter, z: Value) -> Value:
-    """z Phi(z), with the exact normal distribution function, not its tanh approximation (Hendrycks and Gimpel 2016)."""
+    """Z Phi(z), with the exact normal distribution function, not its tanh approximation (Hendrycks and Gimpel 2016)."""
     return z * normal_cdf(m, z)
 
 
@@ -110,7 +111,7 @@ def gelu(m: Emitter, z: Value) -> Value:
 
 
 def sigmoid_grad(m: Emitter, a: Value) -> Value:
-    """a (1 - a). The form e^-z sigmoid(z)^2 gives NaN in float32 below z = -89."""
+    """A (1 - a). The form e^-z sigmoid(z)^2 gives NaN in float32 below z = -89."""
     return a * (1.0 - a)
 
 
@@ -132,7 +133,7 @@ def softplus_grad(m: Emitter, a: Value) -> Value:
 
 
 def silu_grad(m: Emitter, z: Value) -> Value:
-    """s (1 + z (1 - s)) with s = sigmoid(z)."""
+    """S (1 + z (1 - s)) with s = sigmoid(z)."""
     s = sigmoid(m, z)
     return s * (z * (1.0 - s) + 1.0)
 

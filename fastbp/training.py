@@ -280,7 +280,9 @@ def _hold_out(
         return data, None
     if isinstance(validation, tuple):
         if len(validation) not in (2, 3):
-            raise InputError(f"validation must be (X, T), (X, T, sample_weight) or a fraction, got {len(validation)} parts")
+            raise InputError(
+                f"validation must be (X, T), (X, T, sample_weight) or a fraction, got {len(validation)} parts"
+            )
         checked = net.check_batch(*validation, *[None] * (3 - len(validation)), finite=True, prefix="validation ")
         if not len(checked["X"]):
             raise InputError("validation has no rows")
@@ -314,7 +316,7 @@ def _reporter(progress: bool | Reporter, epochs: int, rows: int) -> Reporter:
         from fastbp.progress import TerminalReporter
 
         return TerminalReporter(epochs, rows)
-    return _Silent() if progress is False else progress
+    return progress or _Silent()
 
 
 class _Silent:

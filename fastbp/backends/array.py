@@ -76,7 +76,9 @@ class ArrayExecutable:
         are row ``step``; outputs of fixed shape come back stacked by step: (steps, rows, columns).
         """
         moving = [name for name, i in self.program.inputs.items() if self._moves(i)]
-        scalars_of_steps = [name for name, i in self.program.inputs.items() if self.program.buffers[i].dtype == "double"]
+        scalars_of_steps = [
+            name for name, i in self.program.inputs.items() if self.program.buffers[i].dtype == "double"
+        ]
         found: dict[str, list[Array]] = {}
         for n, position, step in steps.tolist():
             here = dict(values)

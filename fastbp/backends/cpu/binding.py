@@ -15,7 +15,10 @@ from fastbp.backends.cpu.gemm import TILE_ROWS, TILE_VECTORS
 from fastbp.backends.cpu.team import MAX_PIECES
 from fastbp.program import Instruction, Program, const_value, place
 
-SHARE_FROM = 200_000  # operations from which an instruction is worth offering to other threads (about 1 µs of one)
+# An instruction is offered to other threads from SHARE_FROM ns on, as estimated at 100 operations and 100 bytes a ns:
+# a step of 784-30-10 on 10 rows took 21 µs with its two 5 µs products shared, 14 µs with them not.
+SHARE_FROM = 20_000
+SMALL_PIECE = 100_000  # operations of a product below which a piece is not worth the claim
 PIECE_ELEMENTS = 16_384  # of elementwise work: fits the first-level cache, lasts several µs
 PIECE_OPERATIONS = 1 << 22  # of a product: large enough to reuse its rows of B, small enough to share
 FEWEST_PIECES = 8
@@ -116,7 +119,7 @@ class _Binder:
         op: int,
         sizes: tuple[int, int, int],
         block: tuple[int, int],
-        operations: int,
+        nanoseconds: int,
         operands: dict[int, Operand],
         code: int = -1,
         then: int = -1,
@@ -126,11 +129,16 @@ class _Binder:
         while -(-m // m_block) * -(-n // n_block) > MAX_PIECES:
             m_block, n_block = (2 * m_block, n_block) if m // m_block > n // n_block else (m_block, 2 * n_block)
         pieces = -(-m // m_block) * -(-n // n_block)
-        shared = int(pieces > 1 and operations >= SHARE_FROM)
+        shared = int(pieces > 1 and nanoseconds >= SHARE_FROM)
         row = [op, code, then, m, n, k, m_block, n_block, pieces, shared]
         for which in range(6):
             row.extend(operands.get(which, NOWHERE))
         self.rows.append(row)
+
+    def _cost(self, i: Instruction) -> int:
+        """A rough estimate in ns, to decide whether to share; nothing else depends on it."""
+        operations = self.program.instruction_operations(i, self.n)
+        return (operations + self.program.instruction_bytes(i, self.n, self.item)) // 100
 
     # ---- instructions ----------------------------------------------------------------------------------------------
 
@@ -148,12 +156,12 @@ class _Binder:
             operands[cpu.Y] = self._operand(i.ins[2], (m, n))
         if i.then:
             operands[cpu.OUT2] = self._operand(i.outs[1])
-        self._product((m, n, k), operands, i, self.program.instruction_operations(i, self.n))
+        self._product((m, n, k), operands, i)
 
-    def _product(self, sizes: tuple[int, int, int], operands: dict[int, Operand], i: Instruction, cost: int) -> None:
+    def _product(self, sizes: tuple[int, int, int], operands: dict[int, Operand], i: Instruction) -> None:
         code = simd.BINARY_CODES[i.code] if i.code else -1
         then = simd.UNARY_CODES[i.then] if i.then else -1
-        self._row(cpu.PRODUCT, sizes, self._tiles(*sizes), cost, operands, code, then)
+        self._row(cpu.PRODUCT, sizes, self._tiles(*sizes), self._cost(i), operands, code, then)
 
     def _tiles(self, m: int, n: int, k: int) -> tuple[int, int]:
         """Piece of a product: halved along its longer side until it is small, and there are a few of them."""
@@ -161,7 +169,7 @@ class _Binder:
         while True:
             work = 2 * m_block * n_block * max(k, 1)
             pieces = -(-m // max(m_block, 1)) * -(-n // max(n_block, 1))
-            if work <= SHARE_FROM // 2 or (work <= PIECE_OPERATIONS and pieces >= FEWEST_PIECES):
+            if work <= SMALL_PIECE or (work <= PIECE_OPERATIONS and pieces >= FEWEST_PIECES):
                 return m_block, n_block
             if m_block > TILE_ROWS and (m_block >= n_block or n_block <= self.panel):
                 m_block = _ceil(m_block // 2, TILE_ROWS)
@@ -183,14 +191,14 @@ class _Binder:
         lanes = simd.VECTOR_BYTES // self.item
         block = (lanes * max(1, PIECE_ELEMENTS // max(1, cols * lanes)), cols)
         operands = {cpu.OUT: out, cpu.A: self._operand(index)}
-        self._row(cpu.TRANSPOSE, (rows, cols, 0), block, rows * cols, operands)
+        self._row(cpu.TRANSPOSE, (rows, cols, 0), block, 2 * self.item * rows * cols // 100, operands)
 
     def _transpose(self, i: Instruction) -> None:
         self._transposition(i.ins[0], self._operand(i.outs[0]))
 
     def _map(self, i: Instruction) -> None:
         m, n = self._shape(i.outs[0])
-        cost = self.program.instruction_operations(i, self.n) or m * n
+        cost = self._cost(i)
         if all(self._shape(index) in ((m, n), (1, 1)) for index in i.ins):
             m, n = 1, m * n  # contiguous and alike: one long row
             operands = [(*self._where(x), 0, int(self.program.size(x, self.n) == n)) for x in (*i.outs, *i.ins)]
@@ -208,9 +216,9 @@ class _Binder:
         rows, cols = self._shape(i.ins[0])
         x = self._operand(i.ins[0])
         out = self._operand(i.outs[0])
-        cost = rows * cols
+        cost = self._cost(i)
         if i.axis is None:
-            self._row(cpu.SUM_ALL, (1, cost, 0), (1, cost), cost, {cpu.OUT: out, cpu.A: x})
+            self._row(cpu.SUM_ALL, (1, rows * cols, 0), (1, rows * cols), cost, {cpu.OUT: out, cpu.A: x})
         elif i.axis == 1:
             block = (PIECE_ELEMENTS // max(cols, 1), cols)
             self._row(cpu.SUM_COLUMNS, (rows, cols, 0), block, cost, {cpu.OUT: out, cpu.A: x})
@@ -222,7 +230,7 @@ class _Binder:
     def _softmax(self, i: Instruction) -> None:
         m, n = self._shape(i.outs[0])
         operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self._operand(i.ins[0])}
-        cost = self.program.instruction_operations(i, self.n)
+        cost = self._cost(i)
         logarithm = int(i.op == "log_softmax")
         self._row(cpu.SOFTMAX, (m, n, 0), (PIECE_ELEMENTS // max(n, 1), n), cost, operands, logarithm)
 
@@ -231,18 +239,18 @@ class _Binder:
     def _onehot(self, i: Instruction) -> None:
         m, n = self._shape(i.outs[0])
         operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self._operand(i.ins[0])}
-        self._row(cpu.ONEHOT, (m, n, 0), (PIECE_ELEMENTS // max(n, 1), n), m * n, operands)
+        self._row(cpu.ONEHOT, (m, n, 0), (PIECE_ELEMENTS // max(n, 1), n), self._cost(i), operands)
 
     def _gather(self, i: Instruction) -> None:
         m, n = self._shape(i.outs[0])
         words = n * (2 if self.program.buffers[i.outs[0]].dtype == "int" else self.item // 4)
         operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self._operand(i.ins[0]), cpu.B: self._operand(i.ins[1])}
-        self._row(cpu.GATHER, (m, words, 0), (PIECE_ELEMENTS // max(n, 1), words), m * n, operands)
+        self._row(cpu.GATHER, (m, words, 0), (PIECE_ELEMENTS // max(n, 1), words), self._cost(i), operands)
 
     def _update(self, i: Instruction) -> None:
         theta, g, *states, hyper = i.ins
         size = self.program.size(theta, self.n)
         pointers = [self._operand(x) for x in (theta, g, *states)]
         operands = dict(zip((cpu.OUT, cpu.A, cpu.B, cpu.Y), pointers, strict=False)) | {cpu.EXTRA: self._operand(hyper)}
-        cost = self.program.instruction_operations(i, self.n)
+        cost = self._cost(i)
         self._row(cpu.UPDATE, (1, size, 0), (1, PIECE_ELEMENTS), cost, operands, simd.UPDATE_CODES[i.code])

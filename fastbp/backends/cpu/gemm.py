@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastbp.backends.cpu import simd

@@ -28,10 +28,20 @@ from fastbp.backends.cpu.simd import (
     transpose_tile,
     update_vectors,
 )
-from fastbp.backends.cpu.team import DONE, OPEN, YIELDS_BEFORE_PARK, SPINS_BEFORE_YIELD, Team
-from fastbp.backends.cpu.team import ROW as CURRENT_ROW
 from fastbp.backends.cpu.team import BASES as CURRENT_BASES
-from fastbp.backends.cpu.team import atomic_load, claim, finish, publish, spin
+from fastbp.backends.cpu.team import (
+    DONE,
+    OPEN,
+    SPINS_BEFORE_YIELD,
+    YIELDS_BEFORE_PARK,
+    Team,
+    atomic_load,
+    claim,
+    finish,
+    publish,
+    spin,
+)
+from fastbp.backends.cpu.team import ROW as CURRENT_ROW
 
 # ---- the table -----------------------------------------------------------------------------------------------------
 
@@ -198,11 +208,11 @@ def _run_table(table, count, bases, control, one):
                 run_piece(row, bases, piece, one)
         else:
             publish(control, row, bases, pieces)
-            piece = claim(control)
+            piece = claim(control, 0)
             while piece >= 0:
                 run_piece(row, bases, piece, one)
                 finish(control, 0)
-                piece = claim(control)
+                piece = claim(control, 0)
             waited = 0
             while atomic_load(control, DONE) < pieces:
                 waited = spin(waited)
@@ -212,20 +222,14 @@ def _run_table(table, count, bases, control, one):
 def _help(control, thread, one):
     """Work for whoever has the team, until there has been nothing to do for a while."""
     waited = 0
-    while waited < SPINS_BEFORE_YIELD * YIELDS_BEFORE_PARK and thread < get_open(control):
-        piece = claim(control)
+    while waited < SPINS_BEFORE_YIELD * YIELDS_BEFORE_PARK and thread < atomic_load(control, OPEN):
+        piece = claim(control, thread)
         if piece < 0:
             waited = spin(waited)
         else:
             run_piece(get_int(control, CURRENT_ROW), get_int(control, CURRENT_BASES), piece, one)
             finish(control, thread)
             waited = 0
-
-
-@kernel
-def get_open(control):
-    """Threads that the present run may use; 0 between runs, where helpers go back to sleep."""
-    return atomic_load(control, OPEN)
 
 
 def _make_enter(stamp: str) -> Any:

@@ -249,7 +249,7 @@ class VectorEmitter:
         return self._from_bits(b.shl(b.add(n, self.integers(self.bias)), self.integers(self.mantissa)))
 
     def _reduced(self, x: Vector) -> tuple[Any, Vector]:
-        """n and e^r - 1 with x = n ln 2 + r, |r| <= ln(2)/2 (Cody and Waite's two-part ln 2).
+        """N and e^r - 1 with x = n ln 2 + r, |r| <= ln(2)/2 (Cody and Waite's two-part ln 2).
 
         n comes from adding 1.5 2^mantissa, which leaves the rounded integer in the low bits. A conversion to integer
         would be undefined for NaN; this way NaN stays in r.
@@ -289,7 +289,7 @@ class VectorEmitter:
         return self.call("copysign", -t / (t + 2.0), x)
 
     def log(self, x: Vector) -> Vector:
-        """k ln 2 + log(1 + f) with x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)) (the reduction of fdlibm's e_log.c)."""
+        """K ln 2 + log(1 + f) with x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)) (the reduction of fdlibm's e_log.c)."""
         b = self.builder
         lift = 2.0 ** (self.mantissa + 1)
         subnormal = x < float(np.finfo(self.numpy).tiny)
@@ -479,7 +479,7 @@ def sum_row(typingctx: Any, n: Any, x: Any) -> Any:
 
 @intrinsic
 def softmax_row(typingctx: Any, logarithm: Any, n: Any, out: Any, z: Any) -> Any:
-    """out = softmax(z) of n contiguous elements, or its logarithm: e = z - max(z), then e^e/s or e - log s, s = sum e^e."""
+    """Out = softmax(z) of n contiguous elements, or its logarithm: e = z - max(z), then e^e/s or e - log s, s = sum e^e."""
     signature = types.void(types.int64, types.int64, out, z)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
@@ -496,9 +496,7 @@ def softmax_row(typingctx: Any, logarithm: Any, n: Any, out: Any, z: Any) -> Any
 
         def probabilities() -> None:
             r = 1.0 / s
-            vector_loop(
-                m, n, lambda i, mask: m.store(m.exp(at(z, i, mask) - top) * r, _offset(builder, out, i), mask)
-            )
+            vector_loop(m, n, lambda i, mask: m.store(m.exp(at(z, i, mask) - top) * r, _offset(builder, out, i), mask))
 
         def logarithms() -> None:
             shift = m.log(s)
@@ -512,7 +510,7 @@ def softmax_row(typingctx: Any, logarithm: Any, n: Any, out: Any, z: Any) -> Any
 
 @intrinsic
 def transpose_tile(typingctx: Any, rows: Any, cols: Any, out: Any, out_stride: Any, x: Any, x_stride: Any) -> Any:
-    """out (cols, rows) = xᵀ of x (rows, cols), both at most one vector long; overwrites.
+    """Out (cols, rows) = xᵀ of x (rows, cols), both at most one vector long; overwrites.
 
     Eklundh's exchange: in log2(lanes) stages, element blocks of 1, 2, 4, … change places between pairs of rows.
     """
@@ -552,7 +550,7 @@ def transpose_tile(typingctx: Any, rows: Any, cols: Any, out: Any, out_stride: A
 
 @intrinsic
 def pointer(typingctx: Any, address: Any, offset: Any, like: Any) -> Any:
-    """address + offset elements, as a pointer to ``like``'s type."""
+    """Address + offset elements, as a pointer to ``like``'s type."""
     signature = types.CPointer(like)(types.int64, types.int64, like)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:

@@ -1,12 +1,14 @@
 """A team of threads that share the pieces of an instruction, without a threading layer to install.
 
-The caller publishes an instruction by writing one word, ``epoch | pieces | next piece``. Whoever wants work adds 1 to
-that word and so claims the piece that stood there; the caller claims too, and goes on when all pieces are done. A
-thread that is late, or never comes, costs nothing: the others do its pieces. What a piece computes depends on its
-number alone, so results do not depend on who did it.
+The caller publishes an instruction by giving every thread a range of its pieces: a word ``epoch | end | next piece``.
+Whoever wants work adds 1 to a word and so claims the piece that stood there: of its own range first, so that a core
+finds in its cache what it wrote one instruction earlier, then of the others'. The caller claims too, and goes on when
+all pieces are done. A thread that is late, or never comes, costs nothing: the others do its pieces. What a piece
+computes depends on its number alone, so results do not depend on who did it.
 
 Everything that a claimed piece needs (row of the table, addresses) stands in the control block and cannot change
-before the piece is done, since the caller waits for it.
+before the piece is done, since the caller waits for it. A word read too early is harmless: the addition that claims
+returns the word as it is then, and that says which piece of the present instruction was claimed.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ from fastbp.backends.cpu.simd import I64, get_int, set_int
 from fastbp.backends.threads import MAX_THREADS
 
 # Words of the control block; those that different threads write lie in cache lines of their own.
-WORD, DONE, ROW, BASES, OPEN, COUNTS = 0, 16, 32, 33, 48, 64
-WORDS = COUNTS + 16 * MAX_THREADS
+DONE, ROW, BASES, OPEN = 0, 16, 17, 32
+RANGES = 48  # a line a thread: its word, and the number of pieces that it has done
+LINE = 16
+WORDS = RANGES + LINE * MAX_THREADS
 FIELD = 20  # bits of the piece number and of the number of pieces
 MASK = (1 << FIELD) - 1
 MAX_PIECES = MASK - MAX_THREADS  # each thread may claim once too often
@@ -98,26 +102,33 @@ def publish(control, row, bases, pieces):
     set_int(control, ROW, row)
     set_int(control, BASES, bases)
     atomic_store(control, DONE, 0)
-    epoch = (atomic_load(control, WORD) >> (2 * FIELD)) + 1
-    atomic_store(control, WORD, (epoch << (2 * FIELD)) | (pieces << FIELD))
+    epoch = (atomic_load(control, RANGES) >> (2 * FIELD)) + 1
+    threads = get_int(control, OPEN)
+    for t in range(threads):
+        first, end = pieces * t // threads, pieces * (t + 1) // threads
+        atomic_store(control, RANGES + LINE * t, (epoch << (2 * FIELD)) | (end << FIELD) | first)
 
 
 @kernel
-def claim(control):
-    """The number of a piece that is now the caller's to do, or -1 if there is none."""
-    word = atomic_load(control, WORD)
-    if (word & MASK) < ((word >> FIELD) & MASK):
-        word = atomic_add(control, WORD, 1)
-        piece = word & MASK
-        if piece < ((word >> FIELD) & MASK):
-            return piece
+def claim(control, thread):
+    """The number of a piece that is now this thread's to do, or -1 if there is none."""
+    threads = atomic_load(control, OPEN)
+    for k in range(threads):
+        place = RANGES + LINE * ((thread + k) % threads)
+        word = atomic_load(control, place)
+        if (word & MASK) < ((word >> FIELD) & MASK):
+            word = atomic_add(control, place, 1)
+            piece = word & MASK
+            if piece < ((word >> FIELD) & MASK):
+                return piece
     return -1
 
 
 @kernel
 def finish(control, thread):
     """Count a piece as done."""
-    set_int(control, COUNTS + 16 * thread, get_int(control, COUNTS + 16 * thread) + 1)
+    count = RANGES + LINE * thread + 1
+    set_int(control, count, get_int(control, count) + 1)
     atomic_add(control, DONE, 1)
 
 
@@ -146,8 +157,7 @@ class Team:
 
     def pieces_done(self) -> list[int]:
         """Pieces that each thread has done so far, the calling thread first."""
-        first = (self.control - self._control.ctypes.data) // 8 + COUNTS
-        return [int(self._control[first + 16 * t]) for t in range(len(self._bells) + 1)]
+        return [int(self._words()[RANGES + LINE * t + 1]) for t in range(len(self._bells) + 1)]
 
     def run(self, threads: int, arguments: tuple[int, ...]) -> None:
         """Run the steps with up to ``threads`` threads."""
@@ -166,7 +176,11 @@ class Team:
             self._busy.release()
 
     def _set_open(self, threads: int) -> None:
-        self._control[(self.control - self._control.ctypes.data) // 8 + OPEN] = threads
+        self._words()[OPEN] = threads
+
+    def _words(self) -> np.ndarray:
+        """The control block, from its first aligned word on."""
+        return self._control[(self.control - self._control.ctypes.data) // 8 :]
 
     def _hire(self) -> None:
         bell = threading.Semaphore(0)

@@ -169,9 +169,7 @@ def _node(value: Operand) -> Node:
         return value
     if isinstance(value, (int, float)) or getattr(value, "shape", None) == ():
         return constant(float(value))
-    raise InputError(
-        f"a graph works on nodes and numbers, got {type(value).__name__}; declare arrays with graph.input or graph.param"
-    )
+    raise InputError(f"a graph works on nodes and numbers, got {type(value).__name__}; use graph.input or graph.param")
 
 
 def _binary(op: str, x: Operand, y: Operand) -> Node:

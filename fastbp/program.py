@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from fastbp import ops
+from fastbp import ops, scalars
 from fastbp.ops import Shape, Size
 
 UNKNOWN_ROWS = Size(0, 0)  # a data set's: its rows are gathered, never all read
@@ -126,7 +126,7 @@ class Program:
             case "softmax" | "log_softmax":
                 return (ops.OPERATIONS["exp"] + 3) * out
             case "update":
-                return ops.count_update_operations(ops.scalars.UPDATES[instruction.code]) * out
+                return ops.count_update_operations(scalars.UPDATES[instruction.code]) * out
         return 0
 
     def instruction_bytes(self, instruction: Instruction, n: int, itemsize: int) -> int:

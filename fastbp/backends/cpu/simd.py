@@ -355,7 +355,7 @@ def _switch(builder: Any, code: Any, cases: Sequence[Callable[[], None]]) -> Non
 
 
 def _spread(m: VectorEmitter, pointer: Any, step: Any) -> Any:
-    """The pointer itself if step is 1; if step is 0, one to a vector of copies of its element, to read again and again."""
+    """The pointer itself if step is 1; if it is 0, a vector of copies of its element, to be read again and again."""
     b = m.builder
     spread = cgutils.alloca_once(b, m.type)
     with b.if_then(b.icmp_signed("==", step, I64(0))):
@@ -479,7 +479,7 @@ def sum_row(typingctx: Any, n: Any, x: Any) -> Any:
 
 @intrinsic
 def softmax_row(typingctx: Any, logarithm: Any, n: Any, out: Any, z: Any) -> Any:
-    """Out = softmax(z) of n contiguous elements, or its logarithm: e = z - max(z), then e^e/s or e - log s, s = sum e^e."""
+    """out = exp(d)/s with d = z - max(z), s = sum exp(d), of n contiguous elements; or its logarithm, d - log s."""
     signature = types.void(types.int64, types.int64, out, z)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:

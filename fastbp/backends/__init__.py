@@ -66,7 +66,7 @@ def resolve(backend: str | None) -> str:
 
 
 def resolve_dtype(dtype: Any) -> str:
-    """ "float32" or "float64", from a name, a NumPy dtype or a scalar type."""
+    """The dtype's name, "float32" or "float64", from a name, a NumPy dtype or a scalar type."""
     name = getattr(dtype, "__name__", None) or getattr(dtype, "name", None) or dtype
     if name not in DTYPES:
         raise unknown("dtype", name, DTYPES)

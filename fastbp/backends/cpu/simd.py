@@ -289,7 +289,7 @@ class VectorEmitter:
         return self.call("copysign", -t / (t + 2.0), x)
 
     def log(self, x: Vector) -> Vector:
-        """K ln 2 + log(1 + f) with x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)) (the reduction of fdlibm's e_log.c)."""
+        """k ln 2 + log(1 + f) with x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)): the reduction of fdlibm's log."""
         b = self.builder
         lift = 2.0 ** (self.mantissa + 1)
         subnormal = x < float(np.finfo(self.numpy).tiny)
@@ -510,7 +510,7 @@ def softmax_row(typingctx: Any, logarithm: Any, n: Any, out: Any, z: Any) -> Any
 
 @intrinsic
 def transpose_tile(typingctx: Any, rows: Any, cols: Any, out: Any, out_stride: Any, x: Any, x_stride: Any) -> Any:
-    """Out (cols, rows) = xᵀ of x (rows, cols), both at most one vector long; overwrites.
+    """out (cols, rows) = xᵀ of x (rows, cols), both at most one vector long; overwrites.
 
     Eklundh's exchange: in log2(lanes) stages, element blocks of 1, 2, 4, … change places between pairs of rows.
     """

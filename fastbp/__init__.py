@@ -5,8 +5,8 @@ from fastbp.backends import available_backends, use_backend
 from fastbp.backends.threads import get_num_threads, set_num_threads
 from fastbp.errors import DivergedError, FastbpError, InputError
 from fastbp.functional import dense, dense_backward
+from fastbp.history import History
 from fastbp.network import MLP, load
-from fastbp.training import History
 
 __version__ = "0.1.0"
 

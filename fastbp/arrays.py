@@ -41,6 +41,7 @@ def matrix(name: str, value: Any, cols: int | None, dtype: Any) -> Array:
 
 
 def same_rows(name: str, array: Array, rows: int, other: str) -> None:
+    """Refuse an array that has not as many rows as another."""
     if len(array) != rows:
         raise InputError(f"{name} has {len(array)} rows, but {other} has {rows}")
 

@@ -38,7 +38,7 @@ def unknown(what: str, got: object, valid: Iterable[str]) -> InputError:
     """The error for a name that is not one of ``valid``, with the nearest valid one suggested."""
     names = list(valid)
     near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return InputError(f"{what}={got!r} is unknown{hint} Valid: {', '.join(map(repr, names))}.")
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fastbp import arrays, backends, graph
 from fastbp.errors import InputError, unknown
-from fastbp.graph import Node
+from fastbp.nodes import Node
 from fastbp.plan import plan
 from fastbp.scalars import ACTIVATIONS
 

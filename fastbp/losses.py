@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastbp.errors import InputError, unknown
-from fastbp.graph import Node, constant
+from fastbp.nodes import Node, constant
 from fastbp.ops import ONE, N, columns
 
 REDUCTIONS = ("mean", "sum")
@@ -103,6 +103,7 @@ def check_output(loss: Loss, output: str) -> None:
 
 
 def check_reduction(reduction: str) -> str:
+    """The name itself, if it is one."""
     if reduction not in REDUCTIONS:
         raise unknown("reduction", reduction, REDUCTIONS)
     return reduction

@@ -4,48 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from fastbp import arrays, backends, graph, losses, optim, training
+from fastbp import arrays, backends, files, graph, initialisation, losses, optim, training
 from fastbp.errors import DataError, InputError, unknown
-from fastbp.graph import Node
+from fastbp.history import History, Reporter
+from fastbp.nodes import Node
 from fastbp.optim import Optimizer, State
 from fastbp.plan import plan
 from fastbp.program import Program
 from fastbp.scalars import ACTIVATIONS
-from fastbp.training import History, TrainingState
+from fastbp.training import TrainingState
 
 Array = npt.NDArray[Any]
 OUTPUTS = (*ACTIVATIONS, "softmax")
 FORMAT = 1  # of saved files
-
-
-# ---- initialisation ----------------------------------------------------------------------------------------------
-
-
-def _initial_weights(name: str, rng: np.random.Generator, fan_in: int, fan_out: int) -> Array:
-    """Float64 (fan_in, fan_out) weights; see :class:`MLP` for the distributions."""
-    match name:
-        case "glorot":
-            limit = (6.0 / (fan_in + fan_out)) ** 0.5
-            return rng.uniform(-limit, limit, (fan_in, fan_out))
-        case "he":
-            return rng.normal(0.0, (2.0 / fan_in) ** 0.5, (fan_in, fan_out))
-        case "lecun":
-            return rng.normal(0.0, fan_in**-0.5, (fan_in, fan_out))
-        case "normal":
-            return rng.standard_normal((fan_in, fan_out))
-    return np.zeros((fan_in, fan_out))
-
-
-INITS = ("glorot", "he", "lecun", "normal", "zeros")
-_INIT_OF = {"relu": "he", "leaky_relu": "he", "gelu": "he", "silu": "he"}  # the others: glorot
 
 
 # ---- the network -------------------------------------------------------------------------------------------------
@@ -61,10 +38,8 @@ class MLP:
         output: activation of the last layer, softmax among them; follows the loss if None (see ``fastbp.losses``).
         loss: half_sse, mse, sse, mae, huber, bce or cross_entropy, scaled as ``fastbp.losses`` says.
         reduction: "mean" or "sum" over the rows of a batch.
-        init: "glorot" (uniform, ±√(6/(fan_in + fan_out)); Glorot and Bengio 2010), "he" (normal, variance 2/fan_in;
-            He et al. 2015), "lecun" (normal, variance 1/fan_in), "normal" (N(0, 1), biases too), "zeros". None
-            chooses a layer's by its activation: he for relu, leaky_relu, gelu and silu, glorot otherwise. Biases
-            start at 0 but for "normal".
+        init: "glorot", "he", "lecun", "normal" or "zeros", see ``fastbp.initialisation``. None chooses a layer's by
+            its activation: he for relu, leaky_relu, gelu and silu, glorot otherwise.
         dtype: "float32" or "float64"; everything is computed in it.
         backend: "cpu" or "numpy"; None takes what :func:`fastbp.use_backend` set.
         seed: of the initialisation, and of the order of the rows in ``fit``; None draws one.
@@ -94,8 +69,8 @@ class MLP:
         self._loss = losses.get(loss)
         self.reduction = losses.check_reduction(reduction)
         self.activations = (*_check_activations(activation, len(self.layers) - 2), self._check_output(output))
-        if init is not None and init not in INITS:
-            raise unknown("init", init, INITS)
+        if init is not None and init not in initialisation.INITS:
+            raise unknown("init", init, initialisation.INITS)
         self.init = init
         self._dtype = backends.resolve_dtype(dtype)
         self._backend = backends.resolve(backend)
@@ -117,9 +92,8 @@ class MLP:
         rng = np.random.default_rng(self.seed)
         parts = []
         for (fan_in, fan_out), activation in zip(self._shapes, self.activations, strict=True):
-            name = self.init or _INIT_OF.get(activation, "glorot")
-            parts.append(_initial_weights(name, rng, fan_in, fan_out).ravel())
-            parts.append(rng.standard_normal(fan_out) if name == "normal" else np.zeros(fan_out))
+            w, b = initialisation.layer(self.init or initialisation.default(activation), rng, fan_in, fan_out)
+            parts += [w.ravel(), b]
         return np.concatenate(parts).astype(self._dtype)
 
     # ---- parameters and settings ---------------------------------------------------------------------------------
@@ -373,7 +347,7 @@ class MLP:
         tol: float | None = None,
         patience: int | None = None,
         callbacks: Sequence[Callable[[Any, History], Any]] = (),
-        progress: bool | training.Reporter = False,
+        progress: bool | Reporter = False,
     ) -> History:
         """Train in place. Data of any real dtype is converted to the network's once.
 
@@ -394,10 +368,10 @@ class MLP:
             tol, patience: stop when ``patience`` (10) epochs in a row did not lower the best loss (on the validation
                 data if there is any) by more than ``tol`` (1e-4); the best parameters are kept. Off if both are None.
             callbacks: functions of (net, history), called after every epoch; one that returns True ends training.
-            progress: True draws a progress bar (extra "cli"), or a :class:`fastbp.training.Reporter`.
+            progress: True draws a progress bar (extra "cli"), or a :class:`fastbp.Reporter`.
 
         Returns:
-            The network's :class:`fastbp.training.History`, over all calls.
+            The network's :class:`fastbp.history.History`, over all calls.
 
         Raises:
             InputError: an argument is wrong; nothing has changed.
@@ -464,22 +438,8 @@ class MLP:
             }
             content |= {f"state{k}": v for k, v in enumerate(kept.state.vectors)}
         content["settings"] = np.array(json.dumps(settings))
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **content)
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own mode would hide the file from everybody else
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        with files.replacing(path) as file:
+            np.savez(file, **content)
 
 
 def load(path: str | os.PathLike[str], *, backend: str | None = None) -> MLP:

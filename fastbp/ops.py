@@ -42,10 +42,12 @@ SCALAR: Shape = (ONE, ONE)
 
 
 def fixed(rows: int, cols: int) -> Shape:
+    """A shape that does not depend on n."""
     return (Size(0, rows), Size(0, cols))
 
 
 def show(shape: Shape) -> str:
+    """The shape as people write it: (n, 3)."""
     return f"({shape[0]}, {shape[1]})"
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from fastbp import arrays, backends, scalars
 from fastbp.errors import InputError, unknown
-from fastbp.graph import Node, param, update
+from fastbp.nodes import Node, param, update
 from fastbp.ops import fixed
 from fastbp.plan import plan
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from fastbp import scalars
 from fastbp.errors import GraphError
-from fastbp.graph import Node, ancestors
+from fastbp.nodes import Node, ancestors
 from fastbp.ops import TABLE, columns
 from fastbp.program import Buffer, Instruction, Program
 

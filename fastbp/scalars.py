@@ -64,14 +64,17 @@ def sigmoid(m: Emitter, z: Value) -> Value:
 
 
 def tanh(m: Emitter, z: Value) -> Value:
+    """The hyperbolic tangent."""
     return m.tanh(z)
 
 
 def relu(m: Emitter, z: Value) -> Value:
+    """max(z, 0)."""
     return m.where(z <= 0.0, 0.0, z)
 
 
 def leaky_relu(m: Emitter, z: Value) -> Value:
+    """z, or z/100 below 0."""
     return m.where(z < 0.0, z * LEAKY_SLOPE, z)
 
 
@@ -99,6 +102,7 @@ def erfc(m: Emitter, x: Value) -> Value:
 
 
 def normal_cdf(m: Emitter, z: Value) -> Value:
+    """Phi(z) = erfc(-z/sqrt 2)/2."""
     return erfc(m, z * -math.sqrt(0.5)) * 0.5
 
 
@@ -116,14 +120,17 @@ def sigmoid_grad(m: Emitter, a: Value) -> Value:
 
 
 def tanh_grad(m: Emitter, a: Value) -> Value:
+    """1 - a^2."""
     return 1.0 - a * a
 
 
 def relu_grad(m: Emitter, a: Value) -> Value:
+    """1 where a > 0, else 0: at the kink the derivative is taken as 0."""
     return m.where(a > 0.0, 1.0, 0.0)
 
 
 def leaky_relu_grad(m: Emitter, a: Value) -> Value:
+    """1 where a > 0, else 1/100."""
     return m.where(a > 0.0, 1.0, LEAKY_SLOPE)
 
 
@@ -153,6 +160,7 @@ def huber(m: Emitter, d: Value) -> Value:
 
 
 def huber_grad(m: Emitter, d: Value) -> Value:
+    """d, limited to [-1, 1]."""
     return m.where(d > 1.0, 1.0, m.where(d < -1.0, -1.0, d))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fastbp import arrays, backends, optim
 from fastbp.errors import DivergedError, InputError, unknown
+from fastbp.history import History, Reporter
 from fastbp.optim import Optimizer, State
 
 Array = npt.NDArray[Any]
@@ -23,44 +24,6 @@ SLICE_SECONDS = 0.05
 DEFAULT_BATCH = 32
 SAMPLINGS = ("epoch", "replacement")
 _FIRST_GUESS = 2e9  # operations a second, to size the first slice; the following ones go by the clock
-
-
-@dataclass
-class History:
-    """What training has seen, an entry an epoch; saved with the network.
-
-    Attributes:
-        loss: mean over the epoch's batches of the loss before each update, weighted with rows (or sample weights);
-            their sum where the loss is a sum.
-        validation_loss, validation_score: on the validation data after the epoch; empty without any.
-        learning_rate: of the epoch's last step.
-        seconds: wall time of the epoch's steps.
-        rows: rows of the epoch.
-        stopped: why the last ``fit`` ended: "epochs", "patience", "callback" or "interrupted".
-        best_epoch: with patience, the epoch (from 0) whose parameters were kept.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
-    validation_score: list[float] = field(default_factory=list)
-    learning_rate: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    stopped: str = ""
-    best_epoch: int | None = None
-
-    @property
-    def epochs(self) -> int:
-        return len(self.loss)
-
-    def to_config(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def truncate(self, epochs: int) -> None:
-        """Forget the epochs from that number on."""
-        for entries in (self.loss, self.learning_rate, self.seconds, self.rows):
-            del entries[epochs:]
-        del self.validation_loss[epochs:], self.validation_score[epochs:]
 
 
 @dataclass
@@ -94,14 +57,6 @@ class Trainable(Protocol):
     def operations_a_row(self) -> int: ...
     @property
     def averages(self) -> bool: ...
-
-
-class Reporter(Protocol):
-    """Draws progress. ``fastbp.progress`` has the one for terminals."""
-
-    def slice(self, epoch: int, done: float, loss: float, rows_a_second: float) -> None: ...
-    def epoch(self, history: History) -> None: ...
-    def close(self) -> None: ...
 
 
 class RowOrder:
@@ -258,8 +213,8 @@ def fit(
         batch_size = min(DEFAULT_BATCH, rows)
     if batch_size > rows:
         raise InputError(f"batch_size={batch_size} is larger than the data, which has {rows} rows to train on")
-    training = _resume(net, optimizer, seed)
     reporter = _reporter(progress, epochs, rows)
+    training = _resume(net, optimizer, seed)
     one = _Fit(net, data, epochs, batch_size, shuffle, sampling, training)
     watch = _Watch(net, one, held_out, tol, patience, callbacks, reporter)
     try:

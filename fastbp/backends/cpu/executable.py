@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fastbp.backends import threads
 from fastbp.backends.cpu.binding import Bound, Slots, bind
 from fastbp.backends.cpu.machine import team
+from fastbp.backends.threads import get_num_threads
 from fastbp.ops import N
 from fastbp.program import Program
 
@@ -85,7 +85,7 @@ class CpuExecutable:
             self.slots.count,
             bases.ctypes.data,
         )
-        self._team.run(threads.get_num_threads() if shared else 1, arguments)
+        self._team.run(get_num_threads() if shared else 1, arguments)
         return outputs
 
     def _shape(self, index: int, n: int) -> tuple[int, int]:

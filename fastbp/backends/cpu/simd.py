@@ -63,7 +63,9 @@ def _probe(triple: str, cpu: str) -> str:
 
 
 VECTOR_BYTES = _vector_bytes()
-VECTOR_REGISTERS = 32 if VECTOR_BYTES == 64 or not target()[0].startswith("x86_64") else 16
+_X86 = target()[0].startswith(("x86_64", "i686", "amd64"))
+VECTOR_REGISTERS = 16 if _X86 and VECTOR_BYTES < 64 else 32
+HAS_FMA = not _X86 or VECTOR_BYTES > 16  # without, llvm.fma would call the C library for every lane
 
 
 # ---- values and the emitter ----------------------------------------------------------------------------------------
@@ -221,7 +223,10 @@ class VectorEmitter:
         return self.call("sqrt", x)
 
     def fma(self, x: Any, y: Any, z: Any) -> Vector:
-        return self.call("fma", x, y, z)
+        if HAS_FMA:
+            return self.call("fma", x, y, z)
+        product: Vector = Vector(self, self.unwrap(x)) * y
+        return product + z
 
     def where(self, condition: Vector, x: Any, y: Any) -> Vector:
         return Vector(self, self.builder.select(condition.value, self.unwrap(x), self.unwrap(y)))

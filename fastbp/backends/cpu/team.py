@@ -136,10 +136,13 @@ class Team:
     """Helper threads of one dtype. They sleep in Python, and work inside ``enter`` without the GIL.
 
     One run at a time has the team; a run that comes from another Python thread meanwhile goes on alone.
+
+    Attributes:
+        compiled: the dispatcher of the machine's entry.
     """
 
     def __init__(self, enter: Any, one: Any) -> None:
-        self._enter = enter
+        self.compiled = enter
         self._one = one
         self._busy = threading.Lock()
         self._control = np.zeros(WORDS + 16, np.int64)
@@ -162,7 +165,7 @@ class Team:
     def run(self, threads: int, arguments: tuple[int, ...]) -> None:
         """Run the steps with up to ``threads`` threads."""
         if threads < 2 or not self._busy.acquire(blocking=False):
-            self._enter(0, *arguments, 0, self._one)
+            self.compiled(0, *arguments, 0, self._one)
             return
         try:
             while len(self._bells) < threads - 1:
@@ -170,7 +173,7 @@ class Team:
             self._set_open(threads)
             for bell in self._bells[: threads - 1]:
                 bell.release()
-            self._enter(0, *arguments, self.control, self._one)
+            self.compiled(0, *arguments, self.control, self._one)
         finally:
             self._set_open(0)
             self._busy.release()
@@ -190,6 +193,6 @@ class Team:
         def help_when_called() -> None:
             while True:
                 bell.acquire()
-                self._enter(number, 0, 0, 0, 0, 0, 0, self.control, self._one)
+                self.compiled(number, 0, 0, 0, 0, 0, 0, self.control, self._one)
 
         threading.Thread(target=help_when_called, name=f"fastbp-{number}", daemon=True).start()

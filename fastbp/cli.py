@@ -1,0 +1,660 @@
+"""The command line: ``fastbp train``, ``predict``, ``info``, ``check`` and ``bench``.
+
+The commands are plain functions; :func:`commands` tells click about them, so that this module can be imported, and say
+what is missing, where click is not installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import ctypes
+import dataclasses
+import importlib.metadata
+import itertools
+import os
+import platform
+import sys
+import zipfile
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+import fastbp
+from fastbp import data, losses, network, optim, pictures
+from fastbp.data import Dataset, Scaling
+from fastbp.errors import DataError, FastbpError, InputError, missing_extra, unknown
+from fastbp.network import MLP
+from fastbp.optim import Optimizer
+from fastbp.scalars import ACTIVATIONS
+
+if TYPE_CHECKING:
+    import click
+    from rich.table import Table
+
+Array = npt.NDArray[Any]
+
+HELD_OUT_EVERY = 5  # rows with index % 5 == 4
+INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
+EXTRAS = {"cli": ("click", "rich"), "plots": ("matplotlib",), "demo": ("scikit-learn",)}
+PIPE_WIDTH = 160  # columns of a table that goes to no terminal
+SHOWN_FEATURES = ("sse4.2", "avx", "f16c", "fma", "amx", "neon", "sve")  # how the names that matter here begin
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; an error becomes one line on stderr and exit code 1."""
+    try:
+        commands().main(arguments, prog_name="fastbp")
+    except (FastbpError, OSError, MemoryError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def commands() -> click.Group:
+    """The commands as click knows them.
+
+    Raises:
+        MissingExtraError: click or rich is not installed.
+    """
+    try:
+        import click
+        import rich  # noqa: F401  for the tables and the progress bar
+    except ImportError as error:
+        raise missing_extra(error.name or "click", "cli", "The command line") from error
+
+    written = click.Path(path_type=Path, dir_okay=False)
+    backend = click.Option(["--backend", "backends"], multiple=True, help="cpu or numpy; may be repeated.")
+    training = [
+        click.Argument(["source"], default="digits", metavar="[DATA]"),
+        click.Option(
+            ["--hidden"], default="64", show_default=True, help='Hidden widths: 30, or 64,64, or "" for none.'
+        ),
+        click.Option(
+            ["--activation"],
+            default="relu",
+            show_default=True,
+            help=f"Of the hidden layers, one or one a layer (tanh,relu): {', '.join(ACTIVATIONS)}.",
+        ),
+        click.Option(["--output"], help="Activation of the last layer, softmax among them; follows the loss."),
+        click.Option(
+            ["--loss"],
+            help=f"{', '.join(losses.LOSSES)}; by default cross_entropy for classes, mse for numbers.",
+        ),
+        click.Option(["--init"], help=f"{', '.join(network.INITS)}; follows the activation."),
+        click.Option(["--optimizer"], default="adam", show_default=True, help=f"{', '.join(optim.OPTIMIZERS)}."),
+        click.Option(["--learning-rate"], type=float, help="The optimizer's own by default."),
+        click.Option(["--epochs"], type=int, default=20, show_default=True),
+        click.Option(["--batch-size"], type=int, help="Rows a step; 32, or all if they are fewer."),
+        click.Option(["--backend"], help="cpu (compiled) or numpy (plain array code)."),
+        click.Option(["--dtype"], default="float32", show_default=True, help="float32 or float64."),
+        click.Option(["--seed"], type=int, default=0, show_default=True, help="Of the weights and the rows' order."),
+        click.Option(
+            ["--scale"], help=f"{', '.join(data.SCALES)}; by default unit for images, standard for .csv and .npz."
+        ),
+        click.Option(["--target"], help="The target's column in a csv file, by name or index; the last by default."),
+        click.Option(["--task"], help=f"What a csv file's target is: {', '.join(data.TASKS)}."),
+        click.Option(["--patience"], type=int, help="Stop when the held-out loss has not improved for so many epochs."),
+        click.Option(["--clip-norm"], type=float, help="Largest norm of a gradient."),
+        click.Option(["--out"], type=written, help="Keep the network, its scaling and its class names: FILE.npz."),
+        click.Option(["--plot"], type=written, help="Draw the loss by epoch: FILE.png."),
+        click.Option(["--quiet"], is_flag=True, help="No progress bar."),
+    ]
+    predicting = [
+        click.Argument(["model"], type=click.Path(path_type=Path, dir_okay=False)),
+        click.Argument(["source"], metavar="DATA"),
+        click.Option(["--out"], type=written, help="Write there instead of to stdout: FILE.csv."),
+    ]
+    checking = [
+        backend,
+        click.Option(["--dtype", "dtypes"], multiple=True, help="float32 or float64; may be repeated."),
+    ]
+    measuring = [
+        click.Option(["--network", "networks"], multiple=True, help="Measure this network only; may be repeated."),
+        backend,
+        click.Option(["--dtype"], default="float32", show_default=True, help="float32 or float64."),
+        click.Option(["--quick"], is_flag=True, help="Fewer repetitions: rougher figures, sooner."),
+        click.Option(["--json"], type=written, help="Write the figures: FILE.json."),
+        click.Option(["--plot"], type=written, help="Draw the figures: FILE.png."),
+    ]
+
+    def command(work: Callable[..., None], parameters: Sequence[click.Parameter] = ()) -> click.Command:
+        return click.Command(work.__name__, callback=work, help=work.__doc__, params=list(parameters))
+
+    group = click.Group(
+        "fastbp",
+        help="Compiled backpropagation for dense networks.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        commands=[
+            command(train, training),
+            command(predict, predicting),
+            command(info),
+            command(check, checking),
+            command(bench, measuring),
+        ],
+    )
+    return click.version_option(fastbp.__version__, prog_name="fastbp")(group)
+
+
+# ---- train ---------------------------------------------------------------------------------------------------------
+
+
+def train(
+    source: str,
+    hidden: str,
+    activation: str,
+    output: str | None,
+    loss: str | None,
+    init: str | None,
+    optimizer: str,
+    learning_rate: float | None,
+    epochs: int,
+    batch_size: int | None,
+    backend: str | None,
+    dtype: str,
+    seed: int,
+    scale: str | None,
+    target: str | None,
+    task: str | None,
+    patience: int | None,
+    clip_norm: float | None,
+    out: Path | None,
+    plot: Path | None,
+    quiet: bool,
+) -> None:
+    """Train a network on DATA and score it on every fifth row, which is held out.
+
+    DATA is the word digits (the default), a folder of IDX files such as MNIST's, or an .npz, .csv or .tsv file. The
+    widths of the input and the output come from the data.
+    """
+    _check_writable(out)
+    _check_writable(plot)
+    if plot is not None:
+        pictures.check(plot)
+    if scale is not None and scale not in data.SCALES:
+        raise unknown("scale", scale, data.SCALES)
+    rows = _training_data(source, target, task)
+    fitted, held_out = rows.split_every(HELD_OUT_EVERY)
+    scaling = data.fit_scaling(fitted.X, scale or ("standard" if _is_table(source) else "unit"))
+    fitted, held_out = fitted.scaled(scaling), held_out.scaled(scaling)
+    net = MLP(
+        [rows.n_features, *_widths(hidden), rows.n_outputs],
+        activation=activation.split(",") if "," in activation else activation,
+        output=output,
+        loss=loss or ("cross_entropy" if rows.is_classification else "mse"),
+        init=init,
+        dtype=dtype,
+        backend=backend,
+        seed=seed,
+    )
+    changes = {"learning_rate": learning_rate, "clip_norm": clip_norm}
+    rule = dataclasses.replace(optim.get(optimizer), **{k: v for k, v in changes.items() if v is not None})
+    print(f"{rows.name}: {fitted.n:,} rows to train on, {held_out.n:,} held out, {_targets_in_words(rows)}")
+    print(f"{'-'.join(map(str, net.layers))}, {', '.join(net.activations)}, {net.loss_name}; {_in_words(rule)}")
+    history = net.fit(
+        fitted.X,
+        fitted.T,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=rule,
+        validation=(held_out.X, held_out.T),
+        patience=patience,
+        progress=not quiet,
+    )
+    if not history.epochs:
+        print("Interrupted before the first epoch ended; nothing is kept.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    seconds = sum(history.seconds)
+    steps = history.epochs * -(-fitted.n // (batch_size or min(fastbp.training.DEFAULT_BATCH, fitted.n)))
+    figures = {
+        f"held-out {_score_name(net, held_out.T)}": f"{net.score(held_out.X, held_out.T):.4f}",
+        "held-out loss": f"{net.loss(held_out.X, held_out.T):.4g}",
+        "training loss": f"{history.loss[-1]:.4g}",
+        "epochs": f"{history.epochs}{_ending(history)}",
+        "seconds": f"{seconds:.3g}",
+        "rows/s": f"{sum(history.rows) / seconds:,.0f}",
+        "steps/s": f"{steps / seconds:,.0f}",
+    }
+    if out is not None:
+        net.save(out, **_kept(rows, scaling, target))
+        figures["network"] = str(out)
+    if plot is not None:
+        pictures.loss_curve(history, plot)
+        figures["plot"] = str(plot)
+    _print_pairs(figures)
+    if history.stopped == "interrupted":
+        sys.exit(INTERRUPTED)
+
+
+def _print_pairs(pairs: Mapping[str, str]) -> None:
+    width = max(map(len, pairs))
+    for name, value in pairs.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def _check_writable(path: Path | None) -> None:
+    """Refuse a file that could not be written, before the work whose result goes there."""
+    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise InputError(f"{path}: the folder {path.parent} is not there, or it cannot be written to")
+
+
+def _training_data(source: str, target: str | None, task: str | None) -> Dataset:
+    options: dict[str, Any] = {}
+    if target is not None:
+        options["target"] = _column(target)
+    if task is not None:
+        options["task"] = task
+    if options and not _is_csv(source):
+        raise InputError(f"--target and --task say how to read a .csv or .tsv file; {source} is none")
+    rows = data.load(source, **options)
+    if not rows.is_classification and _is_onehot(rows.T):
+        classes = tuple(map(str, range(rows.n_outputs)))
+        rows = dataclasses.replace(rows, T=rows.T.argmax(axis=1).astype(np.int64), classes=classes)
+    if rows.classes is not None and len(rows.classes) < 2:
+        raise DataError(f"{rows.name}: all rows are of the class {rows.classes[0]!r}; needed at least two classes")
+    if rows.n < HELD_OUT_EVERY:
+        raise DataError(f"{rows.name} has {rows.n} rows; needed at least {HELD_OUT_EVERY}, to hold out every fifth")
+    return rows
+
+
+def _is_csv(source: str) -> bool:
+    return source.lower().endswith((".csv", ".tsv"))
+
+
+def _is_table(source: str) -> bool:
+    """Whether the columns are features of their own kinds, and not pixels."""
+    return _is_csv(source) or source.lower().endswith(".npz")
+
+
+def _is_onehot(T: Array) -> bool:
+    """Whether T (n, k) are classes as rows of zeros with one 1."""
+    return T.shape[1] > 1 and bool(((T == 0) | (T == 1)).all() and (T.sum(axis=1) == 1).all())
+
+
+def _column(target: str) -> str | int:
+    try:
+        return int(target)
+    except ValueError:
+        return target
+
+
+def _widths(hidden: str) -> list[int]:
+    try:
+        return [int(width) for width in hidden.split(",")] if hidden.strip() else []
+    except ValueError:
+        raise InputError(f"--hidden {hidden!r}: needed widths such as 30 or 64,64") from None
+
+
+def _targets_in_words(rows: Dataset) -> str:
+    kind = "classes" if rows.is_classification else "numbers to predict" if rows.n_outputs > 1 else "number to predict"
+    return f"{rows.n_features:,} inputs, {rows.n_outputs:,} {kind}"
+
+
+def _in_words(rule: Optimizer) -> str:
+    """The optimiser with what is not its default, and its learning rate in any case."""
+    told = {f.name: getattr(rule, f.name) for f in dataclasses.fields(rule)}
+    chosen = [f"{k}={v}" for k, v in told.items() if k == "learning_rate" or v != getattr(type(rule), k)]
+    return f"{type(rule).__name__}({', '.join(chosen)})"
+
+
+def _score_name(net: MLP, T: Array) -> str:
+    """What ``net.score`` gives for these targets."""
+    return "accuracy" if T.dtype.kind == "i" or net.loss_name == "bce" or _is_onehot(T) else "R²"
+
+
+def _ending(history: fastbp.History) -> str:
+    kept = "" if history.best_epoch is None else f"; epoch {history.best_epoch + 1} is kept"
+    return ("" if history.stopped == "epochs" else f" ({history.stopped})") + kept
+
+
+def _kept(rows: Dataset, scaling: Scaling, target: str | None) -> dict[str, Array]:
+    """What ``predict`` needs besides the network, as arrays to save with it."""
+    kept: dict[str, Array] = {"shift": scaling.shift, "factor": scaling.factor}
+    if rows.classes is not None:
+        kept["classes"] = np.array(rows.classes)
+    if rows.features is not None:
+        kept["csv_features"] = np.array(rows.features)
+    kept["csv_target"] = np.array(-1 if target is None else _column(target))
+    return kept
+
+
+# ---- predict -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """A saved network with what :func:`train` kept beside it.
+
+    Attributes:
+        scaling: of the inputs; None if none was kept.
+        classes: names of the outputs; None for regression.
+        features: names of the columns of a csv file with a header.
+        target: of a csv file, the name or the index of the target's column.
+    """
+
+    net: MLP
+    scaling: Scaling | None
+    classes: list[str] | None
+    features: list[str] | None
+    target: str | int
+
+    @classmethod
+    def load(cls, path: Path) -> Model:
+        """Read what ``net.save`` wrote, with or without the arrays of :func:`train`."""
+        net = fastbp.load(path)
+        kept = network.extras(path)
+        classes = kept["classes"].ravel().astype(str).tolist() if "classes" in kept else None
+        if classes is None and net.loss_name == "cross_entropy":
+            classes = list(map(str, range(net.layers[-1])))
+        if classes is not None and len(classes) != net.layers[-1]:
+            raise DataError(f"{path}: {len(classes)} class names are kept with a network of {net.layers[-1]} outputs")
+        return cls(
+            net,
+            Scaling(kept["shift"], kept["factor"]) if "shift" in kept and "factor" in kept else None,
+            classes,
+            kept["csv_features"].tolist() if "csv_features" in kept else None,
+            kept["csv_target"].item() if "csv_target" in kept else -1,
+        )
+
+
+def predict(model: Path, source: str, out: Path | None) -> None:
+    """Predict the rows of DATA with the network in MODEL.
+
+    Writes csv, a line a row below a header: the name of the likeliest class and its probability, or the numbers. DATA
+    is what train takes, and may come without targets; where it has some, the score goes to stderr. Columns of a csv
+    file with a header are found by their names.
+    """
+    _check_writable(out)
+    found = Model.load(model)
+    X, T = _rows_to_predict(source, found)
+    if found.scaling is not None:
+        X = found.scaling.apply(X)
+    outputs = found.net.forward(X)
+    if T is not None:
+        print(f"{_score_name(found.net, T)} {found.net.score(X, T):.4f} on {len(X):,} rows", file=sys.stderr)
+    if out is None:
+        _write_predictions(sys.stdout, outputs, found)
+    else:
+        with out.open("w", newline="", encoding="utf-8") as file:
+            _write_predictions(file, outputs, found)
+
+
+def _write_predictions(file: IO[str], outputs: Array, model: Model) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    if model.classes is None:
+        names = ["output"] if outputs.shape[1] == 1 else [f"output{k}" for k in range(outputs.shape[1])]
+        writer.writerow(names)
+        writer.writerows(outputs.astype(str).tolist())  # the shortest digits that give the same number again
+        return
+    # Sigmoids that were trained apart do not sum to 1.
+    writer.writerow(["class", "probability" if model.net.activations[-1] == "softmax" else "output"])
+    best = outputs.argmax(axis=1)
+    values = outputs[np.arange(len(outputs)), best].astype(str).tolist()
+    writer.writerows((model.classes[k], value) for k, value in zip(best.tolist(), values, strict=True))
+
+
+def _rows_to_predict(source: str, model: Model) -> tuple[Array, Array | None]:
+    """X (n, d) float32, not scaled, and T as the network takes it, or None where there are no targets."""
+    path = Path(source)
+    if _is_csv(source) and path.is_file():
+        return _read_csv(path, model)
+    X = None
+    if source != "digits" and path.is_file():
+        X = _npz_without_targets(path) if path.name.lower().endswith(".npz") else _images_without_labels(path)
+    if X is not None:
+        return _of_width(X, model, source), None
+    rows = data.load(source)
+    return _of_width(rows.X, model, source), _known_targets(rows.T, rows.classes, model, source)
+
+
+def _of_width(X: Array, model: Model, source: str) -> Array:
+    """X, if it has the columns that the network takes."""
+    if X.shape[1] != model.net.layers[0]:
+        raise DataError(f"{source} has {X.shape[1]} inputs a row; the network takes {model.net.layers[0]}")
+    return X
+
+
+def _known_targets(T: Array, classes: Sequence[str] | None, model: Model, source: str) -> Array:
+    """Labels as the numbers that the network gives its classes; other targets as they are."""
+    if classes is None:
+        return T
+    if model.classes is None:
+        return T.astype(np.float32)[:, np.newaxis]  # whole numbers that a network for numbers predicts
+    number = {name: k for k, name in enumerate(model.classes)}
+    for label in np.unique(T):
+        if classes[label] not in number:
+            known = ", ".join(map(repr, model.classes))
+            raise DataError(f"{source}: the class {classes[label]!r} is none of the network's: {known}")
+    # Names without rows get any number.
+    return np.array([number.get(name, 0) for name in classes])[T]
+
+
+def _npz_without_targets(path: Path) -> Array | None:
+    """The inputs of an .npz file that holds no targets; None for others, which ``data.load`` reads or refuses."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = {name.removesuffix(".npy") for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        return None
+    name = next((x for x, _ in data.NPZ_ALIASES if x in held), None)
+    if name is None or any(held.issuperset(pair) for pair in data.NPZ_ALIASES):
+        return None
+    with np.load(path, allow_pickle=False) as content:
+        return _inputs(data._npz_array(content, name, path), path)
+
+
+def _images_without_labels(path: Path) -> Array | None:
+    """The images of an IDX file that has no labels file beside it; None for others."""
+    if "idx" not in path.name.lower() and "ubyte" not in path.name.lower():
+        return None
+    try:
+        data._labels_beside(path)
+    except DataError:
+        images = data.read_idx(path)
+        return _inputs(images, path) / np.float32(255 if images.dtype == np.uint8 else 1)
+    return None
+
+
+def _inputs(X: Array, path: Path) -> Array:
+    if X.ndim < 2:
+        raise DataError(f"{path}: the inputs are of shape {X.shape}; needed (n, d), at least 2 dimensions")
+    return data._inputs(X, path)
+
+
+def _read_csv(path: Path, model: Model) -> tuple[Array, Array | None]:
+    """The features in the network's order, and the targets where the file has a column of them."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
+    records = data._records(text, data._delimiter(text), path)
+    first = next(records, None)
+    if first is None:
+        raise DataError(f"{path}: the file is empty; needed lines of numbers")
+    names = [cell.strip() for cell in first[1]]
+    header = all(data._number(name) is None for name in names)
+    header = header or (model.features is not None and set(model.features) <= set(names))
+    if not header:
+        records = itertools.chain([first], records)
+    columns, target = _csv_columns(names, header, model, path)
+    called = [f"column {names[j]!r}" if header and names[j] else f"column {j}" for j in range(len(names))]
+
+    lines: list[int] = []
+    targets: list[str] = []
+    values = array("d")
+    for line, cells in records:
+        lines.append(line)
+        try:
+            values.extend([float(cells[j]) for j in columns])
+        except ValueError:
+            j = next(j for j in columns if data._number(cells[j]) is None)
+            raise data._bad_cell(f"{path}: line {line}, {called[j]}", cells[j].strip()) from None
+        if target is not None:
+            targets.append(cells[target].strip())
+    if not lines:
+        raise DataError(f"{path}: a header and no data; needed at least one line of numbers")
+    table = np.frombuffer(values).reshape(len(lines), len(columns))
+    X = data._float32(table, lambda row, column: f"{path}: line {lines[row]}, {called[columns[column]]}")
+    if target is None:
+        return X, None
+    where = called[target]
+    task = "classify" if model.classes is not None else "regress"
+    T, classes = data._targets(targets, task, lambda row: f"{path}: line {lines[row]}, target {where}")
+    return X, _known_targets(T, classes, model, str(path))
+
+
+def _csv_columns(names: list[str], header: bool, model: Model, path: Path) -> tuple[list[int], int | None]:
+    """Indices of the columns that the network takes, in its order, and of the target's, None without one."""
+    width, needed = len(names), model.net.layers[0]
+    if header and model.features is not None and len(set(model.features)) == needed:
+        for name in model.features:
+            if name not in names:
+                raise DataError(f"{path}: the column {name!r} is missing, which the network was trained on")
+        columns = [names.index(name) for name in model.features]
+        if isinstance(model.target, str):
+            return columns, names.index(model.target) if model.target in names else None
+        # A further column is the target only where that one stood in training; it may be a row number or a comment.
+        others = set(range(width)) - set(columns)
+        return columns, model.target % width if others == {model.target % width} else None
+    if width == needed:
+        return list(range(width)), None
+    if width == needed + 1 and isinstance(model.target, int):
+        target = model.target % width
+        return [j for j in range(width) if j != target], target
+    raise DataError(
+        f"{path} has {width} columns{'' if header else ' and no header'}; the network takes {needed}"
+        + (f", and the target in column {model.target} or not at all" if isinstance(model.target, int) else "")
+    )
+
+
+# ---- info ----------------------------------------------------------------------------------------------------------
+
+
+def info() -> None:
+    """Show versions, the CPU that kernels are compiled for, and what is missing."""
+    from fastbp.backends.cpu import simd
+
+    triple, name, features = simd.target()
+    names = ("numpy", "numba", "llvmlite")
+    facts = {
+        "fastbp": fastbp.__version__,
+        "Python": f"{platform.python_version()} ({platform.platform()})",
+        **{package: _version(package) or "missing" for package in names},
+        "CPU": f"{name} ({triple})",
+        "CPU features": _features_in_words(features),
+        "vectors": f"{simd.VECTOR_BYTES} bytes: {simd.VECTOR_BYTES // 4} float32, {simd.VECTOR_BYTES // 8} float64",
+        "threads": f"{fastbp.get_num_threads()} (FASTBP_NUM_THREADS or set_num_threads changes it)",
+        "kernels kept in": _kernel_cache(),
+        "backends": ", ".join(fastbp.available_backends()),
+        "GPU": "the GPU backends are not part of this version",
+        "  NVIDIA driver": _nvidia_driver(),
+        "  cupy": _version("cupy", "cupy-cuda13x", "cupy-cuda12x") or "not installed",
+        "  numba-cuda": _version("numba-cuda") or "not installed",
+        **{f"extra {extra}": _extra_in_words(extra, packages) for extra, packages in EXTRAS.items()},
+    }
+    _print_pairs(facts)
+
+
+def _version(*packages: str) -> str | None:
+    """The version of the first of these packages that is installed."""
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
+    return None
+
+
+def _features_in_words(features: str) -> str:
+    enabled = [feature[1:] for feature in features.split(",") if feature.startswith("+")]
+    return " ".join(name for name in enabled if name.startswith(SHOWN_FEATURES)) or "those that the CPU's name implies"
+
+
+def _kernel_cache() -> str:
+    """The folder in which Numba keeps what it compiles of this package, found without compiling."""
+    from numba import njit
+
+    from fastbp.backends.cpu.binding import bind
+
+    try:
+        return str(njit(cache=True)(bind).stats.cache_path)
+    except RuntimeError:  # no folder that it may write to
+        return "nowhere; set NUMBA_CACHE_DIR to a writable folder"
+
+
+def _nvidia_driver() -> str:
+    library = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL(library).cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return f"missing ({library} is not there)"
+    return f"for CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def _extra_in_words(extra: str, packages: Sequence[str]) -> str:
+    versions = {package: _version(package) for package in packages}
+    if None in versions.values():
+        missing = ", ".join(package for package, version in versions.items() if version is None)
+        return f"{missing} missing: pip install 'fastbp[{extra}]'"
+    return ", ".join(f"{package} {version}" for package, version in versions.items())
+
+
+# ---- check and bench -----------------------------------------------------------------------------------------------
+
+
+def check(backends: Sequence[str], dtypes: Sequence[str]) -> None:
+    """Check gradients and results on every backend.
+
+    The exit code is 1 if one is wrong.
+    """
+    from rich.table import Table
+
+    from fastbp.checks import run_checks
+
+    results = run_checks(list(backends) or None, list(dtypes) or None)
+    table = Table("what", "backend", "dtype", box=None, pad_edge=False)
+    for heading in ("cases", "worst", "limit"):
+        table.add_column(heading, justify="right")
+    table.add_column()
+    for result in results:
+        numbers = (f"{result.cases:,}", f"{result.worst:.2e}", f"{result.limit:.2e}")
+        outcome = "[green]passed" if result.passed else "[red]FAILED"
+        table.add_row(result.what, result.backend, result.dtype, *numbers, outcome)
+    _print_table(table)
+    failed = sum(not result.passed for result in results)
+    if failed:
+        print(f"{failed} of {len(results)} checks failed.", file=sys.stderr)
+        sys.exit(1)
+
+
+def bench(
+    networks: Sequence[str], backends: Sequence[str], dtype: str, quick: bool, json: Path | None, plot: Path | None
+) -> None:
+    """Measure training and prediction on this machine."""
+    from fastbp import measure
+
+    _check_writable(json)
+    _check_writable(plot)
+    if plot is not None:
+        pictures.check(plot)
+    report = measure.run(
+        list(networks) or None,
+        list(backends) or None,
+        dtype=dtype,
+        quick=quick,
+        progress=lambda line: print(line, file=sys.stderr),
+    )
+    _print_table(measure.table(report))
+    if json is not None:
+        measure.save_json(report, json)
+    if plot is not None:
+        measure.draw(report, plot)
+
+
+def _print_table(table: Table) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)

@@ -1,0 +1,57 @@
+"""What training has seen, and who is told of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass
+class History:
+    """What training has seen, an entry an epoch; saved with the network.
+
+    Attributes:
+        loss: mean over the epoch's batches of the loss before each update, weighted with rows (or sample weights);
+            their sum where the loss is a sum.
+        validation_loss, validation_score: on the validation data after the epoch; empty without any.
+        learning_rate: of the epoch's last step.
+        seconds: wall time of the epoch's steps.
+        rows: rows of the epoch.
+        stopped: why the last ``fit`` ended: "epochs", "patience", "callback" or "interrupted".
+        best_epoch: with patience, the epoch (from 0) whose parameters were kept.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    validation_score: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    stopped: str = ""
+    best_epoch: int | None = None
+
+    @property
+    def epochs(self) -> int:
+        return len(self.loss)
+
+    def to_config(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def truncate(self, epochs: int) -> None:
+        """Forget the epochs from that number on."""
+        for entries in (self.loss, self.learning_rate, self.seconds, self.rows):
+            del entries[epochs:]
+        del self.validation_loss[epochs:], self.validation_score[epochs:]
+
+
+class Reporter(Protocol):
+    """Draws progress. ``fastbp.progress`` has the one for terminals."""
+
+    def slice(self, epoch: int, done: float, loss: float, rows_a_second: float) -> None:
+        """After every slice of steps: epochs ended, fraction of all steps done, loss of the last step."""
+
+    def epoch(self, history: History) -> None:
+        """After every epoch, and after whole epochs that ran as one slice."""
+
+    def close(self) -> None:
+        """When training ends, however it does."""

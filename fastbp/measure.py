@@ -1,0 +1,716 @@
+"""Measured times of forward, backward and training step, beside what theory and the machine allow.
+
+What is timed, for each network and backend, the runs taken in turns and the median kept:
+
+forward     the outputs alone, as ``MLP.forward`` computes them; hidden layers share memory.
+storing     the forward pass of training: the outputs, the loss, and every value that the backward pass reads later kept
+            in memory of its own. It is the part of the gradient's Program up to the loss, see :func:`storing_forward`.
+gradient    loss and gradient, ``MLP.program("gradient")``.
+backward    gradient - storing.
+step        gradient and SGD update, as ``MLP.fit`` runs them on rows in order.
+
+On ``cpu`` many steps run inside one compiled call, so that Python is not what a small network's time consists of; on
+``numpy`` Python is part of every instruction anyway.
+
+Theory, of a network whose layer l takes P_l operations forward (2 · rows · fan_in · fan_out) and ΣP in all: backward
+is two products of the same size a layer, dW = Aᵀ dZ and dA = dZ Wᵀ, but dA of the input is not needed. So backward to
+forward is (2 ΣP - P_1)/ΣP = 2 - P_1/ΣP. ``ratio_operations`` counts the elementwise work too, as the Programs hold it.
+
+A floor is operations / (FMA peak of a core, measured in the same run, · threads): no backend can be faster. Threads
+are those among which the cpu backend shares the network's instructions; the floors of all backends count with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastbp import optim, pictures
+from fastbp.backends import Executable, available_backends, executable, resolve, resolve_dtype
+from fastbp.backends.cpu import simd
+from fastbp.backends.cpu.binding import Slots, bind
+from fastbp.backends.cpu.compiling import compile_entry, source_stamp
+from fastbp.backends.threads import get_num_threads
+from fastbp.errors import DataError, missing_extra, unknown
+from fastbp.network import MLP
+from fastbp.program import Program
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Array = npt.NDArray[Any]
+LEARNING_RATE = 0.01
+
+
+# ---- the networks --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """One case: a network, its batch and its loss."""
+
+    name: str
+    layers: tuple[int, ...]
+    batch: int
+    activation: str = "sigmoid"
+    output: str = "sigmoid"
+    loss: str = "half_sse"
+
+    def make(self, dtype: str = "float32", backend: str | None = None) -> MLP:
+        """The network with its fixed initial weights."""
+        return MLP(
+            self.layers,
+            activation=self.activation,
+            output=self.output,
+            loss=self.loss,
+            dtype=dtype,
+            backend=backend,
+            seed=0,
+        )
+
+    def data(self, dtype: str = "float32") -> tuple[Array, Array]:
+        """One batch of inputs and targets, uniform in [0, 1)."""
+        rng = np.random.default_rng(0)
+        X, T = (rng.random((self.batch, width)).astype(dtype) for width in (self.layers[0], self.layers[-1]))
+        return X, T
+
+
+NETWORKS: dict[str, Network] = {
+    network.name: network
+    for network in (
+        Network("2-3-1", (2, 3, 1), 8),
+        Network("3-4-1", (3, 4, 1), 8),
+        Network("4-5-3", (4, 5, 3), 8),
+        Network("2-4-1", (2, 4, 1), 4),
+        Network("784-30-10", (784, 30, 10), 10),
+        Network("64-64-64-10", (64, 64, 64, 10), 32),
+        Network("784-128-10", (784, 128, 10), 64),
+        Network("784-512-512-10", (784, 512, 512, 10), 256),
+        Network("1024x4", (1024,) * 5, 1024),
+        Network("4-32-16-4", (4, 32, 16, 4), 10_000),
+        Network("64x5", (64,) * 6, 16_384),
+    )
+}
+QUICK = tuple(NETWORKS)[:6]
+
+
+# ---- the machine ---------------------------------------------------------------------------------------------------
+
+_CHAINS = simd.VECTOR_REGISTERS * 3 // 4  # independent accumulators: enough to hide the latency, and none is spilled
+_LINKS = 4  # FMAs of each chain a turn of the loop
+_PEAK_SECONDS = 0.01
+_PEAK_REPEATS = 5
+
+
+def _emit_fma_chains(typingctx: Any, turns: Any, one: Any) -> Any:
+    """turns · _LINKS · _CHAINS vector FMAs; the returned sum of all lanes 0 keeps them alive."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        m = simd.VectorEmitter(builder, str(sig.return_type))
+        chains = [cgutils.alloca_once_value(builder, m.constant(float(k))) for k in range(_CHAINS)]
+        with cgutils.for_range(builder, arguments[0]):
+            values = [simd.Vector(m, builder.load(chain)) for chain in chains]
+            for _ in range(_LINKS):
+                values = [m.fma(x, 0.999, 0.001) for x in values]  # tends to 1: no overflow, no subnormal numbers
+            for chain, x in zip(chains, values, strict=True):
+                builder.store(x.value, chain)
+        total = sum((simd.Vector(m, builder.load(chain)) for chain in chains), simd.Vector(m, m.constant(0.0)))
+        return builder.extract_element(total.value, ir.Constant(simd.I32, 0))
+
+    return one(types.int64, one), codegen
+
+
+_fma_chains = intrinsic(_emit_fma_chains)
+
+
+def _make_fma_entry(stamp: str) -> Callable[..., Any]:
+    def fma_entry(turns: Any, one: Any) -> Any:
+        stamp  # noqa: B018  a part of the disk cache's key, see compiling.py
+        return _fma_chains(turns, one)
+
+    return fma_entry
+
+
+@cache
+def _fma_entry(dtype: str) -> Any:
+    signature = (types.int64, getattr(types, dtype))
+    return compile_entry(_make_fma_entry(source_stamp()), signature, f"{dtype} FMA peak")
+
+
+def fma_peak(dtype: str, threads: int = 1) -> float:
+    """The FMA peak of ``threads`` cores in GFLOP/s, measured now: the best of several runs, for it is a limit."""
+    dtype = resolve_dtype(dtype)
+    entry, one = _fma_entry(dtype), np.dtype(dtype).type(1)
+    operations_a_turn = 2 * _LINKS * _CHAINS * simd.VECTOR_BYTES // np.dtype(dtype).itemsize
+    entry(1, one)
+    turns = _steps_lasting(lambda count: entry(count, one), _PEAK_SECONDS)
+
+    def seconds() -> float:
+        team = [threading.Thread(target=entry, args=(turns, one)) for _ in range(threads)]
+        began = time.perf_counter()
+        for thread in team:
+            thread.start()
+        for thread in team:
+            thread.join()
+        return time.perf_counter() - began
+
+    best = min(seconds() for _ in range(_PEAK_REPEATS))
+    return threads * turns * operations_a_turn / best / 1e9
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# ---- timing --------------------------------------------------------------------------------------------------------
+
+
+def _clock(run: Callable[..., object], *arguments: Any) -> float:
+    began = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - began
+
+
+def _steps_lasting(run: Callable[[int], object], seconds: float) -> int:
+    """How many steps ``run`` needs to last that long."""
+    steps = 1
+    while (elapsed := _clock(run, steps)) < seconds:
+        steps = max(2 * steps, min(100 * steps, int(1.1 * steps * seconds / elapsed)))
+    return steps
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: seconds a repeat, seconds a network and backend, repeats, seconds for the naive gradient."""
+
+    repeat: float = 0.005
+    budget: float = 2.5
+    fewest: int = 3
+    most: int = 40
+    naive: float = 1.0
+
+
+FULL, BRIEF = Effort(), Effort(repeat=0.0005, budget=0.1, fewest=3, most=5, naive=0.05)
+
+
+def _samples(runs: Mapping[str, Callable[[int], object]], effort: Effort) -> dict[str, list[float]]:
+    """Seconds a step of every run, taken in turns so that a disturbance meets all of them.
+
+    The first run decides how many steps a repeat has for all: what a call allocates then weighs the same in each.
+    """
+    for run in runs.values():
+        run(1)  # compiles, binds and touches memory
+    steps = _steps_lasting(next(iter(runs.values())), effort.repeat)
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    began = time.perf_counter()
+    for repeat in range(effort.most):
+        if repeat >= effort.fewest and time.perf_counter() - began > effort.budget:
+            break
+        for name, run in runs.items():
+            found[name].append(_clock(run, steps) / steps)
+    return found
+
+
+def _spread(samples: list[float]) -> float:
+    """Interquartile range by median."""
+    first, median, third = statistics.quantiles(samples, n=4, method="inclusive")
+    return (third - first) / median
+
+
+# ---- what is timed -------------------------------------------------------------------------------------------------
+
+
+def storing_forward(gradient: Program) -> Program:
+    """The forward part of a gradient's Program: up to its loss, what the rest reads kept as outputs."""
+    last = next(k for k, i in enumerate(gradient.instructions) if gradient.outputs["loss"] in i.outs)
+    head, tail = gradient.instructions[: last + 1], gradient.instructions[last + 1 :]
+    written = {index for i in head for index in i.outs}
+    saved = sorted(written & {index for i in tail for index in i.ins})
+    buffers = list(gradient.buffers)
+    for index in saved:
+        buffers[index] = replace(buffers[index], kind="output")
+    outputs = {buffers[index].name: index for index in saved}
+    return Program(tuple(buffers), head, {"loss": gradient.outputs["loss"], **outputs})
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network on one backend, ready to be timed.
+
+    Attributes:
+        programs: "forward", "storing", "gradient", "step".
+        runs: for each of them, a function that runs so many identical steps.
+    """
+
+    net: MLP
+    X: Array
+    T: Array
+    programs: dict[str, Program]
+    runs: dict[str, Callable[[int], object]]
+
+
+def prepare(network: Network, backend: str, dtype: str = "float32") -> Case:
+    """Build everything that :func:`run` times; kernels are compiled here if they are not yet."""
+    net, (X, T) = network.make(dtype, backend), network.data(dtype)
+    gradient = net.program("gradient")
+    programs = {"forward": net.program("forward"), "storing": storing_forward(gradient), "gradient": gradient}
+    executables: dict[str, Any] = {name: executable(p, backend, dtype) for name, p in programs.items()}
+    sgd = optim.SGD(LEARNING_RATE)
+    executables["step"] = net.training_step(("X", "T"), sgd, False)
+    programs["step"] = executables["step"].program
+    theta = net.theta.reshape(1, -1)
+    values = {"X": X, "T": T, "theta": theta, "hyper": sgd.hyper(np.zeros(1))}
+    runs = {name: _runner(e, values, len(X), backend) for name, e in executables.items() if name != "step"}
+    # the step has weights of its own: the others are timed at the initial ones
+    runs["step"] = _runner(executables["step"], values | {"theta": theta.copy()}, len(X), backend)
+    return Case(net, X, T, programs, runs)
+
+
+def _runner(machine: Executable, values: dict[str, Array], n: int, backend: str) -> Callable[[int], object]:
+    if backend == "numpy":  # its run_steps would pile up the outputs of all steps
+
+        def run(steps: int) -> None:
+            for _ in range(steps):
+                machine.run(values, n)
+
+        return run
+    # every step is step 0 of the outputs too, so that they are overwritten and memory does not grow
+    return lambda steps: machine.run_steps(values, np.broadcast_to(np.array([n, 0, 0], np.int64), (steps, 3)))
+
+
+def _repeated(function: Callable[[], object]) -> Callable[[int], None]:
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            function()
+
+    return run
+
+
+def naive_gradient(net: MLP, X: Array, T: Array) -> Array:
+    """The gradient by forward differences, one forward pass a parameter and one more: what backpropagation replaces.
+
+    The step is √ε, which balances rounding and curvature: about half the digits of the dtype are right.
+    """
+    theta = net.theta
+    step = theta.dtype.type(np.finfo(theta.dtype).eps ** 0.5)
+    here = net.loss(X, T)
+    gradient = np.empty_like(theta)
+    for k, value in enumerate(theta.copy()):
+        theta[k] = value + step
+        gradient[k] = (net.loss(X, T) - here) / (theta[k] - value)  # the step as it was rounded
+        theta[k] = value
+    return gradient
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network on one backend; times in µs, see the module's text.
+
+    Attributes:
+        spread: interquartile range of the step's repeats by their median.
+        ratio: backward / storing, measured; ratio_products and ratio_operations are the theory.
+        gflops: of the step, all operations counted.
+        peak_fraction: step_floor_us / step_us.
+        loss_call_us, gradient_call_us: ``MLP.loss`` and ``MLP.loss_and_grad``, called from Python.
+        naive_us: :func:`naive_gradient`; (parameters + 1) · loss_call_us if it would take too long.
+        naive_ratio: naive_us / gradient_call_us, so that Python's share is on both sides.
+    """
+
+    network: str
+    backend: str
+    layers: tuple[int, ...]
+    batch: int
+    parameters: int
+    threads: int
+    forward_us: float
+    storing_us: float
+    backward_us: float
+    gradient_us: float
+    step_us: float
+    spread: float
+    rows_per_second: float
+    forward_floor_us: float
+    backward_floor_us: float
+    step_floor_us: float
+    ratio: float
+    ratio_products: float
+    ratio_operations: float
+    gflops: float
+    peak_fraction: float
+    loss_call_us: float
+    gradient_call_us: float
+    naive_us: float
+    naive_extrapolated: bool
+    naive_ratio: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and with what a report was made; ``peak`` is GFLOP/s by number of threads."""
+
+    cpu: str
+    threads: int
+    vector_bytes: int
+    peak: dict[int, float]
+    python: str
+    numpy: str
+    numba: str
+    fastbp: str
+    date: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of :func:`run`."""
+
+    machine: Machine
+    dtype: str
+    quick: bool
+    rows: list[Row]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """What :meth:`to_json` was called on.
+
+        Raises:
+            DataError: the text is something else.
+        """
+        try:
+            content = json.loads(text)
+            peak = {int(threads): value for threads, value in content["machine"]["peak"].items()}
+            rows = [Row(**{**row, "layers": tuple(row["layers"])}) for row in content["rows"]]
+            return cls(Machine(**{**content["machine"], "peak": peak}), content["dtype"], content["quick"], rows)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"not a report of fastbp's benchmark: {error!r}") from error
+
+
+def theoretical_ratios(network: Network) -> tuple[float, float]:
+    """Backward to forward, from the products alone (2 - P_1/ΣP) and from all operations of the Programs."""
+    gradient = network.make().program("gradient")
+    storing, n = storing_forward(gradient), network.batch
+    products = gradient.product_operations(n) / storing.product_operations(n) - 1.0
+    return products, gradient.operations(n) / storing.operations(n) - 1.0
+
+
+def run(
+    networks: Sequence[str] | None = None,
+    backends: Sequence[str] | None = None,
+    dtype: str = "float32",
+    quick: bool = False,
+    progress: Callable[[str], object] | None = None,
+) -> Report:
+    """Measure.
+
+    Args:
+        networks: names out of ``NETWORKS``; None takes all, or the six of ``QUICK`` if quick.
+        backends: None takes all that this machine can run.
+        quick: few and short repeats, to see that everything works.
+        progress: called with a line before each network and backend.
+    """
+    dtype = resolve_dtype(dtype)
+    chosen = [_network(name) for name in networks or (QUICK if quick else NETWORKS)]
+    machines = [resolve(name) for name in backends or available_backends()]
+    effort = BRIEF if quick else FULL
+    counts = sorted({1, get_num_threads()})
+    peak = dict.fromkeys(counts, 0.0)
+    measured = []
+    for network in chosen:
+        for backend in machines:
+            if progress is not None:
+                progress(f"{network.name} on {backend}")
+            case = prepare(network, backend, dtype)
+            measured.append((network, case, *_measure(case, effort)))
+            # again and again: a limit that another process happened to lower would flatter everything
+            peak = {threads: max(before, fma_peak(dtype, threads)) for threads, before in peak.items()}
+    rows = [_row(network, case, samples, naive, peak) for network, case, samples, naive in measured]
+    return Report(_machine(peak), dtype, quick, rows)
+
+
+def _network(name: str) -> Network:
+    if name not in NETWORKS:
+        raise unknown("network", name, NETWORKS)
+    return NETWORKS[name]
+
+
+def _measure(case: Case, effort: Effort) -> tuple[dict[str, list[float]], float | None]:
+    """Seconds of everything, and of the naive gradient unless it would take too long."""
+    net, X, T = case.net, case.X, case.T
+    calls = {
+        "loss call": _repeated(lambda: net.loss(X, T)),
+        "gradient call": _repeated(lambda: net.loss_and_grad(X, T)),
+    }
+    samples = _samples(case.runs | calls, effort)
+    estimate = (net.theta.size + 1) * statistics.median(samples["loss call"])
+    if estimate > effort.naive:
+        return samples, None
+    repeats = 5 if estimate < effort.naive / 5 else 1
+    return samples, statistics.median(_clock(naive_gradient, net, X, T) for _ in range(repeats))
+
+
+def _threads(program: Program, n: int, dtype: str) -> int:
+    """Threads among which the cpu backend shares the Program's instructions."""
+    return get_num_threads() if bind(program, Slots(program), n, dtype).shared else 1
+
+
+def _row(
+    network: Network, case: Case, samples: dict[str, list[float]], naive: float | None, peak: Mapping[int, float]
+) -> Row:
+    n, parameters = network.batch, case.net.theta.size
+    seconds = {name: statistics.median(found) for name, found in samples.items()}
+    operations = {name: program.operations(n) for name, program in case.programs.items()}
+    threads = _threads(case.programs["step"], n, case.net.dtype.name)
+    floor = {name: count / (peak[threads] * 1e9) for name, count in operations.items()}
+    backward = seconds["gradient"] - seconds["storing"]
+    products, all_operations = theoretical_ratios(network)
+    naive_seconds = (parameters + 1) * seconds["loss call"] if naive is None else naive
+    return Row(
+        network=network.name,
+        backend=case.net.backend,
+        layers=network.layers,
+        batch=n,
+        parameters=parameters,
+        threads=threads,
+        forward_us=1e6 * seconds["forward"],
+        storing_us=1e6 * seconds["storing"],
+        backward_us=1e6 * backward,
+        gradient_us=1e6 * seconds["gradient"],
+        step_us=1e6 * seconds["step"],
+        spread=_spread(samples["step"]),
+        rows_per_second=n / seconds["step"],
+        forward_floor_us=1e6 * floor["storing"],
+        backward_floor_us=1e6 * (floor["gradient"] - floor["storing"]),
+        step_floor_us=1e6 * floor["step"],
+        ratio=backward / seconds["storing"],
+        ratio_products=products,
+        ratio_operations=all_operations,
+        gflops=operations["step"] / seconds["step"] / 1e9,
+        peak_fraction=floor["step"] / seconds["step"],
+        loss_call_us=1e6 * seconds["loss call"],
+        gradient_call_us=1e6 * seconds["gradient call"],
+        naive_us=1e6 * naive_seconds,
+        naive_extrapolated=naive is None,
+        naive_ratio=naive_seconds / seconds["gradient call"],
+    )
+
+
+def _machine(peak: dict[int, float]) -> Machine:
+    import fastbp
+
+    return Machine(
+        cpu=_cpu_name(),
+        threads=get_num_threads(),
+        vector_bytes=simd.VECTOR_BYTES,
+        peak=peak,
+        python=platform.python_version(),
+        numpy=np.__version__,
+        numba=numba.__version__,
+        fastbp=fastbp.__version__,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+# ---- showing it ----------------------------------------------------------------------------------------------------
+
+_COLUMNS = (
+    ("network, batch", ""),
+    ("backend", ""),
+    ("cores", ""),
+    ("forward", "µs"),
+    ("storing", "µs"),
+    ("floor", "µs"),
+    ("backward", "µs"),
+    ("floor", "µs"),
+    ("ratio", "measured"),
+    ("ratio", "products"),
+    ("ratio", "all op."),
+    ("step", "µs"),
+    ("rows/s", ""),
+    ("GFLOP/s", ""),
+    ("% peak", ""),
+    ("naive/bp", ""),
+)
+_LEFT = 2  # columns of text; the others are numbers
+
+
+def _digits(x: float) -> str:
+    """Three significant digits without an exponent, two below 1."""
+    if abs(x) >= 99.95:
+        return f"{x:,.0f}"
+    return f"{x:.1f}" if abs(x) >= 9.995 else f"{x:.2f}" if abs(x) >= 0.995 else f"{x:.2g}"
+
+
+def _large(x: float) -> str:
+    """Three significant digits with a unit: 950, 1.23 k, 45.6 M."""
+    for unit, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if x >= 0.9995 * unit:
+            return _digits(x / unit) + letter
+    return _digits(x)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        f"{row.network}, {row.batch}",
+        row.backend,
+        str(row.threads),
+        _digits(row.forward_us),
+        _digits(row.storing_us),
+        _digits(row.forward_floor_us),
+        _digits(row.backward_us),
+        _digits(row.backward_floor_us),
+        f"{row.ratio:.2f}",
+        f"{row.ratio_products:.2f}",
+        f"{row.ratio_operations:.2f}",
+        _digits(row.step_us),
+        _large(row.rows_per_second),
+        _digits(row.gflops),
+        _digits(100 * row.peak_fraction),
+        f"{'~' * row.naive_extrapolated}{_large(row.naive_ratio)}",
+    )
+
+
+def _caption(report: Report) -> str:
+    m = report.machine
+    peaks = ", ".join(f"{peak:.0f} on {threads}" for threads, peak in m.peak.items())
+    spread = max(row.spread for row in report.rows)
+    return (
+        f"{m.cpu}, {m.threads} threads, vectors of {m.vector_bytes} bytes; {report.dtype}; FMA peak measured, GFLOP/s "
+        f"by threads: {peaks}.\nfastbp {m.fastbp}, Numba {m.numba}, NumPy {m.numpy}, Python {m.python}, {m.date[:10]}."
+        f" Repeats of a step spread by up to {spread:.0%} (interquartile)."
+        f"{' Quick run: the times are rough.' * report.quick}"
+    )
+
+
+_LEGEND = (
+    "storing: forward with loss, keeping what backward reads. floor: operations at the FMA peak of the cores used. "
+    "ratio: backward to storing, measured, and in theory by products (2 - P1/ΣP) and by all operations. "
+    "naive/bp: one forward pass a parameter against backpropagation; ~ extrapolated."
+)
+
+
+def table(report: Report) -> Table:
+    """The report for a terminal of 140 columns (extra "cli")."""
+    try:
+        from rich import box
+        from rich.table import Table
+    except ImportError as error:
+        raise missing_extra("rich", "cli", "The benchmark's table") from error
+    shown = Table(
+        title="forward, backward and training step",
+        caption=f"{_caption(report)}\n{_LEGEND}",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+    )
+    for k, (name, unit) in enumerate(_COLUMNS):
+        shown.add_column(f"{name}\n{unit}", justify="left" if k < _LEFT else "right", no_wrap=True)
+    for before, row in zip([None, *report.rows], report.rows, strict=False):
+        if before is not None and before.network != row.network:
+            shown.add_section()
+        shown.add_row(*_cells(row))
+    return shown
+
+
+def plain_table(report: Report) -> str:
+    """The report in Markdown, for a README."""
+    heads = [f"{name}, {unit}" if unit else name for name, unit in _COLUMNS]
+    rules = [":--" if k < _LEFT else "--:" for k in range(len(heads))]
+    lines = [heads, rules, *map(_cells, report.rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{_caption(report)}\n\n{_LEGEND}\n"
+
+
+def save_json(report: Report, path: str | os.PathLike[str]) -> None:
+    """Write the report; the file is there whole or not at all."""
+    with _replacing(path, ".json") as temporary:
+        temporary.write_text(report.to_json() + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _replacing(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
+    """A path beside the given one, renamed to it if the block ends well."""
+    target = Path(path)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        temporary = Path(folder, f"new{suffix}")
+        yield temporary
+        os.replace(temporary, target)
+
+
+def draw(report: Report, path: str | os.PathLike[str]) -> None:
+    """A picture of the report, its format told by the name's ending (extra "plots")."""
+    pictures.check(path)
+    from matplotlib.figure import Figure
+
+    by_network = {row.network: row for row in report.rows}  # theory and floors are the same on any backend
+    rows, height = list(by_network.values()), {name: k for k, name in enumerate(by_network)}
+    inches = 0.42 * max(6, len(rows))  # of the panels
+    figure = Figure(figsize=(15.0, 2.6 + inches), layout="constrained")
+    ratio, step, naive = figure.subplots(1, 3, width_ratios=(1.0, 1.1, 0.9))
+    at = list(height.values())
+    hollow = {"facecolors": "none", "edgecolors": "black", "s": 80}
+    ratio.scatter([r.ratio_products for r in rows], at, marker="s", label="theory: products, 2 − P₁/ΣP", **hollow)
+    ratio.scatter([r.ratio_operations for r in rows], at, marker="D", label="theory: all operations", **hollow)
+    step.scatter([r.step_floor_us for r in rows], at, marker="|", s=160, color="black", label="operations / FMA peak")
+    names = list(dict.fromkeys(row.backend for row in report.rows))
+    for k, backend in enumerate(names):
+        mine = [row for row in report.rows if row.backend == backend]
+        beside = 0.2 * (k - (len(names) - 1) / 2)  # so that equal values do not hide each other
+        at_dots = [height[row.network] + beside for row in mine]
+        dots = {"edgecolors": f"C{k}", "s": 36, "zorder": 3}
+        ratio.scatter([row.ratio for row in mine], at_dots, facecolors=f"C{k}", label=backend, **dots)
+        step.scatter([row.step_us for row in mine], at_dots, facecolors=f"C{k}", label=backend, **dots)
+        for extrapolated in (False, True):
+            chosen = [row for row in mine if row.naive_extrapolated == extrapolated]
+            x, y = [row.parameters for row in chosen], [row.naive_ratio for row in chosen]
+            if not chosen:
+                continue
+            face, label = ("none", f"{backend}, extrapolated") if extrapolated else (f"C{k}", backend)
+            naive.scatter(x, y, facecolors=face, label=label, **dots)
+    ends = [min(row.parameters for row in rows) / 2, max(row.parameters for row in rows) * 2]
+    naive.plot(ends, [(p + 1) / 3 for p in ends], color="grey", label="(parameters + 1) / 3")
+
+    ratio.set(title="backward / storing forward, time", xlim=(0, None))
+    ratio.set_yticks(range(len(rows)), [f"{row.network}\nbatch {row.batch:,}" for row in rows])
+    step.set(title="training step, µs", xscale="log")
+    step.set_yticks(range(len(rows)), [])
+    naive.set(title="naive gradient / backpropagation, time", xscale="log", yscale="log")
+    for panel, columns in ((ratio, 2), (step, 3), (naive, 2)):
+        panel.grid(alpha=0.3)
+        panel.set_axisbelow(True)
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / inches), ncols=columns, frameon=False)
+    for panel in (ratio, step):
+        panel.set_ylim(len(rows) - 0.5, -0.5)
+    naive.set_xlabel("parameters")
+    figure.suptitle(_caption(report), fontsize="small")
+    with _replacing(path, Path(path).suffix) as temporary:
+        figure.savefig(temporary, dpi=150)

@@ -1,0 +1,314 @@
+"""Nodes of computational graphs of matrices, the operators on them, and ``build_grad`` (:func:`gradients`).
+
+Nodes are cheap and immutable; nothing is computed until a graph is planned and run. :mod:`fastbp.graph` is the face of
+this module.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Union
+
+from fastbp import ops
+from fastbp.errors import GraphError, InputError
+from fastbp.ops import ONE, SCALAR, TABLE, N, Shape, Size
+
+_ids = itertools.count()
+Operand = Union["Node", float, int]
+
+
+class Node:
+    """One value of a graph: an operation on earlier nodes.
+
+    Attributes:
+        id: counts up in order of creation, so inputs always have smaller ids than what is made of them.
+        op: name of its row in ``ops.TABLE``.
+        inputs: the nodes that it is made of.
+        attrs: what the operation needs besides (axis, transposition, a constant's value).
+        shape: (rows, columns), each a :class:`fastbp.ops.Size`.
+    """
+
+    __slots__ = ("attrs", "id", "inputs", "op", "shape")
+    __array_ufunc__ = None  # NumPy scalars on the left leave the operator to us
+
+    def __init__(self, op: str, inputs: Sequence[Node], attrs: Mapping[str, Any]) -> None:
+        self.id = next(_ids)
+        self.op = op
+        self.inputs = tuple(inputs)
+        self.attrs = dict(attrs)
+        self.shape: Shape = TABLE[op].shape(self.attrs, *(i.shape for i in inputs))
+
+    @property
+    def name(self) -> str:
+        """The name of an input or parameter; the operation's name and id otherwise."""
+        return str(self.attrs.get("name", f"{self.op}{self.id}"))
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {ops.show(self.shape)}>"
+
+    def __bool__(self) -> bool:
+        raise GraphError(f"{self!r} has no value yet: a graph cannot branch on it; use where-like operations")
+
+    def __add__(self, other: Operand) -> Node:
+        return _binary("add", self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Operand) -> Node:
+        return _binary("sub", self, other)
+
+    def __rsub__(self, other: Operand) -> Node:
+        return _binary("sub", other, self)
+
+    def __mul__(self, other: Operand) -> Node:
+        return _multiply(self, _node(other))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Operand) -> Node:
+        return _binary("div", self, other)
+
+    def __rtruediv__(self, other: Operand) -> Node:
+        return _binary("div", other, self)
+
+    def __neg__(self) -> Node:
+        return Node("neg", (self,), {})
+
+    def __matmul__(self, other: Node) -> Node:
+        return self.matmul(other)
+
+    def matmul(self, other: Node, *, ta: bool = False, tb: bool = False) -> Node:
+        """The product, this node transposed if ta, the other if tb."""
+        if not isinstance(other, Node):
+            raise InputError(f"matmul: other must be a node, got {type(other).__name__}")
+        return Node("matmul", (self, other), {"ta": ta, "tb": tb})
+
+    def maximum(self, other: Operand) -> Node:
+        return _binary("maximum", self, other)
+
+    def minimum(self, other: Operand) -> Node:
+        return _binary("minimum", self, other)
+
+    def sum(self, axis: int | None = None) -> Node:
+        """The sum over rows (axis 0: (1, d)), columns (axis 1: (n, 1)) or everything ((1, 1))."""
+        if axis not in (None, 0, 1):
+            raise InputError(f"sum: axis={axis!r} must be None, 0 (rows) or 1 (columns)")
+        return Node("sum", (self,), {"axis": axis})
+
+    def mean(self, axis: int | None = None) -> Node:
+        """The mean over rows (0), columns (1) or everything."""
+        rows, cols = self.shape
+        counted = (ONE if axis == 1 else rows, ONE if axis == 0 else cols)
+        return self.sum(axis) * constant(1.0, per=counted)
+
+    def softmax(self) -> Node:
+        """Softmax of every row."""
+        return Node("softmax", (self,), {})
+
+    def log_softmax(self) -> Node:
+        """Logarithm of the softmax of every row."""
+        return Node("log_softmax", (self,), {})
+
+    def bce_logits(self, target: Node) -> Node:
+        """Binary cross entropy of logits with targets in [0, 1], elementwise."""
+        return _binary("bce_logits", self, target)
+
+    def onehot(self, classes: int) -> Node:
+        """A column of labels 0 … classes - 1 as rows of 0 and 1."""
+        return Node("onehot", (self,), {"classes": classes})
+
+    @property
+    def T(self) -> Node:
+        """The transpose."""
+        return Node("transpose", (self,), {})
+
+    def broadcast_to(self, shape: Shape) -> Node:
+        return self if self.shape == shape else Node("broadcast_to", (self,), {"shape": shape})
+
+    def sum_to(self, shape: Shape) -> Node:
+        """The sum over the axes along which a value of ``shape`` was broadcast to this one's shape."""
+        node = self
+        over = [axis for axis in (0, 1) if node.shape[axis] != shape[axis]]
+        if len(over) == 2:
+            return node.sum()
+        for axis in over:
+            node = node.sum(axis)
+        return node
+
+    if TYPE_CHECKING:  # the elementwise functions of one value: square, exp, sigmoid, … (set below from the table)
+
+        def __getattr__(self, name: str) -> Callable[[], Node]: ...
+
+
+def _method(name: str) -> Callable[[Node], Node]:
+    def method(self: Node) -> Node:
+        return Node(name, (self,), {})
+
+    method.__name__ = name
+    method.__doc__ = TABLE[name].doc or name
+    return method
+
+
+for _op in TABLE.values():
+    if _op.kind == "unary":
+        setattr(Node, _op.name, _method(_op.name))
+
+
+def constant(value: float, per: Shape | None = None) -> Node:
+    """A number, divided by rows x columns of ``per`` if given: the factor of a mean."""
+    return Node("const", (), {"value": float(value), "per": per})
+
+
+def _node(value: Operand) -> Node:
+    if isinstance(value, Node):
+        return value
+    if isinstance(value, (int, float)) or getattr(value, "shape", None) == ():
+        return constant(float(value))
+    raise InputError(f"a graph works on nodes and numbers, got {type(value).__name__}; use graph.input or graph.param")
+
+
+def _binary(op: str, x: Operand, y: Operand) -> Node:
+    a, b = _node(x), _node(y)
+    shape = ops.broadcast(op, a.shape, b.shape)
+    return Node(op, (_narrow(a, b, shape), _narrow(b, a, shape)), {})
+
+
+def _narrow(x: Node, other: Node, shape: Shape) -> Node:
+    """Elementwise operations broadcast by themselves: take a broadcast node's source where the shape allows it."""
+    if x.op == "broadcast_to" and ops.broadcast("", x.inputs[0].shape, other.shape) == shape:
+        return x.inputs[0]
+    return x
+
+
+def _multiply(x: Node, y: Node) -> Node:
+    """X y, with factors that are known now multiplied now: (c x) d is (c d) x, and 1 x is x."""
+    shape = ops.broadcast("mul", x.shape, y.shape)
+    if _known(x) is not None:
+        x, y = y, x
+    factor, other = _known(y), _known(x)
+    if factor is None or (x.shape != shape and other is None):
+        return _binary("mul", x, y)
+    if other is not None:
+        if factor.attrs["per"] is not None and other.attrs["per"] is not None:
+            return _binary("mul", x, y)
+        value = factor.attrs["value"] * other.attrs["value"]
+        return constant(value, factor.attrs["per"] or other.attrs["per"]).broadcast_to(shape)
+    if factor.attrs["value"] == 1.0 and factor.attrs["per"] is None:
+        return x
+    if x.op == "mul" and x.inputs[1].op == "const":
+        return _multiply(x.inputs[0], _multiply(x.inputs[1], factor))
+    return Node("mul", (x, factor), {})
+
+
+def _known(x: Node) -> Node | None:
+    """The constant that a node is, or is a broadcast of."""
+    source = x.inputs[0] if x.op == "broadcast_to" else x
+    return source if source.op == "const" else None
+
+
+def _leaf(kind: str, name: str, shape: Shape, dtype: str) -> Node:
+    if not isinstance(name, str) or not name:
+        raise InputError(f"graph.{kind}: name must be a non-empty string, got {name!r}")
+    return Node(kind, (), {"name": name, "shape": shape, "dtype": dtype})
+
+
+def _length(kind: str, what: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"graph.{kind}: {what} must be a positive integer, got {value!r}")
+    return value
+
+
+def input(name: str, cols: int, *, rows: int | None = None, dtype: str = "float") -> Node:
+    """A matrix that comes in with every call: (n, cols), or (rows, cols) if rows is given.
+
+    Args:
+        dtype: "float" for the Program's own dtype, "int" for int64 (labels).
+    """
+    if dtype not in ("float", "int"):
+        raise InputError(f"graph.input: dtype must be 'float' or 'int', got {dtype!r}")
+    size = N if rows is None else Size(0, _length("input", "rows", rows))
+    return _leaf("input", name, (size, Size(0, _length("input", "cols", cols))), dtype)
+
+
+def param(name: str, shape: tuple[int, int]) -> Node:
+    """A parameter matrix of a fixed shape (rows, columns)."""
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise InputError(f"graph.param: shape must be a pair of integers, got {shape!r}")
+    return _leaf("param", name, ops.fixed(*(_length("param", "shape", s) for s in shape)), "float")
+
+
+def view(flat: Node, offset: int, rows: int, cols: int) -> Node:
+    """The (rows, cols) matrix that begins at element ``offset`` of a flat (1, P) parameter; it costs nothing."""
+    return Node("view", (flat,), {"offset": offset, "rows": rows, "cols": cols})
+
+
+def pack(parts: Sequence[Node]) -> Node:
+    """Matrices of fixed shapes as one flat (1, P) vector, in order; each is computed in its place."""
+    return Node("pack", parts, {})
+
+
+def update(rule: str, theta: Node, gradient: Node, states: Sequence[Node], hyper: Node) -> Node:
+    """An optimiser's step in place on theta and its states (``fastbp.scalars.UPDATES``), after all that reads theta."""
+    return Node("update", (theta, gradient, *states, hyper), {"rule": rule})
+
+
+def ancestors(nodes: Iterable[Node]) -> list[Node]:
+    """The nodes and everything that they are made of, inputs first."""
+    found: dict[int, Node] = {}
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node.id not in found:
+            found[node.id] = node
+            stack.extend(node.inputs)
+    return [found[i] for i in sorted(found)]
+
+
+def gradients(target: Node, wrt: Sequence[Node]) -> list[Node]:
+    """dtarget/dv for every v in wrt, as nodes: reverse accumulation (Goodfellow, Bengio and Courville 2016, 6.5.6).
+
+    Only nodes between wrt and target are visited, in reverse order of creation; the gradients that the consumers of
+    a node send back are summed.
+
+    Args:
+        target: a (1, 1) node.
+        wrt: the nodes to differentiate with respect to; where target does not depend on one, its gradient is 0.
+
+    Raises:
+        GraphError: target is not a scalar, or an operation on the way has no gradient rule.
+    """
+    if not isinstance(target, Node) or target.shape != SCALAR:
+        raise GraphError(f"gradients: target must be a (1, 1) node, got {target!r}; take .sum() or .mean() first")
+    reached = {v.id for v in wrt}
+    order = ancestors([target])
+    for node in order:
+        if any(i.id in reached for i in node.inputs):
+            reached.add(node.id)
+    contributions: dict[int, list[Node]] = {target.id: [constant(1.0)]}
+    totals: dict[int, Node] = {}
+    for node in reversed(order):
+        if node.id not in reached or node.id not in contributions:
+            continue
+        g = contributions.pop(node.id)
+        total = g[0]
+        for more in g[1:]:
+            total = total + more
+        totals[node.id] = total = total.broadcast_to(node.shape)
+        for position, source in enumerate(node.inputs):
+            if source.id in reached:
+                part = _apply_rule(node, position, total)
+                if part is not None:
+                    contributions.setdefault(source.id, []).append(part.sum_to(source.shape))
+    return [totals[v.id] if v.id in totals else constant(0.0).broadcast_to(v.shape) for v in wrt]
+
+
+def _apply_rule(node: Node, position: int, g: Node) -> Node | None:
+    rules = TABLE[node.op].gradient
+    if position >= len(rules):
+        raise GraphError(f"operation {node.op!r} has no gradient rule for its argument {position}")
+    rule = rules[position]
+    if rule is None:
+        return None
+    part: Node = rule(g, node, *node.inputs)
+    return part

@@ -1,0 +1,54 @@
+"""What all tests share: the matrix that runs here, printed with what is skipped and why."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+import fastbp
+from fastbp import checks
+from fastbp.backends import BACKENDS, DTYPES
+from fastbp.losses import LOSSES
+from fastbp.scalars import ACTIVATIONS
+
+REASONS = {
+    "torch": "PyTorch is not installed: its autograd and optimisers are not compared",
+    "array_api_strict": "array-api-strict is not installed: the array machine runs on NumPy alone",
+}
+
+
+def pytest_report_header() -> list[str]:
+    available = fastbp.available_backends()
+    lines = [
+        f"matrix: backends {', '.join(available)} x dtypes {', '.join(DTYPES)} x {len(checks.SHAPES)} shapes x "
+        f"{len(ACTIVATIONS)} activations x {len(LOSSES)} losses; {fastbp.get_num_threads()} threads"
+    ]
+    lines += [f"skipped: backend {name} cannot run here" for name in BACKENDS if name not in available]
+    lines.append("skipped: GPU backends: not part of this version")
+    lines += [f"skipped: {why}" for package, why in REASONS.items() if importlib.util.find_spec(package) is None]
+    return lines
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend that this machine can run."""
+    name: str = request.param
+    if name not in fastbp.available_backends():
+        pytest.skip(f"backend {name} cannot run here")
+    return name
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def two_threads():
+    """Two threads for the test, whatever the machine has; then as before."""
+    before = fastbp.get_num_threads()
+    fastbp.set_num_threads(2)
+    yield
+    fastbp.set_num_threads(before)

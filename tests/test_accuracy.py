@@ -1,0 +1,81 @@
+"""Gradients of networks: against central differences, PyTorch, and the float64 reference over the table of shapes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from fastbp import MLP, checks
+from fastbp.losses import LOSSES
+from fastbp.scalars import ACTIVATIONS
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradient_against_central_differences(activation, loss, backend):
+    assert checks.gradient_error(activation, loss, backend) <= checks.GRADIENT_LIMIT
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", checks.SHAPES, ids=str)
+def test_float32_is_as_exact_as_array_code(shape, activation, loss):
+    n, layers = shape
+    own, array = checks.float32_errors(n, layers, activation, loss, "cpu")
+    assert own <= max(2 * array, checks.FLOAT32_FLOOR)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(7, (13, 9, 7)), (33, (97, 13)), (64, (31, 17, 2))], ids=str)
+def test_large_inputs(shape, activation, loss):
+    """Inputs of 10⁴: saturated units, logits of ±10⁵, nothing overflows."""
+    n, layers = shape
+    own, array = checks.float32_errors(n, layers, activation, loss, "cpu", scale=1e4, draws=16)
+    assert own <= max(2 * array, checks.FLOAT32_FLOOR)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_in_nan_out(activation, loss, backend, dtype):
+    X, T = checks.batch_of(5, (3, 4, 2), loss, 0)
+    X[2, 1] = np.nan
+    net = MLP([3, 4, 2], activation=activation, loss=loss, backend=backend, dtype=dtype, seed=0)
+    np.testing.assert_array_equal(np.isnan(net.forward(X)).all(axis=1), np.arange(5) == 2)
+    value, gradient = net.loss_and_grad(X, T)
+    assert np.isnan(value)
+    assert np.isnan(net.split(gradient)[1][-1]).all()
+
+
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"half_sse", "sse"}))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradient_against_pytorch(activation, loss, backend):
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    acts = {"identity": lambda z: z, "leaky_relu": lambda z: functional.leaky_relu(z, 0.01)}
+    act = acts.get(activation) or getattr(torch, activation, None) or getattr(functional, activation)
+    losses = {
+        "mse": functional.mse_loss,
+        "mae": functional.l1_loss,
+        "huber": functional.huber_loss,
+        "bce": functional.binary_cross_entropy_with_logits,
+        "cross_entropy": functional.cross_entropy,
+    }
+    n, layers = 17, (5, 11, 4, 3)
+    X, T = checks.batch_of(n, layers, loss, 1)
+    net = MLP(layers, activation=activation, loss=loss, dtype="float64", backend=backend, seed=5)
+    theta = torch.tensor(net.theta, requires_grad=True)
+    a, at = torch.tensor(X), 0
+    for k, (rows, cols) in enumerate(itertools.pairwise(layers)):
+        w = theta[at : at + rows * cols].reshape(rows, cols)
+        b = theta[at + rows * cols : at + rows * cols + cols]
+        at += rows * cols + cols
+        a = a @ w + b
+        a = act(a) if k < len(layers) - 2 else a
+    expected = losses[loss](a, torch.tensor(T))
+    expected.backward()
+    value, gradient = net.loss_and_grad(X, T)
+    assert abs(value - expected.item()) <= 1e-13 * abs(value)
+    assert checks.relative_error(gradient, theta.grad.numpy()) <= 1e-12

@@ -1,0 +1,148 @@
+"""Nothing is compiled per network; kernels are kept on disk, and what can go wrong with that."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numba.core import event
+
+import fastbp
+from fastbp import MLP, graph
+from fastbp.backends.cpu import compiling
+from fastbp.losses import LOSSES
+from fastbp.optim import OPTIMIZERS
+from fastbp.scalars import ACTIVATIONS
+
+STEP = """
+import numpy as np, fastbp
+net = fastbp.MLP([3, 4, 2], seed=0)
+loss, g = net.loss_and_grad(np.ones((5, 3)), np.ones((5, 2)))
+print(float(loss))
+"""
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+class _Count(event.Listener):
+    def __init__(self) -> None:
+        self.started = 0
+
+    def on_start(self, event_: object) -> None:
+        self.started += 1
+
+    def on_end(self, event_: object) -> None:
+        pass
+
+
+def test_a_new_network_compiles_nothing(dtype):
+    X, labels = np.ones((9, 6)), np.arange(9) % 3
+    MLP([6, 3], dtype=dtype).fit(X, np.eye(3)[labels], epochs=1)  # loads the machine of this dtype
+    count = _Count()
+    with event.install_listener("numba:compile", count):
+        for k, (loss, activation) in enumerate(zip([*LOSSES, "mse"], ACTIVATIONS, strict=True)):
+            net = MLP([6, 11 + k, 5, 3], activation=activation, loss=loss, dtype=dtype)
+            net.fit(X, np.eye(3)[labels], epochs=2, batch_size=2 + k)
+        for kind in OPTIMIZERS.values():
+            net = MLP([6, 7, 3], loss="cross_entropy", dtype=dtype)
+            net.fit(X, labels, epochs=2, optimizer=kind(0.01, clip_norm=1.0), sample_weight=np.ones(9))
+            net.deltas(X, labels)
+        x = graph.input("x", 4)
+        graph.compile(x.softmax().sum(axis=0), dtype=dtype)(x=np.ones((3, 4)))
+        one = np.ones((3, 3), dtype)
+        fastbp.dense_backward(one, one, one, one, "tanh")
+    assert count.started == 0
+
+
+def test_the_listener_would_notice():
+    """The test above is worth something: compiling does raise these events."""
+    from numba import njit
+
+    count = _Count()
+    with event.install_listener("numba:compile", count):
+        njit(lambda x: x + 1)(1)
+    assert count.started > 0
+
+
+def test_eight_cold_processes_at_once(tmp_path):
+    """They share one cache; the first compiles, the others wait for it, none fails."""
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: run_python(STEP, NUMBA_CACHE_DIR=str(tmp_path)), range(8)))
+    for run in runs:
+        assert run.returncode == 0, run.stderr
+    assert len({run.stdout for run in runs}) == 1
+    assert sum("compiling the float32 kernels" in run.stderr for run in runs) >= 1  # and said so
+    warm = run_python(STEP + COUNT_MISSES, NUMBA_CACHE_DIR=str(tmp_path))
+    assert warm.stdout.split() == [runs[0].stdout.strip(), "0"], warm.stderr
+
+
+COUNT_MISSES = """
+from fastbp.backends.cpu.machine import team
+print(sum(team("float32").compiled.stats.cache_misses.values()))
+"""
+
+
+NO_PLACE = """
+from numba.core import caching
+caching.CacheImpl._locator_classes = []
+caching.CompileResultCacheImpl._locator_classes = []
+"""
+DISK_FULL = """
+from numba.core import caching
+def save(self, key, data):
+    raise OSError(28, "No space left on device")
+caching.IndexDataCacheFile.save = save
+"""
+
+
+@pytest.mark.parametrize("trouble", [NO_PLACE, DISK_FULL], ids=["no place", "disk full"])
+def test_a_cache_that_cannot_be_written_is_reported_and_survived(trouble, tmp_path):
+    run = run_python(trouble + STEP + STEP, NUMBA_CACHE_DIR=str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("fastbp cannot keep its compiled kernels") == 1
+    assert run.stdout.split()[0] == run_python(STEP).stdout.strip()
+
+
+def test_a_change_in_any_kernel_source_changes_the_stamp(monkeypatch):
+    before = compiling.source_stamp()
+    read = Path.read_bytes
+    for name in ("simd.py", "gemm.py", "team.py", "machine.py", "scalars.py", "polynomials.py"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", lambda path, n=name: read(path) + b"#" * (path.name == n))
+            assert compiling.source_stamp() != before
+    assert compiling.source_stamp() == before
+
+
+def test_importing_fastbp_does_not_import_numba():
+    run = run_python(
+        "import sys, fastbp; print('numba' in sys.modules, 'rich' in sys.modules, 'sklearn' in sys.modules)"
+    )
+    assert run.stdout.split() == ["False", "False", "False"], run.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_after_a_fork(two_threads):
+    """A child gets a team of its own, even if the parent's helpers were at work."""
+    net = MLP([200, 300, 10], seed=0)
+    X, T = np.ones((2000, 200)), np.ones((2000, 10))
+    expected = net.loss_and_grad(X, T)[1]
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(net.loss_and_grad(X, T)[1], expected)
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -1,0 +1,185 @@
+"""build_grad: gradient rules, second derivatives, sharing, depth, errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastbp import backends, checks, graph, ops
+from fastbp.errors import GraphError, InputError
+from fastbp.plan import plan
+
+CASES = {case.name: case for case in checks.operation_cases()}
+RNG = np.random.default_rng(0)
+
+
+def evaluate(outputs, values, backend="numpy"):
+    return backends.executable(plan(outputs), backend, "float64").run(values, len(values["x"]))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_rules(name, backend):
+    case = CASES[name]
+    for got, expected in zip(case.gradients(backend, "float64"), case.differences(backend), strict=True):
+        assert checks.relative_error(got, expected, floor=1e-3) <= checks.GRADIENT_LIMIT
+
+
+def test_every_operation_with_a_gradient_is_in_the_table():
+    covered = {name.split()[0] for name in CASES} | {"mean"}
+    needed = {op.name for op in ops.TABLE.values() if any(rule is not None for rule in op.gradient)}
+    assert needed <= covered
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_second_derivatives(name):
+    """Gradients are graphs again: the gradient of Σ g² against central differences of it."""
+    case = CASES[name]
+    first = graph.gradients(case.loss, list(case.wrt))
+    total = sum((g.square().sum() for g in first[1:]), first[0].square().sum())
+    second = checks.Case(name, total, case.values, case.wrt)
+    for got, expected in zip(second.gradients("cpu", "float64"), second.differences("numpy"), strict=True):
+        assert checks.relative_error(got, expected, floor=1e-2) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "gelu", "silu", "softplus", "exp", "log", "sqrt", "softmax"])
+def test_rules_against_pytorch(name):
+    torch = pytest.importorskip("torch")
+    functions = {
+        "gelu": torch.nn.functional.gelu,
+        "silu": torch.nn.functional.silu,
+        "softplus": torch.nn.functional.softplus,
+        "softmax": lambda t: torch.softmax(t, dim=1),
+    }
+    case = CASES[name]
+    x = torch.tensor(case.values["x"], requires_grad=True)
+    f = functions.get(name) or getattr(torch, name)
+    (f(x) * torch.tensor(case.values["r"])).sum().backward()
+    np.testing.assert_allclose(case.gradients("cpu", "float64")[0], x.grad.numpy(), rtol=1e-12, atol=1e-14)
+
+
+def test_gradients_of_several_consumers_are_summed():
+    x = graph.input("x", 1)
+    y = x.square()
+    loss = (y * 3.0 + y.exp() + x).sum()
+    (dx,) = graph.gradients(loss, [x])
+    value = np.array([[0.3], [-0.7]])
+    expected = 6 * value + 2 * value * np.exp(value**2) + 1
+    np.testing.assert_allclose(evaluate({"dx": dx}, {"x": value})["dx"], expected, rtol=1e-15)
+
+
+def test_a_gradient_with_respect_to_a_node_in_the_middle():
+    x, w = graph.input("x", 3), graph.param("w", (3, 2))
+    z = x @ w
+    loss = z.tanh().sum()
+    (dz,) = graph.gradients(loss, [z])
+    values = {"x": RNG.normal(size=(4, 3)), "w": RNG.normal(size=(3, 2))}
+    expected = 1 - np.tanh(values["x"] @ values["w"]) ** 2
+    np.testing.assert_allclose(evaluate({"dz": dz}, values)["dz"], expected, rtol=1e-14)
+
+
+def test_a_parameter_that_the_loss_does_not_use_has_gradient_zero():
+    x, w = graph.input("x", 3), graph.param("w", (2, 2))
+    (dw,) = graph.gradients(x.sum(), [w])
+    got = evaluate({"dw": dw}, {"x": np.ones((1, 3)), "w": np.ones((2, 2))})["dw"]
+    np.testing.assert_array_equal(got, np.zeros((2, 2)))
+
+
+def test_a_long_chain():
+    """Iterative: no recursion limit."""
+    x = graph.input("x", 1)
+    node = x
+    for _ in range(20_000):
+        node = node + x
+    (dx,) = graph.gradients(node.sum(), [x])
+    assert evaluate({"dx": dx}, {"x": np.ones((1, 1))})["dx"] == 20_001
+
+
+def test_only_nodes_between_are_visited():
+    """A rule that is missing does no harm where the gradient does not go through it."""
+    x, labels = graph.input("x", 3), graph.input("labels", 1, dtype="int")
+    flat = graph.param("flat", (1, 6))
+    loss = (x * labels.onehot(3) * graph.view(flat, 0, 1, 3)).sum()
+    (dx,) = graph.gradients(loss, [x])
+    values = {"x": RNG.normal(size=(2, 3)), "labels": np.array([[2], [0]]), "flat": np.arange(6.0)[None]}
+    np.testing.assert_array_equal(evaluate({"dx": dx}, values)["dx"], [[0, 0, 2], [0, 0, 0]])
+    with pytest.raises(GraphError, match=r"'view' has no gradient rule for its argument 0"):
+        graph.gradients(loss, [flat])
+
+
+def test_factors_that_are_known_are_multiplied_now():
+    x = graph.input("x", 3)
+    scaled = (x * 2.0) * 3.0
+    assert scaled.inputs[0] is x
+    assert scaled.inputs[1].attrs["value"] == 6.0
+    assert x * 1.0 is x
+    values = {"x": RNG.normal(size=(2, 3))}
+    np.testing.assert_array_equal(evaluate({"y": 3.0 * (2.0 * x)}, values)["y"], 6 * values["x"])
+
+
+def test_mean_counts_the_rows_that_came():
+    x = graph.input("x", 3)
+    f = backends.executable(plan({"all": x.mean(), "rows": x.mean(axis=0), "cols": x.mean(axis=1)}), "cpu", "float64")
+    for n in (1, 2, 7):
+        value = RNG.normal(size=(n, 3))
+        got = f.run({"x": value}, n)
+        np.testing.assert_allclose(got["all"][0, 0], value.mean(), rtol=1e-14)
+        np.testing.assert_allclose(got["rows"][0], value.mean(axis=0), rtol=1e-14)
+        np.testing.assert_allclose(got["cols"][:, 0], value.mean(axis=1), rtol=1e-14)
+
+
+def test_compile(backend):
+    x, w = graph.input("x", cols=3), graph.param("w", (3, 1))
+    loss = ((x @ w).sigmoid() - 1.0).square().mean()
+    (dw,) = graph.gradients(loss, [w])
+    f = graph.compile([loss, dw], backend=backend)
+    X, W = RNG.normal(size=(5, 3)), RNG.normal(size=(3, 1))
+    a = 1 / (1 + np.exp(-X @ W))
+    got_loss, got_dw = f(x=X, w=W)
+    np.testing.assert_allclose(got_loss, ((a - 1) ** 2).mean(), rtol=1e-14)
+    np.testing.assert_allclose(got_dw, X.T @ (2 * (a - 1) * a * (1 - a)) / 5, rtol=1e-13)
+    assert np.ndim(got_loss) == 0
+    single = graph.compile(loss, backend=backend, dtype="float32")(x=X, w=W)
+    assert single.dtype == np.float32
+    labels = graph.input("labels", 1, dtype="int")
+    onehot = graph.compile(labels.onehot(3), backend=backend)
+    np.testing.assert_array_equal(onehot(labels=[2, 0]), [[0, 0, 1], [1, 0, 0]])
+
+
+def test_compile_says_what_is_wrong():
+    x, w, y = graph.input("x", cols=3), graph.param("w", (3, 1)), graph.input("y", cols=1)
+    f = graph.compile((x @ w) * y)
+    X, W = np.ones((5, 3)), np.ones((3, 1))
+    with pytest.raises(InputError, match=r"missing: 'w', 'y'"):
+        f(x=X)
+    with pytest.raises(InputError, match=r"not among them: 'z'"):
+        f(x=X, w=W, y=np.ones((5, 1)), z=1)
+    with pytest.raises(InputError, match=r"w must be .*\(3, 1\).*got shape \(2, 1\)"):
+        f(x=X, w=np.ones((2, 1)), y=np.ones((5, 1)))
+    with pytest.raises(InputError, match=r"y has 4 rows, but x has 5"):
+        f(x=X, w=W, y=np.ones((4, 1)))
+    with pytest.raises(InputError, match=r"outputs"):
+        graph.compile([])
+    with pytest.raises(InputError, match=r"outputs"):
+        graph.compile([3])
+
+
+def test_shapes_that_do_not_fit():
+    x, w = graph.input("x", 3), graph.param("w", (2, 4))
+    with pytest.raises(GraphError, match=r"\(n, 3\) @ \(2, 4\): the inner sizes 3 and 2 differ"):
+        x @ w
+    with pytest.raises(GraphError, match=r"add: shapes \(n, 3\) and \(2, 4\) do not fit"):
+        x + w
+    with pytest.raises(GraphError, match=r"target must be a \(1, 1\) node"):
+        graph.gradients(x, [x])
+    with pytest.raises(GraphError, match="cannot branch"):
+        bool(x)
+    with pytest.raises(InputError, match="a graph works on nodes and numbers, got ndarray"):
+        x + np.ones(3)
+    with pytest.raises(InputError, match="axis=2"):
+        x.sum(2)
+    with pytest.raises(InputError, match="cols must be a positive integer, got 0"):
+        graph.input("x", 0)
+    with pytest.raises(InputError, match="name must be a non-empty string"):
+        graph.param("", (1, 1))
+    with pytest.raises(GraphError, match="two different inputs or parameters are called 'x'"):
+        plan({"y": x + graph.input("x", 3)})

@@ -1,0 +1,117 @@
+"""The house: who may import whom, what is public, what is documented."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import fastbp
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fastbp"
+# Each file imports only from rows above it (see docs/design.md, which lists the same).
+HOUSE = [
+    "errors",
+    "files",
+    "polynomials",
+    "scalars",
+    "ops",
+    "nodes",
+    "program",
+    "plan",
+    "backends.threads",
+    "backends.array",
+    "backends.cpu.compiling",
+    "backends.cpu.simd",
+    "backends.cpu.gemm",
+    "backends.cpu.team",
+    "backends.cpu.machine",
+    "backends.cpu.binding",
+    "backends.cpu.executable",
+    "backends",
+    "arrays",
+    "graph",
+    "losses",
+    "optim",
+    "functional",
+    "initialisation",
+    "history",
+    "progress",
+    "training",
+    "network",
+    "data",
+    "checks",
+    "pictures",
+    "measure",
+    "cli",
+]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        name = name.removesuffix(".__init__") if name != "__init__" else ""
+        if path.read_text().strip():
+            found[name] = path
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    known = set(modules())
+    return {name.removeprefix("fastbp.") for name in found} & known
+
+
+def test_the_house_lists_every_module():
+    assert set(modules()) - {""} == set(HOUSE)
+
+
+@pytest.mark.parametrize("name", HOUSE)
+def test_imports_go_upwards(name):
+    above = set(HOUSE[: HOUSE.index(name)])
+    assert imported(modules()[name]) - {name} <= above
+
+
+def test_design_shows_the_same_house():
+    text = (ROOT / "docs" / "design.md").read_text()
+    places = [text.index(f"`{name.replace('.', '/')}.py`") for name in HOUSE if name != "backends"]
+    assert places == sorted(places)
+
+
+def test_all_is_what_is_documented():
+    """Every public name stands in the README or in docs/api.md, and nothing there is missing."""
+    text = (ROOT / "docs" / "api.md").read_text()
+    documented = set(re.findall(r"^#+ `fastbp\.(\w+)", text, re.MULTILINE))
+    assert documented == set(fastbp.__all__)
+    for name in fastbp.__all__:
+        assert hasattr(fastbp, name)
+
+
+@pytest.mark.parametrize("name", ["", *HOUSE])
+def test_public_things_have_docstrings(name):
+    if name == "progress":
+        pytest.importorskip("rich")
+    module = importlib.import_module(f"fastbp.{name}".rstrip("."))
+    assert module.__doc__, module
+    for key, value in vars(module).items():
+        public = not key.startswith("_") and getattr(value, "__module__", "") == module.__name__
+        if public and (inspect.isclass(value) or inspect.isfunction(value)):
+            assert value.__doc__, f"{name}.{key}"
+
+
+def test_no_paths_of_a_machine():
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        assert not re.search("/(home|root|work)/", path.read_text()), path

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fastbp
-from fastbp import data, losses, network, optim, pictures
+from fastbp import data, initialisation, losses, network, optim, pictures
 from fastbp.data import Dataset, Scaling
 from fastbp.errors import DataError, FastbpError, InputError, missing_extra, unknown
 from fastbp.network import MLP
@@ -85,7 +85,7 @@ def commands() -> click.Group:
             ["--loss"],
             help=f"{', '.join(losses.LOSSES)}; by default cross_entropy for classes, mse for numbers.",
         ),
-        click.Option(["--init"], help=f"{', '.join(network.INITS)}; follows the activation."),
+        click.Option(["--init"], help=f"{', '.join(initialisation.INITS)}; follows the activation."),
         click.Option(["--optimizer"], default="adam", show_default=True, help=f"{', '.join(optim.OPTIMIZERS)}."),
         click.Option(["--learning-rate"], type=float, help="The optimizer's own by default."),
         click.Option(["--epochs"], type=int, default=20, show_default=True),

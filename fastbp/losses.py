@@ -70,6 +70,9 @@ class Loss:
             total = total * constant(1.0, per=(N, ONE)) if weight is None else total / weight.sum().maximum(_TINY)
         return total
 
+    def __reduce__(self) -> tuple[Callable[[str], Loss], tuple[str]]:
+        return get, (self.name,)  # pickled by name: the formulas are functions without one
+
     def averages(self, reduction: str) -> bool:
         """Whether the loss of a batch is a mean over its rows."""
         return self.over_rows and reduction == "mean"

@@ -1,4 +1,4 @@
-"""What is taken and what is refused: every refusal names the argument, what came and what is needed, and changes nothing."""
+"""What is taken and what is refused: refusals name the argument, what came and what is needed, and change nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def assert_refused(call, words, net=None):
         assert net.history.epochs == 0
 
 
-# ---- X: what no call takes ---------------------------------------------------------------------------------------------
+# ---- X: what no call takes -----------------------------------------------------------------------------------------
 
 NEEDED = "X must be a 2-D array of numbers of shape (n, 4)"
 BAD_X = {
@@ -85,7 +85,7 @@ def test_bad_x(case, call):
     assert_refused(lambda: CALLS[call](net, value), words, net)
 
 
-# ---- T -----------------------------------------------------------------------------------------------------------------
+# ---- T -------------------------------------------------------------------------------------------------------------
 
 BAD_T = {
     "fewer rows": ("mse", T[:5], ["T has 5 rows", "X has 8"]),
@@ -111,7 +111,11 @@ BAD_T = {
     "above 1": ("bce", changed(T, (0, 0), 1.5), ["T", "loss='bce'", "[0, 1]", "1.5"]),
     "below 0": ("bce", changed(T, (0, 0), -0.25), ["T", "loss='bce'", "[0, 1]", "-0.25"]),
     "no probabilities": ("cross_entropy", T + 1, ["T", "loss='cross_entropy'", "[0, 1]"]),
-    "label too large": ("cross_entropy", changed(LABELS, 4, 3).astype(int), ["T", "labels must be 0 … 2", "row 4 is 3"]),
+    "label too large": (
+        "cross_entropy",
+        changed(LABELS, 4, 3).astype(int),
+        ["T", "labels must be 0 … 2", "row 4 is 3"],
+    ),
     "negative label": ("cross_entropy", changed(LABELS, 4, -1).astype(int), ["labels must be 0 … 2", "row 4 is -1"]),
     "labels from 1": ("cross_entropy", LABELS + 1, ["labels must be 0 … 2", "row 2 is 3"]),
     "huge label": ("cross_entropy", np.full(N, 2**64 - 1, np.uint64), ["labels must be 0 … 2", str(2**64 - 1)]),
@@ -160,13 +164,12 @@ def test_forward_takes_what_is_not_finite(backend):
 def test_sums_that_overflow_are_no_reason_to_refuse():
     """Every number is finite; only their sum is not."""
     net = fastbp.MLP([2, 2], loss="mae", init="zeros", dtype="float64", seed=0)
-    big = np.full((4, 2), 1e308)
-    assert net.loss(big, np.full((4, 2), 1e306)) == pytest.approx(1e306)
-    net.fit(big / 1e4, np.full((4, 2), 1e300), epochs=1, optimizer="sgd")
-    assert net.loss(np.zeros((4, 2)), big) > 0
+    history = net.fit(np.full((4, 2), 1e308), np.full((4, 2), 1e300), epochs=1, optimizer="sgd")
+    assert history.loss == pytest.approx([1e300])
+    np.testing.assert_allclose(net.weights[0], 0.01 * 4 * 1e308 / 8)
 
 
-# ---- sample weights ----------------------------------------------------------------------------------------------------
+# ---- sample weights ------------------------------------------------------------------------------------------------
 
 BAD_WEIGHTS = {
     "negative": (changed(np.ones(N), 3, -0.5), ["sample_weight must not be negative", "row 3 is -0.5"]),
@@ -194,7 +197,7 @@ def test_bad_sample_weights(case, call):
     assert_refused(lambda: BATCH_CALLS[call](net, X, T, value), words, net)
 
 
-# ---- no data -----------------------------------------------------------------------------------------------------------
+# ---- no data -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy"])
@@ -216,7 +219,7 @@ def test_no_rows(backend, dtype, loss):
         assert_refused(lambda t=t: net.fit(X, LABELS, validation=(nothing, t)), ["validation", "no rows"], net)
 
 
-# ---- fit ---------------------------------------------------------------------------------------------------------------
+# ---- fit -----------------------------------------------------------------------------------------------------------
 
 COUNTS = {"zero": 0, "negative": -1, "float": 2.0, "bool": True, "numpy bool": np.True_, "string": "3", "nan": math.nan}
 BAD_FITS = {
@@ -287,7 +290,7 @@ def test_a_refused_fit_leaves_earlier_training_alone():
     assert net.history.loss == other.history.loss
 
 
-# ---- networks ----------------------------------------------------------------------------------------------------------
+# ---- networks ------------------------------------------------------------------------------------------------------
 
 
 def mlp(*args, **more):
@@ -376,7 +379,9 @@ def test_bad_parameters(case):
 
 def test_bad_vectors_to_split():
     net = make()
-    assert_refused(lambda: net.split(np.zeros(SIZE + 1)), ["vector must have shape", f"({SIZE},)", f"({SIZE + 1},)"], net)
+    assert_refused(
+        lambda: net.split(np.zeros(SIZE + 1)), ["vector must have shape", f"({SIZE},)", f"({SIZE + 1},)"], net
+    )
 
 
 def test_one_output_takes_no_labels():
@@ -387,9 +392,22 @@ def test_one_output_takes_no_labels():
     assert_refused(lambda: net.loss(X, T), ["T must be", "(n, 1)", "(8, 3)"], net)
 
 
-# ---- what is taken -----------------------------------------------------------------------------------------------------
+# ---- what is taken -------------------------------------------------------------------------------------------------
 
-KINDS = ["float64", "float32", "float16", "longdouble", "int64", "int32", "int8", "uint8", "uint64", "bool", ">f8", ">i2"]
+KINDS = [
+    "float64",
+    "float32",
+    "float16",
+    "longdouble",
+    "int64",
+    "int32",
+    "int8",
+    "uint8",
+    "uint64",
+    "bool",
+    ">f8",
+    ">i2",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -488,7 +506,7 @@ def test_arrays_of_any_layout_are_taken_and_left_alone(backend, dtype, layout, l
 def test_a_broadcast_array_is_taken(backend):
     net = make(backend=backend)
     x = np.broadcast_to(X[:1], (6, 4))
-    np.testing.assert_array_equal(net.forward(x), np.repeat(net.forward(X[:1]), 6, axis=0))
+    np.testing.assert_array_equal(net.forward(x), net.forward(np.repeat(X[:1], 6, axis=0)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -58,7 +58,7 @@ def test_every_activation_has_a_plain_formula():
     assert set(PLAIN) == set(fastbp.functional.ACTIVATIONS)
 
 
-# ---- forward and backward ----------------------------------------------------------------------------------------------
+# ---- forward and backward ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(7, 5, 3), (1, 1, 1), (33, 17, 49), (5, 300, 2)])
@@ -152,7 +152,7 @@ def test_nan_stays_in_its_row(name, backend, dtype):
     assert np.isfinite(dw[:, 1:]).all()
 
 
-# ---- what comes in and what goes out -----------------------------------------------------------------------------------
+# ---- what comes in and what goes out -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -228,7 +228,7 @@ def test_results_are_the_callers_own(backend, name):
 
 
 def test_identity_needs_nothing_saved():
-    x, w, b, da = layer(4, 3, 2)
+    x, w, _, da = layer(4, 3, 2)
     dx, dw, db = dense_backward(da, x, w, None)
     np.testing.assert_allclose(dx, da @ w.T, rtol=1e-13)
     np.testing.assert_allclose(dw, x.T @ da, rtol=1e-13)
@@ -259,7 +259,7 @@ def test_the_default_backend_can_be_switched(monkeypatch):
     assert asked == ["numpy", "cpu"]
 
 
-# ---- layers in a chain -------------------------------------------------------------------------------------------------
+# ---- layers in a chain ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -285,7 +285,7 @@ def test_a_chain_of_layers_is_a_network(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_closed_form_of_a_bias_free_net_with_one_hidden_layer(backend):
-    """S12, corrected: dW1 contains W2 and is taken at W1 X, for f = s(s(X W1) W2) and the loss |f - Y|^2 of one pair."""
+    """S12, corrected: dW1 contains W2 and is taken at W1 X; f = s(s(X W1) W2), and |f - Y|^2 is the loss of a pair."""
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(1, 3)), rng.normal(size=(1, 2))
     w1, w2 = rng.normal(size=(3, 4)), rng.normal(size=(4, 2))
@@ -304,7 +304,7 @@ def test_closed_form_of_a_bias_free_net_with_one_hidden_layer(backend):
             assert dw2[k, m] == pytest.approx(expected, rel=1e-12)
 
 
-# ---- refusals ----------------------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------------------------
 
 X, W, B, DA = layer(4, 3, 2)
 

@@ -22,7 +22,7 @@ GRADIENT_RTOL = {"float32": 2e-5, "float64": 1e-11}
 ROWS, UNITS = 7, 3
 
 
-# ---- plain formulas, in float64, on the pre-activations of the output layer ------------------------------------------
+# ---- plain formulas, in float64, on the pre-activations of the output layer ----------------------------------------
 
 
 def plain_rows(name, z, t):
@@ -101,7 +101,7 @@ def rng():
     return np.random.default_rng(11)
 
 
-# ---- values ------------------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -168,7 +168,7 @@ def test_the_mean_is_over_rows_and_the_sum_is_not(name, rng):
     assert not total.averages
 
 
-# ---- sample weights ----------------------------------------------------------------------------------------------------
+# ---- sample weights ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -213,7 +213,7 @@ def test_weights_come_as_a_vector_or_a_column(rng):
     assert net.loss(x, t, weight) == net.loss(x, t, weight[:, None]) == net.loss(x, t, weight.tolist())
 
 
-# ---- gradients ---------------------------------------------------------------------------------------------------------
+# ---- gradients -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -309,7 +309,7 @@ def test_value_and_gradient_are_pytorchs(name, dtype, backend, weighted, rng):
     np.testing.assert_allclose(gradient, reference, rtol=rtol, atol=rtol * np.abs(reference).max())
 
 
-# ---- labels ------------------------------------------------------------------------------------------------------------
+# ---- labels --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -333,7 +333,7 @@ def test_soft_targets_of_cross_entropy(rng):
     np.testing.assert_allclose(net.loss(x, t), plain_loss("cross_entropy", logits_by_hand(net, x), t), rtol=1e-13)
 
 
-# ---- stability ---------------------------------------------------------------------------------------------------------
+# ---- stability -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -414,7 +414,7 @@ def test_nan_goes_in_and_nan_comes_out(name, backend, rng):
     assert np.isnan(net.loss(x, t))
 
 
-# ---- outputs that follow the loss --------------------------------------------------------------------------------------
+# ---- outputs that follow the loss ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

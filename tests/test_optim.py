@@ -13,8 +13,20 @@ import pytest
 import fastbp
 from fastbp import optim
 from fastbp.errors import FastbpError, InputError
-from fastbp.optim import SGD, Adagrad, Adam, AdamW, CosineDecay, ExponentialDecay, Ftrl, Momentum, Nesterov, RMSprop
-from fastbp.optim import StepDecay, WarmUp
+from fastbp.optim import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    CosineDecay,
+    ExponentialDecay,
+    Ftrl,
+    Momentum,
+    Nesterov,
+    RMSprop,
+    StepDecay,
+    WarmUp,
+)
 
 BACKENDS = ("cpu", "numpy")
 DTYPES = ("float32", "float64")
@@ -114,7 +126,7 @@ def assert_same_path(path, expected, dtype):
     assert worst <= RTOL[dtype]
 
 
-# ---- rules -------------------------------------------------------------------------------------------------------------
+# ---- rules ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -246,7 +258,7 @@ def test_the_gradient_is_left_alone():
         np.testing.assert_array_equal(g, np.arange(5))
 
 
-# ---- schedules ---------------------------------------------------------------------------------------------------------
+# ---- schedules -----------------------------------------------------------------------------------------------------
 
 SCHEDULES = {
     "step": (StepDecay(0.5, every=3, factor=0.2), lambda k: 0.5 * 0.2 ** (k // 3)),
@@ -324,7 +336,7 @@ def test_ftrl_with_a_rate_that_reaches_zero():
     assert np.isfinite(theta).all()
 
 
-# ---- clipping ----------------------------------------------------------------------------------------------------------
+# ---- clipping ------------------------------------------------------------------------------------------------------
 
 
 def step_of(o, g, backend):
@@ -385,7 +397,7 @@ def test_clipping_comes_before_the_rule(backend, clip):
     np.testing.assert_allclose(one, other, rtol=1e-11)
 
 
-# ---- names and configurations ------------------------------------------------------------------------------------------
+# ---- names and configurations --------------------------------------------------------------------------------------
 
 
 def test_names_give_the_defaults():
@@ -440,7 +452,7 @@ def test_optimizers_are_values():
     assert copy.deepcopy(AdamW(WarmUp(3, 0.1))) == AdamW(WarmUp(3, 0.1))
 
 
-# ---- refusals ----------------------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------------------------
 
 BAD_RATES = [0, 0.0, -0.1, math.nan, math.inf, "0.1", None, True, np.array([0.1]), 1j]
 
@@ -465,8 +477,15 @@ def test_bad_fractions(kind, name, value):
 @pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, True, "0", None], ids=repr)
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(Adagrad, "epsilon"), (RMSprop, "epsilon"), (Adam, "epsilon"), (AdamW, "weight_decay")]
-    + [(Ftrl, "beta"), (Ftrl, "l1"), (Ftrl, "l2")],
+    [
+        (Adagrad, "epsilon"),
+        (RMSprop, "epsilon"),
+        (Adam, "epsilon"),
+        (AdamW, "weight_decay"),
+        (Ftrl, "beta"),
+        (Ftrl, "l1"),
+        (Ftrl, "l2"),
+    ],
 )
 def test_bad_amounts(kind, name, value):
     message = f"{name} must be a finite number of at least 0, got {value!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import re
@@ -111,7 +112,7 @@ def slices(request, monkeypatch):
     return request.param
 
 
-# ---- the order of the rows ---------------------------------------------------------------------------------------------
+# ---- the order of the rows -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rows", [1, 2, 50, 30_000, 70_000])
@@ -214,7 +215,7 @@ def test_seeds():
     assert (state.seed, state.epoch) == (2, 1)
 
 
-# ---- fit is the loop that one would write ------------------------------------------------------------------------------
+# ---- fit is the loop that one would write --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [1, 5, 23])
@@ -284,7 +285,7 @@ def plain_step(theta, x, t, rate, sequential=False):
     """
     widths = [3, 5, 4, 5, 2]
     parts, at = [], 0
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in itertools.pairwise(widths):
         parts.append((theta[at : at + a * b].reshape(a, b).copy(), theta[at + a * b : at + (a + 1) * b].copy()))
         at += (a + 1) * b
     values = [x]
@@ -306,10 +307,8 @@ def test_all_parameters_are_replaced_at_once(backend):
     """S1: the gradient goes down through the weights from before the step, even if the step is huge."""
     rng = np.random.default_rng(6)
     x, t = rng.normal(size=(9, 3)), rng.random((9, 2))
-    net = fastbp.MLP(
-        [3, 5, 4, 5, 2], activation="sigmoid", output="sigmoid", loss="half_sse", init="normal", dtype="float64", seed=1,
-        backend=backend,
-    )  # fmt: skip
+    widths, options = [3, 5, 4, 5, 2], {"activation": "sigmoid", "output": "sigmoid", "loss": "half_sse"}
+    net = fastbp.MLP(widths, init="normal", dtype="float64", backend=backend, seed=1, **options)
     start, rate = net.theta.copy(), 50.0
     gradient = net.loss_and_grad(x, t)[1].copy()
     np.testing.assert_array_equal(net.theta, start)
@@ -322,7 +321,7 @@ def test_all_parameters_are_replaced_at_once(backend):
         np.testing.assert_allclose(net.theta, right, rtol=1e-10, atol=1e-11)
 
 
-# ---- going on ----------------------------------------------------------------------------------------------------------
+# ---- going on ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -454,7 +453,7 @@ def test_an_epoch_whose_weights_are_all_zero(backend):
     np.testing.assert_array_equal(np.array(history.loss) == 0, missed)
 
 
-# ---- the history -------------------------------------------------------------------------------------------------------
+# ---- the history ---------------------------------------------------------------------------------------------------
 
 
 def test_history():
@@ -490,7 +489,7 @@ def test_epochs_take_numpys_integers_too():
         assert net.training.state.step == 10
 
 
-# ---- validation --------------------------------------------------------------------------------------------------------
+# ---- validation ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -553,7 +552,7 @@ def test_the_smallest_validation_part_is_one_row():
     assert net.fit(X, T, epochs=1, validation=0.001).rows == [22]
 
 
-# ---- stopping ----------------------------------------------------------------------------------------------------------
+# ---- stopping ------------------------------------------------------------------------------------------------------
 
 
 def stopping_rule(watched, tol, patience):
@@ -625,7 +624,7 @@ def test_nothing_stops_early_unless_asked():
     assert (history.epochs, history.stopped, history.best_epoch) == (30, "epochs", None)
 
 
-# ---- callbacks and progress --------------------------------------------------------------------------------------------
+# ---- callbacks and progress ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -703,7 +702,7 @@ def test_progress_is_reported(watched, slices):
         assert done == pytest.approx([k / 30 for k in range(1, 31)])
 
 
-# ---- interruption ------------------------------------------------------------------------------------------------------
+# ---- interruption --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("at", [1, 7, 10, 30])
@@ -788,8 +787,8 @@ INTERRUPTED = """
 
 
 def test_a_real_ctrl_c():
-    """SIGINT while compiled steps run, four times: training ends at once, and the parameters, the optimiser's state, the
-    position and the history belong together.
+    """SIGINT while compiled steps run, four times: training ends at once, and the parameters, the optimiser's state,
+    the position and the history belong together.
     """
     code = textwrap.dedent(INTERRUPTED)
     environment = {**os.environ, "FASTBP_NUM_THREADS": "1"}
@@ -813,7 +812,7 @@ def test_a_real_ctrl_c():
     assert child.returncode == 0
 
 
-# ---- divergence --------------------------------------------------------------------------------------------------------
+# ---- divergence ----------------------------------------------------------------------------------------------------
 
 
 def growing(rate, dtype="float32", backend="cpu", rows=12):
@@ -956,7 +955,7 @@ def test_parameters_that_overflow_unseen_by_the_loss(backend, batch):
     np.testing.assert_array_equal(net.theta, start)
 
 
-# ---- the example of the notes ------------------------------------------------------------------------------------------
+# ---- the example of the notes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

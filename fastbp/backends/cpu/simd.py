@@ -225,8 +225,8 @@ class VectorEmitter:
     def fma(self, x: Any, y: Any, z: Any) -> Vector:
         if HAS_FMA:
             return self.call("fma", x, y, z)
-        product: Vector = Vector(self, self.unwrap(x)) * y
-        return product + z
+        total: Vector = Vector(self, self.unwrap(x)) * y + z
+        return total
 
     def where(self, condition: Vector, x: Any, y: Any) -> Vector:
         return Vector(self, self.builder.select(condition.value, self.unwrap(x), self.unwrap(y)))

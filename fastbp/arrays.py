@@ -27,17 +27,25 @@ def matrix(name: str, value: Any, cols: int | None, dtype: Any) -> Array:
         raise InputError(
             f"{name} is a CuPy array, but this network computes on the host: pass {name}.get(), or {needed}"
         )
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise InputError(f"{name} must be {needed}; got rows of different lengths ({error})") from None
+    array = asarray(name, value, needed)
     if array.dtype.kind not in "biuf":
         raise InputError(f"{name} must be {needed}; got dtype {array.dtype}")
     if array.ndim == 1 and cols == 1:
         array = array[:, None]
     if array.ndim != 2 or (cols is not None and array.shape[1] != cols):
         raise InputError(f"{name} must be {needed}; got shape {array.shape}")
-    return np.ascontiguousarray(array, dtype)
+    with np.errstate(over="ignore"):  # what the dtype cannot hold becomes infinite, and is refused where that matters
+        return np.ascontiguousarray(array, dtype)
+
+
+def asarray(name: str, value: Any, needed: str) -> Array:
+    """Any array-like as an array; ragged lists and masked arrays are refused."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise InputError(f"{name} must be {needed}; got a masked array: fill or drop what is masked")
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"{name} must be {needed}; got rows of different lengths ({error})") from None
 
 
 def same_rows(name: str, array: Array, rows: int, other: str) -> None:
@@ -48,7 +56,9 @@ def same_rows(name: str, array: Array, rows: int, other: str) -> None:
 
 def finite(name: str, array: Array) -> None:
     """Refuse NaN and infinities, naming the first."""
-    if array.size and not np.isfinite(array.sum(dtype=np.float64)):
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = array.size and not np.isfinite(array.sum(dtype=np.float64))
+    if suspicious:
         bad = np.argwhere(~np.isfinite(array))
         if len(bad):
             row, col = bad[0]
@@ -59,14 +69,13 @@ def finite(name: str, array: Array) -> None:
 
 def labels(name: str, value: Array, classes: int) -> Array:
     """Integer class labels as a contiguous (n, 1) int64 array, checked to lie in 0 … classes - 1."""
-    column = np.ascontiguousarray(value.reshape(-1, 1), np.int64)
-    if column.size:
-        low, high = int(column.min()), int(column.max())
+    if value.size:
+        low, high = int(value.min()), int(value.max())
         if low < 0 or high >= classes:
             worst = low if low < 0 else high
-            row = int(np.argmax(column[:, 0] == worst))
+            row = int(np.argmax(value.reshape(-1) == worst))
             raise InputError(f"{name}: labels must be 0 … {classes - 1}; row {row} is {worst}")
-    return column
+    return np.ascontiguousarray(value.reshape(-1, 1), np.int64)
 
 
 def weights(name: str, value: Any, rows: int, dtype: Any) -> Array:
@@ -75,7 +84,8 @@ def weights(name: str, value: Any, rows: int, dtype: Any) -> Array:
     same_rows(name, column, rows, "X")
     finite(name, column)
     if (column < 0).any():
-        raise InputError(f"{name} must not be negative; row {int(np.argmax(column[:, 0] < 0))} is {column.min()}")
+        row = int(np.argmax(column[:, 0] < 0))
+        raise InputError(f"{name} must not be negative; row {row} is {column[row, 0]}")
     if rows and not column.any():
         raise InputError(f"{name} must not be all zero")
     return column
@@ -93,4 +103,12 @@ def positive(name: str, value: Any, *, zero: bool = False) -> float:
     ok = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not ok or not np.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise InputError(f"{name} must be a finite number {'of at least' if zero else 'above'} 0, got {value!r}")
+    return float(value)
+
+
+def fraction(name: str, value: Any) -> float:
+    """A number in [0, 1)."""
+    ok = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not ok or not 0.0 <= value < 1.0:
+        raise InputError(f"{name} must lie in [0, 1), got {value!r}")
     return float(value)

@@ -11,12 +11,9 @@ import csv
 import ctypes
 import dataclasses
 import importlib.metadata
-import itertools
 import os
 import platform
 import sys
-import zipfile
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +64,8 @@ def commands() -> click.Group:
     except ImportError as error:
         raise missing_extra(error.name or "click", "cli", "The command line") from error
 
-    written = click.Path(path_type=Path, dir_okay=False)
+    file = click.Path(path_type=Path, dir_okay=False)
+    dtype = click.Option(["--dtype"], default="float32", show_default=True, help="float32 or float64.")
     backend = click.Option(["--backend", "backends"], multiple=True, help="cpu or numpy; may be repeated.")
     training = [
         click.Argument(["source"], default="digits", metavar="[DATA]"),
@@ -91,7 +89,7 @@ def commands() -> click.Group:
         click.Option(["--epochs"], type=int, default=20, show_default=True),
         click.Option(["--batch-size"], type=int, help="Rows a step; 32, or all if they are fewer."),
         click.Option(["--backend"], help="cpu (compiled) or numpy (plain array code)."),
-        click.Option(["--dtype"], default="float32", show_default=True, help="float32 or float64."),
+        dtype,
         click.Option(["--seed"], type=int, default=0, show_default=True, help="Of the weights and the rows' order."),
         click.Option(
             ["--scale"], help=f"{', '.join(data.SCALES)}; by default unit for images, standard for .csv and .npz."
@@ -100,14 +98,14 @@ def commands() -> click.Group:
         click.Option(["--task"], help=f"What a csv file's target is: {', '.join(data.TASKS)}."),
         click.Option(["--patience"], type=int, help="Stop when the held-out loss has not improved for so many epochs."),
         click.Option(["--clip-norm"], type=float, help="Largest norm of a gradient."),
-        click.Option(["--out"], type=written, help="Keep the network, its scaling and its class names: FILE.npz."),
-        click.Option(["--plot"], type=written, help="Draw the loss by epoch: FILE.png."),
+        click.Option(["--out"], type=file, help="Keep the network, its scaling and its class names: FILE.npz."),
+        click.Option(["--plot"], type=file, help="Draw the loss by epoch: FILE.png."),
         click.Option(["--quiet"], is_flag=True, help="No progress bar."),
     ]
     predicting = [
-        click.Argument(["model"], type=click.Path(path_type=Path, dir_okay=False)),
+        click.Argument(["model"], type=file),
         click.Argument(["source"], metavar="DATA"),
-        click.Option(["--out"], type=written, help="Write there instead of to stdout: FILE.csv."),
+        click.Option(["--out"], type=file, help="Write there instead of to stdout: FILE.csv."),
     ]
     checking = [
         backend,
@@ -116,10 +114,10 @@ def commands() -> click.Group:
     measuring = [
         click.Option(["--network", "networks"], multiple=True, help="Measure this network only; may be repeated."),
         backend,
-        click.Option(["--dtype"], default="float32", show_default=True, help="float32 or float64."),
+        dtype,
         click.Option(["--quick"], is_flag=True, help="Fewer repetitions: rougher figures, sooner."),
-        click.Option(["--json"], type=written, help="Write the figures: FILE.json."),
-        click.Option(["--plot"], type=written, help="Draw the figures: FILE.png."),
+        click.Option(["--json"], type=file, help="Write the figures: FILE.json."),
+        click.Option(["--plot"], type=file, help="Draw the figures: FILE.png."),
     ]
 
     def command(work: Callable[..., None], parameters: Sequence[click.Parameter] = ()) -> click.Command:
@@ -171,15 +169,12 @@ def train(
     DATA is the word digits (the default), a folder of IDX files such as MNIST's, or an .npz, .csv or .tsv file. The
     widths of the input and the output come from the data.
     """
-    _check_writable(out)
-    _check_writable(plot)
-    if plot is not None:
-        pictures.check(plot)
+    _check_writable(out, plot)
     if scale is not None and scale not in data.SCALES:
         raise unknown("scale", scale, data.SCALES)
     rows = _training_data(source, target, task)
     fitted, held_out = rows.split_every(HELD_OUT_EVERY)
-    scaling = data.fit_scaling(fitted.X, scale or ("standard" if _is_table(source) else "unit"))
+    scaling = data.fit_scaling(fitted.X, scale or _default_scale(source))
     fitted, held_out = fitted.scaled(scaling), held_out.scaled(scaling)
     net = MLP(
         [rows.n_features, *_widths(hidden), rows.n_outputs],
@@ -236,10 +231,13 @@ def _print_pairs(pairs: Mapping[str, str]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def _check_writable(path: Path | None) -> None:
-    """Refuse a file that could not be written, before the work whose result goes there."""
-    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise InputError(f"{path}: the folder {path.parent} is not there, or it cannot be written to")
+def _check_writable(out: Path | None, plot: Path | None = None) -> None:
+    """Refuse files that could not be written, before the work whose results go there."""
+    for path in (out, plot):
+        if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise InputError(f"{path}: the folder {path.parent} is not there, or it cannot be written to")
+    if plot is not None:
+        pictures.check(plot)
 
 
 def _training_data(source: str, target: str | None, task: str | None) -> Dataset:
@@ -248,7 +246,7 @@ def _training_data(source: str, target: str | None, task: str | None) -> Dataset
         options["target"] = _column(target)
     if task is not None:
         options["task"] = task
-    if options and not _is_csv(source):
+    if options and data.kind_of(source) != "csv":
         raise InputError(f"--target and --task say how to read a .csv or .tsv file; {source} is none")
     rows = data.load(source, **options)
     if not rows.is_classification and _is_onehot(rows.T):
@@ -261,13 +259,9 @@ def _training_data(source: str, target: str | None, task: str | None) -> Dataset
     return rows
 
 
-def _is_csv(source: str) -> bool:
-    return source.lower().endswith((".csv", ".tsv"))
-
-
-def _is_table(source: str) -> bool:
-    """Whether the columns are features of their own kinds, and not pixels."""
-    return _is_csv(source) or source.lower().endswith(".npz")
+def _default_scale(source: str) -> str:
+    """One factor for all pixels; a shift and a factor for each column of a table."""
+    return "unit" if data.kind_of(source) in ("digits", "idx") else "standard"
 
 
 def _is_onehot(T: Array) -> bool:
@@ -318,7 +312,8 @@ def _kept(rows: Dataset, scaling: Scaling, target: str | None) -> dict[str, Arra
         kept["classes"] = np.array(rows.classes)
     if rows.features is not None:
         kept["csv_features"] = np.array(rows.features)
-    kept["csv_target"] = np.array(-1 if target is None else _column(target))
+    if target is not None:
+        kept["csv_target"] = np.array(_column(target))
     return kept
 
 
@@ -333,7 +328,7 @@ class Model:
         scaling: of the inputs; None if none was kept.
         classes: names of the outputs; None for regression.
         features: names of the columns of a csv file with a header.
-        target: of a csv file, the name or the index of the target's column.
+        target: the name or the index of the target's column in a csv file; the last, -1, if none was kept.
     """
 
     net: MLP
@@ -370,7 +365,8 @@ def predict(model: Path, source: str, out: Path | None) -> None:
     """
     _check_writable(out)
     found = Model.load(model)
-    X, T = _rows_to_predict(source, found)
+    width = found.net.layers[0]
+    X, T = data.load_inputs(source, width, classes=found.classes, features=found.features, target=found.target)
     if found.scaling is not None:
         X = found.scaling.apply(X)
     outputs = found.net.forward(X)
@@ -395,140 +391,6 @@ def _write_predictions(file: IO[str], outputs: Array, model: Model) -> None:
     best = outputs.argmax(axis=1)
     values = outputs[np.arange(len(outputs)), best].astype(str).tolist()
     writer.writerows((model.classes[k], value) for k, value in zip(best.tolist(), values, strict=True))
-
-
-def _rows_to_predict(source: str, model: Model) -> tuple[Array, Array | None]:
-    """X (n, d) float32, not scaled, and T as the network takes it, or None where there are no targets."""
-    path = Path(source)
-    if _is_csv(source) and path.is_file():
-        return _read_csv(path, model)
-    X = None
-    if source != "digits" and path.is_file():
-        X = _npz_without_targets(path) if path.name.lower().endswith(".npz") else _images_without_labels(path)
-    if X is not None:
-        return _of_width(X, model, source), None
-    rows = data.load(source)
-    return _of_width(rows.X, model, source), _known_targets(rows.T, rows.classes, model, source)
-
-
-def _of_width(X: Array, model: Model, source: str) -> Array:
-    """X, if it has the columns that the network takes."""
-    if X.shape[1] != model.net.layers[0]:
-        raise DataError(f"{source} has {X.shape[1]} inputs a row; the network takes {model.net.layers[0]}")
-    return X
-
-
-def _known_targets(T: Array, classes: Sequence[str] | None, model: Model, source: str) -> Array:
-    """Labels as the numbers that the network gives its classes; other targets as they are."""
-    if classes is None:
-        return T
-    if model.classes is None:
-        return T.astype(np.float32)[:, np.newaxis]  # whole numbers that a network for numbers predicts
-    number = {name: k for k, name in enumerate(model.classes)}
-    for label in np.unique(T):
-        if classes[label] not in number:
-            known = ", ".join(map(repr, model.classes))
-            raise DataError(f"{source}: the class {classes[label]!r} is none of the network's: {known}")
-    # Names without rows get any number.
-    return np.array([number.get(name, 0) for name in classes])[T]
-
-
-def _npz_without_targets(path: Path) -> Array | None:
-    """The inputs of an .npz file that holds no targets; None for others, which ``data.load`` reads or refuses."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            held = {name.removesuffix(".npy") for name in archive.namelist()}
-    except zipfile.BadZipFile:
-        return None
-    name = next((x for x, _ in data.NPZ_ALIASES if x in held), None)
-    if name is None or any(held.issuperset(pair) for pair in data.NPZ_ALIASES):
-        return None
-    with np.load(path, allow_pickle=False) as content:
-        return _inputs(data._npz_array(content, name, path), path)
-
-
-def _images_without_labels(path: Path) -> Array | None:
-    """The images of an IDX file that has no labels file beside it; None for others."""
-    if "idx" not in path.name.lower() and "ubyte" not in path.name.lower():
-        return None
-    try:
-        data._labels_beside(path)
-    except DataError:
-        images = data.read_idx(path)
-        return _inputs(images, path) / np.float32(255 if images.dtype == np.uint8 else 1)
-    return None
-
-
-def _inputs(X: Array, path: Path) -> Array:
-    if X.ndim < 2:
-        raise DataError(f"{path}: the inputs are of shape {X.shape}; needed (n, d), at least 2 dimensions")
-    return data._inputs(X, path)
-
-
-def _read_csv(path: Path, model: Model) -> tuple[Array, Array | None]:
-    """The features in the network's order, and the targets where the file has a column of them."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
-    records = data._records(text, data._delimiter(text), path)
-    first = next(records, None)
-    if first is None:
-        raise DataError(f"{path}: the file is empty; needed lines of numbers")
-    names = [cell.strip() for cell in first[1]]
-    header = all(data._number(name) is None for name in names)
-    header = header or (model.features is not None and set(model.features) <= set(names))
-    if not header:
-        records = itertools.chain([first], records)
-    columns, target = _csv_columns(names, header, model, path)
-    called = [f"column {names[j]!r}" if header and names[j] else f"column {j}" for j in range(len(names))]
-
-    lines: list[int] = []
-    targets: list[str] = []
-    values = array("d")
-    for line, cells in records:
-        lines.append(line)
-        try:
-            values.extend([float(cells[j]) for j in columns])
-        except ValueError:
-            j = next(j for j in columns if data._number(cells[j]) is None)
-            raise data._bad_cell(f"{path}: line {line}, {called[j]}", cells[j].strip()) from None
-        if target is not None:
-            targets.append(cells[target].strip())
-    if not lines:
-        raise DataError(f"{path}: a header and no data; needed at least one line of numbers")
-    table = np.frombuffer(values).reshape(len(lines), len(columns))
-    X = data._float32(table, lambda row, column: f"{path}: line {lines[row]}, {called[columns[column]]}")
-    if target is None:
-        return X, None
-    where = called[target]
-    task = "classify" if model.classes is not None else "regress"
-    T, classes = data._targets(targets, task, lambda row: f"{path}: line {lines[row]}, target {where}")
-    return X, _known_targets(T, classes, model, str(path))
-
-
-def _csv_columns(names: list[str], header: bool, model: Model, path: Path) -> tuple[list[int], int | None]:
-    """Indices of the columns that the network takes, in its order, and of the target's, None without one."""
-    width, needed = len(names), model.net.layers[0]
-    if header and model.features is not None and len(set(model.features)) == needed:
-        for name in model.features:
-            if name not in names:
-                raise DataError(f"{path}: the column {name!r} is missing, which the network was trained on")
-        columns = [names.index(name) for name in model.features]
-        if isinstance(model.target, str):
-            return columns, names.index(model.target) if model.target in names else None
-        # A further column is the target only where that one stood in training; it may be a row number or a comment.
-        others = set(range(width)) - set(columns)
-        return columns, model.target % width if others == {model.target % width} else None
-    if width == needed:
-        return list(range(width)), None
-    if width == needed + 1 and isinstance(model.target, int):
-        target = model.target % width
-        return [j for j in range(width) if j != target], target
-    raise DataError(
-        f"{path} has {width} columns{'' if header else ' and no header'}; the network takes {needed}"
-        + (f", and the target in column {model.target} or not at all" if isinstance(model.target, int) else "")
-    )
 
 
 # ---- info ----------------------------------------------------------------------------------------------------------
@@ -636,10 +498,7 @@ def bench(
     """Measure training and prediction on this machine."""
     from fastbp import measure
 
-    _check_writable(json)
-    _check_writable(plot)
-    if plot is not None:
-        pictures.check(plot)
+    _check_writable(json, plot)
     report = measure.run(
         list(networks) or None,
         list(backends) or None,

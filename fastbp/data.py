@@ -16,10 +16,11 @@ import os
 import zipfile
 import zlib
 from array import array
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from fastbp.errors import DataError, InputError, missing_extra, unknown
 
 Source = str | os.PathLike[str]
+Targets = NDArray[np.int64] | NDArray[np.float32]
 
 SCALES = ("standard", "minmax", "unit", "none")
 TASKS = ("auto", "classify", "regress")
@@ -54,7 +56,7 @@ class Dataset:
     """
 
     X: NDArray[np.float32]
-    T: NDArray[np.int64] | NDArray[np.float32]
+    T: Targets
     classes: tuple[str, ...] | None = None
     features: tuple[str, ...] | None = None
     name: str = "data"
@@ -192,6 +194,28 @@ def fit_scaling(X: NDArray[Any], how: str = "standard") -> Scaling:
     return Scaling(shift.astype(np.float32), factor.astype(np.float32))
 
 
+def kind_of(source: Source) -> str:
+    """What :func:`load` reads ``source`` as, by its name: "digits", "idx" (folders too), "npz" or "csv" (.tsv too).
+
+    Raises DataError if the file is missing or of another kind.
+    """
+    if source == "digits":
+        return "digits"
+    path = Path(source)
+    name = path.name.lower()
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; needed {SUPPORTED}.")
+    if path.is_dir():
+        return "idx"
+    if name.endswith(".npz"):
+        return "npz"
+    if name.endswith((".csv", ".tsv")):
+        return "csv"
+    if "idx" in name or "ubyte" in name:
+        return "idx"
+    raise DataError(f"{path}: files of this kind are not supported; needed {SUPPORTED}.")
+
+
 def load(source: Source, **options: Any) -> Dataset:
     """The data set that ``source`` names.
 
@@ -199,21 +223,73 @@ def load(source: Source, **options: Any) -> Dataset:
     that is itself called digits is reached as ./digits. ``options`` go to the loader: :func:`load_idx`,
     :func:`load_npz`, :func:`load_csv`. Raises DataError if the file is missing or of another kind.
     """
-    if source == "digits":
+    kind = kind_of(source)
+    if kind == "digits":
         return digits(**options)
-    path = Path(source)
-    name = path.name.lower()
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; needed {SUPPORTED}.")
-    if path.is_dir():
-        return load_idx(path, **options)
-    if name.endswith(".npz"):
-        return load_npz(path, **options)
-    if name.endswith((".csv", ".tsv")):
-        return load_csv(path, **options)
-    if "idx" in name or "ubyte" in name:
-        return load_idx(path, **options)
-    raise DataError(f"{path}: files of this kind are not supported; needed {SUPPORTED}.")
+    loaders: dict[str, Callable[..., Dataset]] = {"idx": load_idx, "npz": load_npz, "csv": load_csv}
+    return loaders[kind](source, **options)
+
+
+def load_inputs(
+    source: Source,
+    n_features: int,
+    *,
+    classes: Sequence[str] | None = None,
+    features: Sequence[str] | None = None,
+    target: str | int = -1,
+) -> tuple[NDArray[np.float32], Targets | None]:
+    """(X, T) for a trained network: X (n, n_features) float32, not scaled, and T None where there are no targets.
+
+    source: what :func:`load` takes, and the same without targets: an IDX images file with no labels file beside it, an
+        .npz file of inputs alone, a .csv or .tsv file without the target's column.
+    n_features: the inputs that the network takes.
+    classes: the names of its outputs, into which the labels in T, int64 (n,), index; default: T is numbers (n, k).
+        Where ``source`` has float targets (n, k), such as rows of one 1, they are left as they are.
+    features: the names of the columns that a network trained on a csv file takes. In a file with a header they are
+        found by these names, in whatever order and among others; default: every column but the target, in order.
+    target: the name of the target's column in training, or its index; it is left out of X wherever it is found. Where
+        features are found by name, an index counts only if one column is left besides them and stands there.
+
+    Raises DataError for what :func:`load` refuses, another number of inputs, a feature that is missing or there twice,
+    and a label that is none of ``classes``; InputError if ``features`` are not ``n_features``.
+    """
+    if features is not None and len(features) != n_features:
+        raise InputError(f"features has {len(features)} names; needed n_features={n_features}.")
+    kind, path = kind_of(source), Path(source)
+    if kind == "csv":
+        X, T, names = _csv_inputs(path, n_features, features, target, "regress" if classes is None else "classify")
+    elif (alone := _inputs_alone(path, kind)) is not None:
+        X, T, names = alone, None, None
+    else:
+        rows = load(source)
+        X, T, names = rows.X, rows.T, rows.classes
+    if X.shape[1] != n_features:
+        raise DataError(f"{source} has {X.shape[1]} inputs a row; the network takes {n_features}.")
+    if T is None or names is None:  # no labels
+        return X, T
+    if classes is None:
+        return X, T.astype(np.float32)[:, np.newaxis]
+    return X, _relabelled(T, names, classes, source)
+
+
+def _inputs_alone(path: Path, kind: str) -> NDArray[np.float32] | None:
+    """The inputs of a source that has no targets; None for others."""
+    if kind == "npz":
+        return _npz_without_targets(path)
+    if kind == "idx" and path.is_file() and _labels_beside(path) is None:
+        return _idx_inputs(path)
+    return None
+
+
+def _relabelled(T: Targets, names: Sequence[str], classes: Sequence[str], source: Source) -> NDArray[np.int64]:
+    """Labels that index into ``names`` as those that index into ``classes``."""
+    index = {name: k for k, name in enumerate(classes)}
+    for label in np.unique(T):
+        if names[label] not in index:
+            known = ", ".join(map(repr, classes))
+            raise DataError(f"{source}: the class {names[label]!r} is none of the network's: {known}.")
+    # Names that no row has get any index.
+    return np.array([index.get(name, 0) for name in names])[T]
 
 
 def digits() -> Dataset:
@@ -294,19 +370,29 @@ def load_idx(source: Source, labels: Source | None = None, *, part: str | None =
         if part is not None:
             raise InputError(f"part={part!r} goes with a folder; {path} is not one.")
         images_path = _file(path)
-        labels_path = _file(labels) if labels is not None else _labels_beside(images_path)
-    X, T = read_idx(images_path), read_idx(labels_path)
-    if X.ndim < 2:
-        raise DataError(f"{images_path}: {X.ndim} dimension; needed images, at least 2 dimensions. Are these labels?")
+        beside = _labels_beside(images_path) if labels is None else _file(labels)
+        if beside is None:
+            name = _labels_name(images_path)
+            raise DataError(f"{path}: no labels file {name}[.gz] beside it; name the labels file with labels=.")
+        labels_path = beside
+    X, T = _idx_inputs(images_path), read_idx(labels_path)
     if T.ndim != 1 or T.dtype.kind not in "ui":
         raise DataError(f"{labels_path}: {T.dtype} of {T.ndim} dimensions; needed integer labels, 1 dimension.")
     if len(X) != len(T):
         raise DataError(f"{images_path} holds {len(X)} images and {labels_path} {len(T)} labels; needed as many.")
-    inputs = _inputs(X, images_path)
-    if X.dtype == np.uint8:
-        inputs /= 255
     name = f"{path.resolve().name}/{images_path.name}" if path.is_dir() else path.name
-    return Dataset(inputs, *_labels(T, labels_path), name=name)
+    return Dataset(X, *_labels(T, labels_path), name=name)
+
+
+def _idx_inputs(path: Path) -> NDArray[np.float32]:
+    """The images in a file, a row each; 0..255 as 0..1."""
+    images = read_idx(path)
+    if images.ndim < 2:
+        raise DataError(f"{path}: {images.ndim} dimension; needed images, at least 2 dimensions. Are these labels?")
+    X = _inputs(images, "X", path)
+    if images.dtype == np.uint8:
+        X /= 255
+    return X
 
 
 def _idx_pair(folder: Path, part: str | None) -> tuple[Path, Path]:
@@ -331,13 +417,16 @@ def _idx_path(folder: Path, stem: str, kind: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _labels_beside(images: Path) -> Path:
-    """The labels file that belongs to an images file by its name."""
-    name = images.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz")
-    for path in (images.with_name(name), images.with_name(f"{name}.gz")):
-        if path.is_file() and path != images:
-            return path
-    raise DataError(f"{images}: no labels file {name}[.gz] beside it; name the labels file with labels=.")
+def _labels_name(images: Path) -> str:
+    """What the labels file that belongs to an images file is called, without .gz."""
+    return images.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz")
+
+
+def _labels_beside(images: Path) -> Path | None:
+    """The labels file that belongs to an images file by its name, if it is there."""
+    name = _labels_name(images)
+    paths = (images.with_name(name), images.with_name(f"{name}.gz"))
+    return next((path for path in paths if path.is_file() and path != images), None)
 
 
 # ---- npz -------------------------------------------------------------------------------------------------------------
@@ -358,33 +447,46 @@ def load_npz(path: Source, *, x: str = "X", t: str = "T") -> Dataset:
     """
     path = _file(path)
     pairs = NPZ_ALIASES if (x, t) == ("X", "T") else ((x, t),)
-    with path.open("rb") as stream:  # opened here because np.load leaves a damaged archive open
-        try:
-            if not zipfile.is_zipfile(stream):
-                raise zipfile.BadZipFile("no zip archive")
-            stream.seek(0)
-            archive = np.load(stream, allow_pickle=False)
-        except (ValueError, RuntimeError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: not an .npz file, or cut short; needed one of numpy.savez ({error}).") from error
+    with path.open("rb") as stream:
+        archive = _npz_archive(stream, path)
         pair = next((pair for pair in pairs if set(pair) <= set(archive.files)), None)
         if pair is None:
             raise DataError(
                 f"{path}: it holds {', '.join(map(repr, archive.files)) or 'no arrays'}; "
                 f"needed {' or '.join(f'{x!r} and {t!r}' for x, t in pairs)}, or name the arrays with x= and t=."
             )
-        X, T = (_npz_array(archive, key, path) for key in pair)
-    x, t = pair
-    if X.ndim < 2:
-        raise DataError(f"{path}: {x} is {X.shape}; needed (n, d), at least 2 dimensions.")
+        x, t = pair
+        X, T = _inputs(_npz_array(archive, x, path), x, path), _npz_array(archive, t, path)
     if T.ndim == 0 or len(X) != len(T):
         raise DataError(f"{path}: {x} is {X.shape} and {t} is {T.shape}; needed as many rows.")
-    inputs = _inputs(X, path)
     if T.ndim == 1 and T.dtype.kind in "biu":
-        return Dataset(inputs, *_labels(T, path), name=path.name)
+        return Dataset(X, *_labels(T, path), name=path.name)
     if T.ndim > 2 or 0 in T.shape or T.dtype.kind != "f":
         raise DataError(f"{path}: {t} is {T.dtype} of shape {T.shape}; needed integers (n,), floats (n,) or (n, k).")
     targets = T.reshape(len(T), -1)
-    return Dataset(inputs, _float32(targets, lambda row, column: f"{path}: {t}, {_place(row, column)}"), name=path.name)
+    return Dataset(X, _float32(targets, lambda row, column: f"{path}: {t}, {_place(row, column)}"), name=path.name)
+
+
+def _npz_without_targets(path: Path) -> NDArray[np.float32] | None:
+    """The inputs of a file that holds no targets beside them; None for a file with both, or neither."""
+    with path.open("rb") as stream:
+        archive = _npz_archive(stream, path)
+        pairs = [(x, t) for x, t in NPZ_ALIASES if x in archive.files]
+        if not pairs or any(t in archive.files for _, t in pairs):
+            return None
+        x, _ = pairs[0]
+        return _inputs(_npz_array(archive, x, path), x, path)
+
+
+def _npz_archive(stream: BinaryIO, path: Path) -> Any:
+    """What np.load gives for a file; opened by the caller because np.load leaves a damaged one open."""
+    try:
+        if not zipfile.is_zipfile(stream):
+            raise zipfile.BadZipFile("no zip archive")
+        stream.seek(0)
+        return np.load(stream, allow_pickle=False)
+    except (ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not an .npz file, or cut short; needed one of numpy.savez ({error}).") from error
 
 
 def _npz_array(file: Any, key: str, path: Path) -> NDArray[Any]:
@@ -427,11 +529,60 @@ def load_csv(
     number, a missing value (empty, nan, na, n/a, null, ?) and a line with too few or too many cells, and for a file
     that is missing, not UTF-8, or has no data; InputError for a target, delimiter or task that does not exist.
     """
-    path = _file(path)
     if task not in TASKS:
         raise unknown("task", task, TASKS)
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
         raise InputError(f"delimiter={delimiter!r}; needed one character, not a quote or a line break.")
+    table = _open_csv(_file(path), delimiter, header, {target} if isinstance(target, str) else ())
+    names = table.names
+    if len(names) < 2:
+        raise DataError(f"{path}: one column only; needed a target and at least one feature, or another delimiter=.")
+    at = _target_column(target, table)
+    X, cells, where = _read_columns(table, [j for j in range(len(names)) if j != at], at)
+    T, classes = _targets(cells, task, lambda row: where(row, at))
+    return Dataset(X, T, classes, tuple(names[:at] + names[at + 1 :]) if table.header else None, Path(path).name)
+
+
+def _csv_inputs(
+    path: Path, n_features: int, features: Sequence[str] | None, target: str | int, task: str
+) -> tuple[NDArray[np.float32], Targets | None, tuple[str, ...] | None]:
+    """(X, T, classes) of a file that may come without targets; see :func:`load_inputs`."""
+    table = _open_csv(path, None, None, features or ())
+    names = table.names
+    there = table.header and target in names if isinstance(target, str) else len(names) == n_features + 1
+    at = _target_column(target, table) if there else None
+    if table.header and features is not None and len(set(features)) == n_features:
+        columns = _columns_called(features, table)
+        at = None if at in columns else at
+    else:
+        columns = [j for j in range(len(names)) if j != at]
+        if len(columns) != n_features:
+            raise DataError(
+                f"{path} has {len(names)} columns{'' if table.header else ' and no header'}; "
+                f"the network takes {n_features}, with or without the target {target!r}."
+            )
+    X, cells, where = _read_columns(table, columns, at)
+    if at is None:
+        return X, None, None
+    return X, *_targets(cells, task, lambda row: where(row, at))
+
+
+@dataclass(frozen=True)
+class _Csv:
+    """A csv file whose first line is read.
+
+    names: the cells of that line, which are the columns' names if ``header``.
+    records: (line number, cells) of each line of data.
+    """
+
+    path: Path
+    names: list[str]
+    header: bool
+    records: Iterator[tuple[int, list[str]]]
+
+
+def _open_csv(path: Path, delimiter: str | None, header: bool | None, known: Collection[str]) -> _Csv:
+    """Open a file; by default the first line is a header if none of its cells is a number or if it holds ``known``."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -441,34 +592,36 @@ def load_csv(
     if first is None:
         raise DataError(f"{path}: the file is empty; needed lines of numbers.")
     names = [cell.strip() for cell in first[1]]
-    if len(names) < 2:
-        raise DataError(f"{path}: one column only; needed a target and at least one feature, or another delimiter=.")
     if header is None:
-        header = target in names or all(_number(name) is None for name in names)
-    if not header:
-        records = itertools.chain([first], records)
-    at = _target_column(target, names, header, path)
-    columns = [f"column {names[j]!r}" if header and names[j] else f"column {j}" for j in range(len(names))]
-    features = columns[:at] + columns[at + 1 :]
+        header = all(_number(name) is None for name in names) or (bool(known) and set(known) <= set(names))
+    return _Csv(path, names, header, records if header else itertools.chain([first], records))
 
+
+def _read_columns(
+    table: _Csv, columns: list[int], at: int | None
+) -> tuple[NDArray[np.float32], list[str], Callable[[int, int], str]]:
+    """These columns as float32, the cells of the target's column, and what words the place of a row and column."""
     lines: list[int] = []
-    cells_of_target: list[str] = []
+    targets: list[str] = []
     values = array("d")  # 8 bytes a cell; lists of texts would take ten times as much
-    for line, cells in records:
+
+    def where(row: int, j: int) -> str:
+        name = repr(table.names[j]) if table.header and table.names[j] else j
+        return f"{table.path}: line {lines[row]}, {'target ' if j == at else ''}column {name}"
+
+    for line, cells in table.records:
         lines.append(line)
-        cells_of_target.append(cells.pop(at).strip())
+        if at is not None:
+            targets.append(cells[at].strip())
         try:
-            values.extend(map(float, cells))
+            values.extend([float(cells[j]) for j in columns])
         except ValueError:
-            column, cell = next((c, cell) for c, cell in zip(features, cells, strict=True) if _number(cell) is None)
-            raise _bad_cell(f"{path}: line {line}, {column}", cell.strip()) from None
+            j = next(j for j in columns if _number(cells[j]) is None)
+            raise _bad_cell(where(-1, j), cells[j].strip()) from None
     if not lines:
-        raise DataError(f"{path}: a header and no data; needed at least one line of numbers.")
-    X = np.frombuffer(values).reshape(len(lines), len(features))
-    inputs = _float32(X, lambda row, column: f"{path}: line {lines[row]}, {features[column]}")
-    T, classes = _targets(cells_of_target, task, lambda row: f"{path}: line {lines[row]}, target {columns[at]}")
-    feature_names = tuple(names[:at] + names[at + 1 :]) if header else None
-    return Dataset(inputs, T, classes, feature_names, path.name)
+        raise DataError(f"{table.path}: a header and no data; needed at least one line of numbers.")
+    X = np.frombuffer(values).reshape(len(lines), len(columns))
+    return _float32(X, lambda row, column: where(row, columns[column])), targets, where
 
 
 def _records(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -506,10 +659,11 @@ def _widths(lines: list[str], delimiter: str) -> list[int]:
         return []
 
 
-def _target_column(target: str | int, names: list[str], header: bool, path: Path) -> int:
+def _target_column(target: str | int, table: _Csv) -> int:
     """The index of the target's column, 0 or more."""
+    path, names = table.path, table.names
     if isinstance(target, str):
-        if not header:
+        if not table.header:
             raise InputError(f"target={target!r} is a name, but {path} has no header line; needed a column's index.")
         if target not in names:
             raise unknown("target", target, names)
@@ -523,9 +677,18 @@ def _target_column(target: str | int, names: list[str], header: bool, path: Path
     return target % len(names)
 
 
-def _targets(
-    cells: list[str], task: str, where: Callable[[int], str]
-) -> tuple[NDArray[np.int64] | NDArray[np.float32], tuple[str, ...] | None]:
+def _columns_called(features: Sequence[str], table: _Csv) -> list[int]:
+    """The indices of the columns with these names."""
+    count = Counter(table.names)
+    for name in features:
+        if count[name] != 1:
+            found = f"there {count[name]} times" if count[name] else "missing"
+            raise DataError(f"{table.path}: the column {name!r} is {found}; needed once, as the network takes it.")
+    index = {name: j for j, name in enumerate(table.names)}
+    return [index[name] for name in features]
+
+
+def _targets(cells: list[str], task: str, where: Callable[[int], str]) -> tuple[Targets, tuple[str, ...] | None]:
     """(T, classes) of a target column; ``where`` words the place of a row."""
     numbers = [_number(cell) for cell in cells]
     texts = [row for row, number in enumerate(numbers) if number is None]
@@ -575,13 +738,15 @@ def _file(path: Source) -> Path:
     return path
 
 
-def _inputs(X: NDArray[Any], path: Path) -> NDArray[np.float32]:
-    """X (n, ...) as (n, d) float32, a copy, checked."""
+def _inputs(X: NDArray[Any], name: str, path: Path) -> NDArray[np.float32]:
+    """X (n, ...) as (n, d) float32, a copy, checked; messages call it ``name``."""
     if X.dtype.kind not in "biuf":
-        raise DataError(f"{path}: X is of dtype {X.dtype}; needed numbers.")
+        raise DataError(f"{path}: {name} is of dtype {X.dtype}; needed numbers.")
+    if X.ndim < 2:
+        raise DataError(f"{path}: {name} is {X.shape}; needed (n, d), at least 2 dimensions.")
     if 0 in X.shape:
-        raise DataError(f"{path}: X is empty, of shape {X.shape}; needed at least one row and column.")
-    return _float32(X.reshape(len(X), -1), lambda row, column: f"{path}: X, {_place(row, column)}")
+        raise DataError(f"{path}: {name} is empty, of shape {X.shape}; needed at least one row and column.")
+    return _float32(X.reshape(len(X), -1), lambda row, column: f"{path}: {name}, {_place(row, column)}")
 
 
 def _labels(T: NDArray[Any], path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -36,7 +36,7 @@ def dense(
     """
     _check_activation(activation)
     dtype = _dtype(X)
-    w = arrays.matrix("W", W, None, dtype)
+    w = _weights(W, dtype)
     x = arrays.matrix("X", X, w.shape[0], dtype)
     values = {"X": x, "W": w}
     if b is not None:
@@ -65,7 +65,7 @@ def dense_backward(
     """
     _check_activation(activation)
     dtype = _dtype(X)
-    w = arrays.matrix("W", W, None, dtype)
+    w = _weights(W, dtype)
     x = arrays.matrix("X", X, w.shape[0], dtype)
     values = {"X": x, "W": w, "dA": arrays.matrix("dA", dA, w.shape[1], dtype)}
     arrays.same_rows("dA", values["dA"], len(x), "X")
@@ -86,8 +86,15 @@ def _dtype(X: Any) -> str:
     return "float32" if getattr(X, "dtype", None) == np.float32 else "float64"
 
 
+def _weights(W: Any, dtype: str) -> Array:
+    w = arrays.matrix("W", W, None, dtype)
+    if 0 in w.shape:
+        raise InputError(f"W must have at least one row and one column, got shape {w.shape}")
+    return w
+
+
 def _bias(b: Any, cols: int, dtype: str) -> Array:
-    array = np.asarray(b)
+    array = arrays.asarray("b", b, f"({cols},) numbers")
     if array.dtype.kind not in "biuf" or array.shape not in ((cols,), (1, cols)):
         raise InputError(f"b must be ({cols},) numbers, got shape {array.shape}, dtype {array.dtype}")
     return np.ascontiguousarray(array, dtype).reshape(1, cols)

@@ -37,11 +37,14 @@ class History:
     def to_config(self) -> dict[str, Any]:
         return asdict(self)
 
-    def truncate(self, epochs: int) -> None:
-        """Forget the epochs from that number on."""
+    def truncate(self, epochs: int, validated: int) -> None:
+        """Forget the epochs from that number on, and the validations from theirs: not every fit validates."""
         for entries in (self.loss, self.learning_rate, self.seconds, self.rows):
             del entries[epochs:]
-        del self.validation_loss[epochs:], self.validation_score[epochs:]
+        for entries in (self.validation_loss, self.validation_score):
+            del entries[validated:]
+        if self.best_epoch is not None and self.best_epoch >= epochs:
+            self.best_epoch = None
 
 
 class Reporter(Protocol):

@@ -31,7 +31,7 @@ from fastbp.nodes import Node, constant
 from fastbp.ops import ONE, N, columns
 
 REDUCTIONS = ("mean", "sum")
-_TINY = 1e-30  # a batch whose weights are all 0 has loss and gradient 0, not 0/0
+_TINY = 1e-37  # a batch whose weights are all 0 has loss and gradient 0, not 0/0
 
 
 @dataclass(frozen=True)

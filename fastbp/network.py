@@ -105,7 +105,7 @@ class MLP:
 
     @theta.setter
     def theta(self, value: Any) -> None:
-        array = np.asarray(value)
+        array = arrays.asarray("theta", value, f"{self._theta.shape} numbers")
         if array.dtype.kind not in "biuf" or array.shape != self._theta.shape:
             raise InputError(f"theta must be {self._theta.shape} numbers, got shape {array.shape}, dtype {array.dtype}")
         self._theta[...] = array
@@ -238,10 +238,12 @@ class MLP:
         """The arrays of a batch, converted and checked: "X", "T" or "labels", and "weight" if given."""
         x = arrays.matrix(f"{prefix}X", X, self.layers[0], self._dtype)
         units = self.layers[-1]
-        target = np.asarray(T) if not hasattr(T, "__cuda_array_interface__") else T
+        target = T
+        if not hasattr(T, "__cuda_array_interface__"):
+            target = arrays.asarray(f"{prefix}T", T, f"(n, {units}) numbers or (n,) integer labels")
         batch = {"X": x}
         if target.dtype.kind in "biu" and units > 1 and (target.ndim == 1 or target.shape[1:] == (1,)):
-            arrays.same_rows(f"{prefix}T", target, len(x), "X")
+            arrays.same_rows(f"{prefix}T", target, len(x), f"{prefix}X")
             batch["labels"] = arrays.labels(f"{prefix}T", target, units)
         else:
             if target.ndim == 1 and units > 1:
@@ -250,7 +252,7 @@ class MLP:
                     f"got shape {target.shape}, dtype {target.dtype}"
                 )
             batch["T"] = arrays.matrix(f"{prefix}T", T, units, self._dtype)
-            arrays.same_rows(f"{prefix}T", batch["T"], len(x), "X")
+            arrays.same_rows(f"{prefix}T", batch["T"], len(x), f"{prefix}X")
             arrays.finite(f"{prefix}T", batch["T"])
             self._check_probabilities(f"{prefix}T", batch["T"])
         if finite:
@@ -424,7 +426,10 @@ class MLP:
         Args:
             extra: further arrays to keep under their names, which begin with "extra_" in the file.
         """
-        content: dict[str, Any] = {f"extra_{name}": value for name, value in extra.items()}
+        content: dict[str, Any] = {f"extra_{name}": np.asarray(value) for name, value in extra.items()}
+        for name, value in extra.items():
+            if content[f"extra_{name}"].dtype.hasobject:
+                raise InputError(f"{name} must be an array of numbers or text, which needs no pickle; got {value!r}")
         settings: dict[str, Any] = {"format": FORMAT, "config": self.config(), "training": None}
         content["theta"] = self._theta
         if self.training is not None:
@@ -448,26 +453,16 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None) -> MLP:
     Raises:
         DataError: the file is not there, damaged, or not one of fastbp's.
     """
+    backend = backends.resolve(backend)
+    stored = _read(path)
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-            stored = {name: content[name] for name in content.files}
         settings = json.loads(str(stored["settings"]))
         if settings["format"] != FORMAT:
             raise DataError(f"{path} has format {settings['format']}; this fastbp reads format {FORMAT}")
         net = MLP(**settings["config"], backend=backend)
         net.theta = stored["theta"]
-        kept = settings["training"]
-        if kept is not None:
-            vectors = [stored[f"state{k}"] for k in range(sum(name.startswith("state") for name in stored))]
-            net.training = TrainingState(
-                optim.from_config(kept["optimizer"]),
-                State(kept["step"], vectors),
-                kept["seed"],
-                kept["epoch"],
-                History(**kept["history"]),
-            )
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
+        if settings["training"] is not None:
+            net.training = _training(net, settings["training"], stored)
     except DataError:
         raise
     except Exception as error:
@@ -475,10 +470,28 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None) -> MLP:
     return net
 
 
+def _training(net: MLP, kept: dict[str, Any], stored: dict[str, Array]) -> TrainingState:
+    optimizer = optim.from_config(kept["optimizer"])
+    vectors = [stored[f"state{k}"] for k in range(sum(name.startswith("state") for name in stored))]
+    state = State(kept["step"], vectors)
+    optimizer.check_state(net.theta, state)
+    seed, epoch = arrays.count("seed", kept["seed"], 0), arrays.count("epoch", kept["epoch"], 0)
+    return TrainingState(optimizer, state, seed, epoch, History(**kept["history"]))
+
+
 def extras(path: str | os.PathLike[str]) -> dict[str, Array]:
     """The further arrays that were saved with a network."""
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-        return {name[6:]: content[name] for name in content.files if name.startswith("extra_")}
+    return {name[6:]: value for name, value in _read(path).items() if name.startswith("extra_")}
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Array]:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except Exception as error:
+        raise DataError(f"{path} is not a network saved by fastbp, or it is damaged: {error}") from error
 
 
 def activate(z: Node, name: str) -> Node:
@@ -500,15 +513,18 @@ def _check_layers(layers: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_activations(activation: str | Sequence[str], hidden: int) -> list[str]:
+    if not isinstance(activation, (str, Sequence)):
+        raise InputError(f"activation must be one name, or one for each hidden layer; got {activation!r}")
     names = [activation] * hidden if isinstance(activation, str) else list(activation)
     for name in [activation] if isinstance(activation, str) else names:
-        if name not in ACTIVATIONS:
+        if not isinstance(name, str) or name not in ACTIVATIONS:
             raise unknown("activation", name, ACTIVATIONS)
     if len(names) != hidden:
         raise InputError(f"activation has {len(names)} names for {hidden} hidden layers")
     return names
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a diverging network's score is infinite or NaN
 def _r2(outputs: Array, target: Array, weight: Array | None) -> float:
     """1 - residual/total sum of squares, averaged over the outputs; a constant target counts 1 if it is hit, else 0."""
     mean = np.average(target, axis=0, weights=weight)

@@ -151,8 +151,8 @@ class Optimizer:
             if getattr(self, name) is not None:
                 arrays.positive(name, getattr(self, name))
         for f in fields(self):
-            if f.name in _FRACTIONS and not 0.0 <= getattr(self, f.name) < 1.0:
-                raise InputError(f"{f.name} must lie in [0, 1), got {getattr(self, f.name)!r}")
+            if f.name in _FRACTIONS:
+                arrays.fraction(f.name, getattr(self, f.name))
             if f.name in _NOT_NEGATIVE:
                 arrays.positive(f.name, getattr(self, f.name), zero=True)
 
@@ -178,8 +178,7 @@ class Optimizer:
         if self.clip_value is not None:
             gradient = gradient.maximum(-self.clip_value).minimum(self.clip_value)
         if self.clip_norm is not None:
-            norm = gradient.square().sum().sqrt()
-            gradient = gradient * (self.clip_norm / norm).minimum(1.0)
+            gradient = gradient * (self.clip_norm / _norm(gradient)).minimum(1.0)
         states = [param(f"state{k}", (1, theta.shape[1].fixed)) for k in range(len(rule.states))]
         hyper = Node("input", (), {"name": "hyper", "shape": fixed(1, len(rule.hyper)), "dtype": "double"})
         return update(self.rule, theta, gradient, states, hyper)
@@ -197,20 +196,43 @@ class Optimizer:
         """
         if not isinstance(theta, np.ndarray) or not theta.flags.c_contiguous or not theta.flags.writeable:
             raise InputError("theta must be a contiguous, writable NumPy array, for it is updated in place")
+        if not theta.dtype.isnative:
+            raise InputError(f"theta must have the byte order of this machine, got dtype {theta.dtype.str}")
         dtype = backends.resolve_dtype(theta.dtype)
-        g = arrays.matrix("gradient", np.asarray(gradient).reshape(1, -1), None, dtype)
-        if g.size != theta.size or any(v.size != theta.size for v in state.vectors):
-            sizes = [g.size, *(v.size for v in state.vectors)]
-            raise InputError(f"theta has {theta.size} elements; gradient and state have {sizes}")
+        g = arrays.asarray("gradient", gradient, f"{theta.size} numbers").reshape(1, -1)
+        g = arrays.matrix("gradient", g, None, dtype)
+        if g.size != theta.size:
+            raise InputError(f"gradient has {g.size} elements, but theta has {theta.size}")
+        self.check_state(theta, state)
         run = _updater(self._rule_only(), theta.size, backends.resolve(backend), dtype)
         hyper = self.hyper(np.array([float(state.step)]))
         values = {"theta": theta.reshape(1, -1), "gradient": g, "hyper": hyper}
         run.run(values | {f"state{k}": v for k, v in enumerate(state.vectors)}, 1)
         state.step += 1
 
+    def check_state(self, theta: Array, state: State) -> None:
+        """Refuse a state that is not this optimiser's for such a theta: kernels write into it unchecked."""
+        names = scalars.UPDATES[self.rule].states
+        shape = (1, theta.size)
+        found = [(v.shape, str(v.dtype), v.flags.c_contiguous and v.flags.writeable) for v in state.vectors]
+        if found != [(shape, str(theta.dtype), True)] * len(names):
+            raise InputError(
+                f"state of {type(self).__name__} must be {len(names)} contiguous, writable vectors of shape {shape}, "
+                f"dtype {theta.dtype}; got {[(s, d) for s, d, _ in found]}"
+            )
+        arrays.count("state.step", state.step, 0)
+
     def _rule_only(self) -> tuple[Any, ...]:
         """What the update's Program depends on."""
         return type(self), self.clip_value, self.clip_norm
+
+
+def _norm(gradient: Node) -> Node:
+    """The Euclidean norm; taken of the scaled gradient too, for the squares of large elements leave float32."""
+    scale = 1e-15
+    of_large = (gradient * scale).square().sum().sqrt() * (1.0 / scale)
+    of_small = gradient.square().sum().sqrt().minimum(1.0 / scale)
+    return of_large.maximum(of_small)
 
 
 @lru_cache(maxsize=64)
@@ -329,6 +351,8 @@ class Ftrl(Optimizer):
     rule: ClassVar[str] = "ftrl"
 
     def _scalars(self, rate: Floats, t: Floats) -> tuple[Any, ...]:
+        if (rate <= 0.0).any():
+            raise InputError("learning_rate of Ftrl must stay above 0, but its schedule reaches 0")
         return 1.0 / rate, self.beta, self.l1, self.l2
 
     def _first(self, name: str, theta: Array) -> Array:
@@ -366,7 +390,7 @@ def get(optimizer: str | Optimizer) -> Optimizer:
 def to_config(value: Any) -> Any:
     """An optimiser or schedule as what JSON can hold; numbers stay as they are."""
     if not is_dataclass(value):
-        return value
+        return value.item() if isinstance(value, np.generic) else value
     known = {**{k.__name__: k for k in OPTIMIZERS.values()}, **SCHEDULES}
     name = type(value).__name__
     if known.get(name) is not type(value):
@@ -379,5 +403,7 @@ def from_config(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     known: dict[str, Any] = {**{k.__name__: k for k in OPTIMIZERS.values()}, **SCHEDULES}
+    if config.get("class") not in known:
+        raise unknown("class", config.get("class"), known)
     arguments = {name: from_config(value) for name, value in config.items() if name != "class"}
     return known[config["class"]](**arguments)

@@ -10,6 +10,7 @@ Fusions, each a pattern of the graph that one instruction does in one pass:
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 
 from fastbp import scalars
@@ -42,6 +43,7 @@ class _Planner:
         self.pairs: dict[int, tuple[str, Node, Node]] = {}
         self.products: dict[int, Node] = {}  # node -> the product whose epilogue it is
         self.then: dict[int, Node] = {}  # node -> the activation of it that the same pass stores
+        self.made_by: dict[int, int] = {}  # that activation -> the node
         self.buffers: list[Buffer] = []
         self.index: dict[int, int] = {}
         self.instructions: list[Instruction] = []
@@ -107,6 +109,7 @@ class _Planner:
         for reader in self.readers[node.id]:
             if reader.op in _ACTS and reader.id not in self.pairs and reader.id not in self.absorbed:
                 self.then[node.id] = reader
+                self.made_by[reader.id] = node.id
                 self.absorbed.add(reader.id)
                 return
 
@@ -153,8 +156,8 @@ class _Planner:
         for node in self.nodes:
             if node.op in ("input", "param"):
                 self._buffer(node)
-        for node in self.nodes:
-            if node.id not in self.absorbed and node.op != "update":
+        for node in self._order():
+            if node.op != "update":
                 self._emit(node)
         outputs = {name: self._output(node) for name, node in self.outputs.items() if node.op != "update"}
         for node in self.nodes:  # updates overwrite what the others read, so they come last
@@ -163,6 +166,42 @@ class _Planner:
         outputs |= {name: self._buffer(node.inputs[0]) for name, node in self.outputs.items() if node.op == "update"}
         _check_names(self.buffers)
         return Program(tuple(self.buffers), tuple(self.instructions), outputs)
+
+    def _order(self) -> list[Node]:
+        """The nodes that make instructions: as created, a product with its epilogue in the product's place.
+
+        So a layer's dX comes before its dW, and dW may be joined with the update of W.
+        """
+        waiting: dict[int, int] = {}
+        unlocks: dict[int, list[Node]] = {}
+        ready: list[tuple[int, int, Node]] = []
+        for node in self.nodes:
+            if node.id in self.absorbed:
+                continue
+            sources = {self.made_by.get(i.id, i.id) for i in self._operands(node)}
+            waiting[node.id] = len(sources)
+            for source in sources:
+                unlocks.setdefault(source, []).append(node)
+            if not sources:
+                heapq.heappush(ready, (node.id, node.id, node))
+        order = []
+        while ready:
+            node = heapq.heappop(ready)[2]
+            order.append(node)
+            for reader in unlocks.get(node.id, ()):
+                waiting[reader.id] -= 1
+                if not waiting[reader.id]:
+                    place = self.products.get(reader.id, reader).id
+                    heapq.heappush(ready, (place, reader.id, reader))
+        return order
+
+    def _operands(self, node: Node) -> tuple[Node, ...]:
+        """What an instruction reads, with what is fused into it looked through."""
+        found = self._elementwise(node)
+        operands = found[1] if found is not None else self.inputs[node.id]
+        if node.id in self.products:
+            return (*self.inputs[self.products[node.id].id], operands[1])
+        return operands
 
     def _output(self, node: Node) -> int:
         """The buffer of an output; what lies in the caller's own memory is copied out of it."""

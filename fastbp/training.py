@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fastbp import arrays, backends, optim
 from fastbp.errors import DivergedError, InputError, unknown
 from fastbp.history import History, Reporter
+from fastbp.interrupts import held_back
 from fastbp.optim import Optimizer, State
 
 Array = npt.NDArray[Any]
@@ -136,6 +137,7 @@ class _Fit:
         self.gathered = shuffle or sampling == "replacement"
         self.order = RowOrder(self.rows, training.seed, sampling)
         self.first_epoch = training.epoch
+        self.first_step = training.state.step
         self.weight = data.get("weight")
         self.run = net.training_step(tuple(data), training.optimizer, self.gathered)
         self.values: dict[str, Array] = dict(data)
@@ -153,7 +155,9 @@ class _Fit:
         order = None
         if self.gathered:
             drawn = self.order.epochs(self.first_epoch + epoch, self.first_epoch + last_epoch + 1)
-            order = np.ascontiguousarray(drawn, np.int64).reshape(-1, 1)
+            # followed by a batch of row numbers: gathering a batch asks for the next one's rows, see machine.py
+            order = np.zeros((drawn.size + self.batch, 1), np.int64)
+            order[: drawn.size, 0] = drawn.reshape(-1)
             values["order"] = order
         values["hyper"] = self.training.optimizer.hyper(self.state.step + np.arange(last - first, dtype=np.float64))
         table = np.column_stack([rows, position, np.arange(last - first)])
@@ -190,20 +194,23 @@ def fit(
     progress: bool | Reporter,
 ) -> History:
     """See :meth:`fastbp.MLP.fit`."""
-    arrays.count("epochs", epochs)
+    epochs = arrays.count("epochs", epochs)
     if batch_size is not None:
-        arrays.count("batch_size", batch_size)
+        batch_size = arrays.count("batch_size", batch_size)
+    if not isinstance(shuffle, (bool, np.bool_)):
+        raise InputError(f"shuffle must be True or False, got {shuffle!r}")
     if sampling not in SAMPLINGS:
         raise unknown("sampling", sampling, SAMPLINGS)
     if tol is not None:
         arrays.positive("tol", tol, zero=True)
     if patience is not None:
-        arrays.count("patience", patience)
+        patience = arrays.count("patience", patience)
     if seed is not None:
-        arrays.count("seed", seed, 0)
-    for callback in callbacks:
-        if not callable(callback):
-            raise InputError(f"callbacks must be functions of (net, history), got {callback!r}")
+        seed = arrays.count("seed", seed, 0)
+    if not isinstance(callbacks, (list, tuple)) or not all(callable(callback) for callback in callbacks):
+        raise InputError(f"callbacks must be a list of functions of (net, history), got {callbacks!r}")
+    if not isinstance(progress, bool) and not all(hasattr(progress, name) for name in ("slice", "epoch", "close")):
+        raise InputError(f"progress must be True, False or a Reporter, got {progress!r}")
     data = net.check_batch(X, T, sample_weight, finite=True)
     if not len(data["X"]):
         raise InputError("X has no rows: there is nothing to fit")
@@ -242,7 +249,8 @@ def _hold_out(
         if not len(checked["X"]):
             raise InputError("validation has no rows")
         return data, validation
-    if isinstance(validation, bool) or not isinstance(validation, (int, float)) or not 0.0 < validation < 1.0:
+    number = isinstance(validation, (int, float, np.floating)) and not isinstance(validation, bool)
+    if not number or not 0.0 < validation < 1.0:
         raise InputError(f"validation must be (X, T) or a fraction between 0 and 1, got {validation!r}")
     rows = len(data["X"])
     kept = rows - max(1, round(rows * validation))
@@ -250,7 +258,11 @@ def _hold_out(
         raise InputError(f"validation={validation} of {rows} rows leaves none to train on")
     held = {name: array[kept:] for name, array in data.items()}
     target = held["labels"][:, 0] if "labels" in held else held["T"]
-    return {name: array[:kept] for name, array in data.items()}, (held["X"], target, held.get("weight"))
+    trained = {name: array[:kept] for name, array in data.items()}
+    if "weight" in data:
+        arrays.weights("sample_weight of the rows to train on", trained["weight"], kept, net.dtype)
+        arrays.weights("sample_weight of the rows held out", held["weight"], rows - kept, net.dtype)
+    return trained, (held["X"], target, held.get("weight"))
 
 
 def _resume(net: Trainable, optimizer: str | Optimizer | None, seed: int | None) -> TrainingState:
@@ -310,8 +322,10 @@ class _Watch:
         """Why to stop now, or ""."""
         history = self.one.training.history
         if self.held_out is not None:
-            history.validation_loss.append(float(self.net.loss(*self.held_out)))
-            history.validation_score.append(self.net.score(*self.held_out))
+            loss, score = float(self.net.loss(*self.held_out)), self.net.score(*self.held_out)
+            with held_back():
+                history.validation_loss.append(loss)
+                history.validation_score.append(score)
         reason = ""
         if self.stops_early:
             watched = history.validation_loss[-1] if self.held_out is not None else history.loss[-1]
@@ -319,11 +333,13 @@ class _Watch:
             if watched < self.best - self.tol:
                 self.stale = 0
                 self.best = watched
-                history.best_epoch = history.epochs - 1
-                self.kept = _Snapshot.of(history.epochs, self.net.theta, self.one.state)
+                with held_back():
+                    history.best_epoch = history.epochs - 1
+                    self.kept = _Snapshot.of(history.epochs, self.net.theta, self.one.state)
             if self.stale >= self.patience:
                 reason = "patience"
-        if any([callback(self.net, history) is True for callback in self.callbacks]):  # noqa: C419  call them all
+        answers = [callback(self.net, history) for callback in self.callbacks]
+        if any(isinstance(answer, (bool, np.bool_)) and answer for answer in answers):
             reason = reason or "callback"
         return reason
 
@@ -344,25 +360,26 @@ def _loop(one: _Fit, watch: _Watch) -> str:
         last = _slice_end(done, size, total, one.per_epoch, watch.every_epoch)
         if done and done % one.per_epoch == 0:
             snapshots = [snapshots[-1], _Snapshot.of(done // one.per_epoch, one.net.theta, one.state)]
-        began = time.perf_counter()
-        losses, weights = one.steps(done, last)
-        elapsed = time.perf_counter() - began
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if len(bad):
-            raise _diverged(one, record, snapshots, done + int(bad[0]))
-        record.add(done, losses, weights, elapsed)
-        rate = (last - done) * one.batch / elapsed
-        seconds_a_step = elapsed / (last - done)
-        done = last
-        one.training.epoch = one.first_epoch + -(-done // one.per_epoch)
+        with held_back():  # the steps, their number and their entries in the history belong together
+            began = time.perf_counter()
+            losses, weights = one.steps(done, last)
+            elapsed = time.perf_counter() - began
+            bad = np.flatnonzero(~np.isfinite(losses))
+            if len(bad):
+                raise _diverged(one, record, snapshots, done + int(bad[0]))
+            record.add(done, losses, weights, elapsed)
+            rate = (last - done) * one.batch / elapsed
+            seconds_a_step = elapsed / (last - done)
+            done = last
+            one.training.epoch = one.first_epoch + -(-done // one.per_epoch)
+            if done % one.per_epoch == 0 and not np.isfinite(one.net.theta).all():
+                raise _diverged(one, record, snapshots, done)
         watch.reporter.slice(done // one.per_epoch, done / total, float(losses[-1]), rate)
         if done % one.per_epoch == 0:
             reason = watch.epoch_ended()
             watch.reporter.epoch(one.training.history)
             if reason:
                 return reason
-    if not np.isfinite(one.net.theta).all():
-        raise _diverged(one, record, snapshots, total)
     return "epochs"
 
 
@@ -382,6 +399,7 @@ class _Record:
         self.one = one
         self.averages = one.net.averages
         self.first_entry = one.training.history.epochs
+        self.first_validation = len(one.training.history.validation_loss)
         self.reset()
 
     def reset(self) -> None:
@@ -404,7 +422,8 @@ class _Record:
 
     def _close(self, last_step: int) -> None:
         history = self.one.training.history
-        history.loss.append(self.total / self.weight if self.averages else self.total)
+        mean = self.total / self.weight if self.weight else 0.0  # rows drawn at random may all have weight 0
+        history.loss.append(mean if self.averages else self.total)
         history.learning_rate.append(
             float(optim.rate_at(self.one.training.optimizer.learning_rate, np.array([float(last_step)]))[0])
         )
@@ -416,21 +435,28 @@ class _Record:
 def _diverged(one: _Fit, record: _Record, snapshots: list[_Snapshot], bad_step: int) -> DivergedError:
     """Put back the parameters of the last good epoch, and word the error.
 
-    Good are the parameters at the start of an epoch whose first batch still had a finite loss. From the newest
-    snapshot that is not younger, the steps up to there are run again: they give the same bits.
+    Good are finite parameters at the start of an epoch whose first batch still had a finite loss. From the newest
+    snapshot that is not younger, epochs are run again up to there: they give the same bits.
     """
     epoch, batch = divmod(bad_step, one.per_epoch)
     good = max(0, epoch if batch else epoch - 1)  # a first batch that fails accuses the epoch before it
     snapshot = next(s for s in reversed(snapshots) if s.epoch <= good)
     history = one.training.history
-    rate = float(optim.rate_at(one.training.optimizer.learning_rate, np.array([float(one.state.step - 1)]))[0])
+    culprit = np.array([float(max(0, one.first_step + bad_step - 1))])  # the step before the first bad loss
+    rate = float(optim.rate_at(one.training.optimizer.learning_rate, culprit)[0])
     snapshot.restore(one.net.theta, one.state)
-    history.truncate(record.first_entry + snapshot.epoch)
+    validated = record.first_validation + snapshot.epoch
+    history.truncate(record.first_entry + snapshot.epoch, validated)
     record.reset()
-    if good > snapshot.epoch:
+    for again in range(snapshot.epoch, good):
+        before = _Snapshot.of(again, one.net.theta, one.state)
         began = time.perf_counter()
-        first, last = snapshot.epoch * one.per_epoch, good * one.per_epoch
+        first, last = again * one.per_epoch, (again + 1) * one.per_epoch
         losses, weights = one.steps(first, last)
+        if not np.isfinite(one.net.theta).all():
+            before.restore(one.net.theta, one.state)
+            good = again
+            break
         record.add(first, losses, weights, time.perf_counter() - began)
     one.training.epoch = one.first_epoch + good
     history.stopped = "diverged"

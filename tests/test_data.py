@@ -702,6 +702,152 @@ def test_load_refuses(tmp_path):
         data.load(write(tmp_path / "f.xlsx", "x"))
 
 
+def test_kind_of(tmp_path):
+    images, _ = write_mnist(tmp_path, gz=True)
+    assert [data.kind_of(source) for source in ("digits", tmp_path, images)] == ["digits", "idx", "idx"]
+    for name, kind in (("f.npz", "npz"), ("F.CSV", "csv"), ("f.tsv", "csv")):
+        assert data.kind_of(str(write(tmp_path / name, ""))) == kind
+    with pytest.raises(DataError, match=r"f\.xlsx: files of this kind are not supported"):
+        data.kind_of(write(tmp_path / "f.xlsx", ""))
+
+
+# ---- load_inputs -----------------------------------------------------------------------------------------------------
+
+
+def test_inputs_of_idx_files(tmp_path):
+    images, labels = write_mnist(tmp_path)
+    expected = data.load(images).X
+    for source in (tmp_path, images):
+        X, T = data.load_inputs(source, 12, classes=tuple("01234567"))
+        np.testing.assert_array_equal(X, expected)
+        assert (T.tolist(), T.dtype) == ([7, 2], np.int64)
+    with pytest.raises(DataError, match=r"labels-idx1-ubyte: 1 dimension; needed images.*Are these labels\?"):
+        data.load_inputs(labels, 12)
+    labels.unlink()
+    X, T = data.load_inputs(images, 12)
+    np.testing.assert_array_equal(X, expected)
+    assert (X.dtype, T) == (np.float32, None)
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte\[\.gz\] is missing"):
+        data.load_inputs(tmp_path, 12)
+
+
+@pytest.mark.parametrize("x", ["X", "x", "x_train", "X_train"])
+def test_inputs_of_npz_files(tmp_path, x):
+    path = tmp_path / "f.npz"
+    np.savez(path, **{x: XN, "note": 1})
+    X, T = data.load_inputs(path, 3)
+    np.testing.assert_array_equal(X, XN)
+    assert (X.dtype, T) == (np.float32, None)
+    np.savez(path, **{x: XN[0]})
+    with pytest.raises(DataError, match=rf"f\.npz: {x} is \(3,\); needed \(n, d\), at least 2 dimensions"):
+        data.load_inputs(path, 3)
+    np.savez(path, **{x: bad(2, 1, np.nan)})
+    with pytest.raises(DataError, match=rf"f\.npz: {x}, row 2, column 1: the value is nan"):
+        data.load_inputs(path, 3)
+
+
+def test_inputs_of_npz_files_with_targets(tmp_path):
+    path = tmp_path / "f.npz"
+    np.savez(path, X=XN, y=LABELS4)
+    assert data.load_inputs(path, 3, classes=("0", "1"))[1].tolist() == [0, 1, 1, 0]
+    T = data.load_inputs(path, 3)[1]  # of a network for numbers
+    assert (T.tolist(), T.dtype) == ([[0], [1], [1], [0]], np.float32)
+    np.savez(path, X=XN, y=np.eye(2)[LABELS4])
+    assert data.load_inputs(path, 3, classes=("0", "1"))[1].tolist() == np.eye(2)[LABELS4].tolist()
+    np.savez(path, Z=XN)
+    with pytest.raises(DataError, match=r"it holds 'Z'; needed 'X' and 'T' or"):
+        data.load_inputs(path, 3)
+
+
+def test_labels_are_indices_into_the_networks_classes(tmp_path):
+    path = write(tmp_path / "f.csv", FLOWERS)
+    assert data.load_inputs(path, 2, classes=("rose", "tulip", "aster"))[1].tolist() == [0, 2, 0]
+    with pytest.raises(DataError, match=r"f\.csv: the class 'aster' is none of the network's: 'rose', 'tulip'"):
+        data.load_inputs(path, 2, classes=("rose", "tulip"))
+    np.savez(tmp_path / "f.npz", X=XN, T=[5, 3, 3, 5])  # no row of the classes 0, 1, 2 and 4
+    assert data.load_inputs(tmp_path / "f.npz", 3, classes=("5", "3"))[1].tolist() == [0, 1, 1, 0]
+
+
+WL = ("width", "length")
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "T"),
+    [
+        # by name
+        ("width,length\n1,2\n3,4\n", {"features": WL}, None),
+        ("length;note;width\n2;good;1\n4;;3\n", {"features": WL}, None),
+        ("length,kind,width\n2,8,1\n4,9,3\n", {"features": WL, "target": "kind"}, [8, 9]),
+        ("length,kind,width\n2,8,1\n4,9,3\n", {"features": WL, "target": 1}, [8, 9]),
+        ("length,kind,width\n2,8,1\n4,9,3\n", {"features": WL, "target": -2}, [8, 9]),
+        ("length,note,width\n2,,1\n4,,3\n", {"features": WL}, None),  # the target was the last column
+        ("kind,width,note,length\n8,1,,2\n9,3,,4\n", {"features": WL, "target": "kind"}, [8, 9]),
+        ("kind,width,note,length\n8,1,,2\n9,3,,4\n", {"features": WL, "target": 0}, None),
+        ("2,1,x\n2,1,5\n4,3,6\n", {"features": ("1", "2"), "target": "x"}, [5, 6]),  # names that are numbers
+        # by place
+        ("1,2\n3,4\n", {"features": WL}, None),
+        ("1,2\n3,4\n", {"target": "kind"}, None),
+        ("1,2,8\n3,4,9\n", {"features": WL}, [8, 9]),
+        ("8,1,2\n9,3,4\n", {"target": 0}, [8, 9]),
+        ("a,b\n1,2\n3,4\n", {}, None),
+        ("a,kind,b\n1,8,2\n3,9,4\n", {"target": "kind"}, [8, 9]),
+        ("a,a\n1,2\n3,4\n", {"features": ("a", "a")}, None),  # names that tell nothing apart
+    ],
+)
+def test_inputs_of_csv_files(tmp_path, content, options, T):
+    X, found = data.load_inputs(write(tmp_path / "f.csv", content), 2, **options)
+    assert (X.tolist(), X.dtype) == ([[1, 2], [3, 4]], np.float32)
+    if T is None:
+        assert found is None
+    else:
+        assert (found.tolist(), found.dtype) == ([[t] for t in T], np.float32)
+
+
+def test_inputs_of_csv_files_of_one_column(tmp_path):
+    for content in ("x\n1\n2\n", "1\n2\n"):
+        X, T = data.load_inputs(write(tmp_path / "f.csv", content), 1, features=("x",))
+        assert (X.tolist(), T) == ([[1], [2]], None)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("", {}, r"f\.csv: the file is empty"),
+        ("width,length\n", {}, r"f\.csv: a header and no data"),
+        ("1,2,3,4\n", {}, r"f\.csv has 4 columns and no header; the network takes 2, with or without the target -1"),
+        ("a,b,c\n1,2,3\n", {"target": "kind"}, r"f\.csv has 3 columns; the network takes 2"),
+        ("1,2,3\n", {"target": "kind"}, r"f\.csv has 3 columns and no header; the network takes 2"),
+        ("a,kind\n1,2\n", {"target": "kind"}, r"f\.csv has 2 columns; the network takes 2"),
+        ("width,height\n1,2\n", {"features": WL}, r"f\.csv: the column 'length' is missing; needed once"),
+        ("width,length,width\n1,2,3\n", {"features": WL}, r"f\.csv: the column 'width' is there 2 times; needed once"),
+        ("length,width\n1,2\n1,x\n", {"features": WL}, r"f\.csv: line 3, column 'width': 'x' is not a number"),
+        ("length,width\n,2\n", {"features": WL}, r"f\.csv: line 2, column 'length': the value is missing"),
+        ("1,2\n1,inf\n", {"features": WL}, r"f\.csv: line 2, column 1: the value is inf"),
+        ("1,2,8\n1,2,x\n", {}, r"f\.csv: line 2, target column 2: 'x' is not a number"),
+        ("1,2,a\n1,2,?\n", {"classes": ("a",)}, r"f\.csv: line 2, target column 2: the value is missing"),
+    ],
+)
+def test_inputs_of_csv_files_are_refused(tmp_path, content, options, message):
+    with pytest.raises(DataError, match=message):
+        data.load_inputs(write(tmp_path / "f.csv", content), 2, **options)
+
+
+def test_load_inputs_refuses(tmp_path):
+    path = write(tmp_path / "f.csv", FLOWERS)
+    with pytest.raises(InputError, match=r"features has 2 names; needed n_features=3"):
+        data.load_inputs(path, 3, features=WL)
+    with pytest.raises(InputError, match=r"target=3 is out of range: .*f\.csv has 3 columns; needed -3\.\.2"):
+        data.load_inputs(path, 2, target=3)
+    np.savez(tmp_path / "f.npz", X=XN)
+    with pytest.raises(DataError, match=r"f\.npz has 3 inputs a row; the network takes 2"):
+        data.load_inputs(tmp_path / "f.npz", 2)
+    with pytest.raises(DataError, match=r"gone\.csv: no such file or folder"):
+        data.load_inputs(tmp_path / "gone.csv", 2)
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", ["f.npz", "f.csv", "f-idx", "f-idx.gz"])
 def test_damaged_files_are_refused_by_name_or_read(tmp_path, name):
     """Each byte of a small file changed in turn, and the file cut before it: no other error, no warning."""

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "fastbp"
 HOUSE = [
     "errors",
     "files",
+    "interrupts",
     "polynomials",
     "scalars",
     "ops",

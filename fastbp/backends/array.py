@@ -153,7 +153,10 @@ def _sum(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) ->
 
 
 def _log_softmax_of(xp: Any, z: Array) -> Array:
-    shifted = z - xp.max(z, axis=1, keepdims=True) if z.shape[0] else z
+    if not z.shape[0]:
+        return z
+    largest = xp.finfo(z.dtype).max
+    shifted = xp.maximum(z - xp.max(z, axis=1, keepdims=True), xp.asarray(-largest, dtype=z.dtype))  # never -inf
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastbp.backends.cpu import machine as cpu
 from fastbp.backends.cpu import simd
-from fastbp.backends.cpu.gemm import TILE_ROWS, TILE_VECTORS
+from fastbp.backends.cpu.gemm import K_BLOCK, TILE_ROWS, TILE_VECTORS
 from fastbp.backends.cpu.team import MAX_PIECES
 from fastbp.program import Instruction, Program, const_value, place
 
@@ -84,10 +84,46 @@ class _Binder:
         self.rows: list[list[int]] = []
 
     def bound(self) -> Bound:
+        self.fused = self._fused_updates()
         for instruction in self.program.instructions:
             getattr(self, f"_{instruction.op}")(instruction)
         table = np.array(self.rows, np.int64).reshape(len(self.rows), cpu.WIDTH)
         return Bound(table, self.consts, self.scratch + self.scratch_size)
+
+    # ---- fusion of updates into products ----------------------------------------------------------------------
+
+    def _fused_updates(self) -> dict[int, Instruction]:
+        """Products that make a part of a gradient that only an update reads: id(product) -> update.
+
+        The update is done on the product's tiles if the product has one block of K and one panel of columns, so that
+        a tile is contiguous and the whole gradient, and if nothing reads those parameters later: dX has been taken.
+        """
+        found: dict[int, Instruction] = {}
+        instructions = self.program.instructions
+        for update in (i for i in instructions if i.op == "update"):
+            theta, whole = update.ins[:2]
+            if sum(self._lies_in(x, whole) for i in instructions for x in i.ins) > 1:
+                continue
+            for position, i in enumerate(instructions):
+                if i.op != "matmul" or i.code or i.then or self.program.buffers[i.outs[0]].base != whole:
+                    continue
+                inner = self._shape(i.ins[0])[0 if i.ta else 1]
+                later = [x for j in instructions[position:] if j is not update for x in j.ins]
+                fits = inner <= K_BLOCK and self._shape(i.outs[0])[1] <= self.panel
+                if fits and not any(self._overlaps(x, theta, i.outs[0]) for x in later):
+                    found[id(i)] = update
+        return found
+
+    def _lies_in(self, index: int, whole: int) -> bool:
+        return whole in (index, self.program.buffers[index].base)
+
+    def _overlaps(self, index: int, theta: int, part: int) -> bool:
+        """Whether a buffer shares elements with the place in theta that a part of the gradient belongs to."""
+        if not self._lies_in(index, theta):
+            return False
+        first, size = self.program.buffers[part].offset, self.program.size(part, self.n)
+        offset = self.program.buffers[index].offset
+        return offset < first + size and first < offset + self.program.size(index, self.n)
 
     # ---- operands ------------------------------------------------------------------------------------------------
 
@@ -152,6 +188,9 @@ class _Binder:
         if i.tb:
             b = (*b[:2], n, 1) if min(n, k) == 1 else self._transposed(i.ins[1])
         operands = {cpu.OUT: self._operand(out), cpu.A: a, cpu.B: b}
+        if id(i) in self.fused:
+            self._product_update((m, n, k), operands, i)
+            return
         if i.code:
             operands[cpu.Y] = self._operand(i.ins[2], (m, n))
         if i.then:
@@ -162,6 +201,24 @@ class _Binder:
         code = simd.BINARY_CODES[i.code] if i.code else -1
         then = simd.UNARY_CODES[i.then] if i.then else -1
         self._row(cpu.PRODUCT, sizes, self._tiles(*sizes), self._cost(i), operands, code, then)
+
+    def _product_update(self, sizes: tuple[int, int, int], operands: dict[int, Operand], i: Instruction) -> None:
+        update, n = self.fused[id(i)], sizes[1]
+        theta, _, *states, hyper = update.ins
+        bytes_in = self.program.buffers[i.outs[0]].offset * self.item
+        places = dict(zip((cpu.OUT, cpu.Y, cpu.OUT2), (theta, *states), strict=False))
+        for which, index in places.items():
+            slot, offset = self._where(index)
+            operands[which] = (slot, offset + bytes_in, n, 1)
+        operands[cpu.EXTRA] = self._operand(hyper)
+        self._row(
+            cpu.PRODUCT_UPDATE,
+            sizes,
+            (self._tiles(*sizes)[0], n),
+            self._cost(i),
+            operands,
+            simd.UPDATE_CODES[update.code],
+        )
 
     def _tiles(self, m: int, n: int, k: int) -> tuple[int, int]:
         """Piece of a product: halved along its longer side until it is small, and there are a few of them."""
@@ -249,8 +306,23 @@ class _Binder:
 
     def _update(self, i: Instruction) -> None:
         theta, g, *states, hyper = i.ins
-        size = self.program.size(theta, self.n)
-        pointers = [self._operand(x) for x in (theta, g, *states)]
-        operands = dict(zip((cpu.OUT, cpu.A, cpu.B, cpu.Y), pointers, strict=False)) | {cpu.EXTRA: self._operand(hyper)}
-        cost = self._cost(i)
-        self._row(cpu.UPDATE, (1, size, 0), (1, PIECE_ELEMENTS), cost, operands, simd.UPDATE_CODES[i.code])
+        vectors = dict(zip((cpu.OUT, cpu.A, cpu.B, cpu.Y), (theta, g, *states), strict=False))
+        for first, end in self._not_fused(i):
+            operands = {cpu.EXTRA: self._operand(hyper)}
+            for which, index in vectors.items():
+                slot, offset = self._where(index)
+                operands[which] = (slot, offset + first * self.item, end - first, 1)
+            cost = self._cost(i) * (end - first) // self.program.size(theta, self.n)
+            code = simd.UPDATE_CODES[i.code]
+            self._row(cpu.UPDATE, (1, end - first, 0), (1, PIECE_ELEMENTS), cost, operands, code)
+
+    def _not_fused(self, update: Instruction) -> list[tuple[int, int]]:
+        """The ranges of theta that no product updates."""
+        parts = [i.outs[0] for i in self.program.instructions if self.fused.get(id(i)) is update]
+        done = sorted((self.program.buffers[p].offset, self.program.size(p, self.n)) for p in parts)
+        ranges, start = [], 0
+        for offset, size in [*done, (self.program.size(update.ins[0], self.n), 0)]:
+            if offset > start:
+                ranges.append((start, offset))
+            start = offset + size
+        return ranges

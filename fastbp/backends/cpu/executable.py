@@ -51,14 +51,13 @@ class CpuExecutable:
         return {name: outputs[index] for name, index in self.program.outputs.items() if index in outputs}
 
     def _run(self, values: Mapping[str, Any], steps: np.ndarray) -> dict[int, np.ndarray]:
-        sizes = sorted({int(n) for n in steps[:, 0]})
-        bindings = [self.bound(n) for n in sizes]
-        table_of = np.searchsorted(sizes, steps[:, 0])
+        sizes, table_of = np.unique(steps[:, 0], return_inverse=True)
+        bindings = [self.bound(int(n)) for n in sizes]
         plan = np.ascontiguousarray(np.column_stack([table_of, steps[:, 1:]]), np.int64)
         tables = np.array([(b.table.ctypes.data, len(b.table)) for b in bindings], np.int64)
         workspace = np.empty(max(b.workspace for b in bindings) + 1, self.dtype)
         outputs = {
-            index: np.empty((int(steps[:, 2].max()) + 1, *self._shape(index, sizes[-1])), self.dtype)
+            index: np.empty((int(steps[:, 2].max()) + 1, *self._shape(index, int(sizes[-1]))), self.dtype)
             for index in self.slots.of
             if self.program.buffers[index].kind == "output"
         }

@@ -505,7 +505,12 @@ def softmax_row(typingctx: Any, logarithm: Any, n: Any, out: Any, z: Any) -> Any
 
         def logarithms() -> None:
             shift = m.log(s)
-            vector_loop(m, n, lambda i, mask: m.store(at(z, i, mask) - top - shift, _offset(builder, out, i), mask))
+            lowest = float(np.finfo(m.numpy).min)  # -inf would make 0 · log 0 of the cross entropy NaN
+
+            def body(i: Any, mask: Any) -> None:
+                m.store(m.maximum(at(z, i, mask) - top, lowest) - shift, _offset(builder, out, i), mask)
+
+            vector_loop(m, n, body)
 
         _switch(builder, logarithm, [probabilities, logarithms])
         return context.get_dummy_value()
@@ -566,6 +571,12 @@ def pointer(typingctx: Any, address: Any, offset: Any, like: Any) -> Any:
 
 
 @intrinsic
+def shifted(typingctx: Any, p: Any, offset: Any) -> Any:
+    """p + offset elements."""
+    return p(p, types.int64), lambda context, builder, sig, a: builder.gep(a[0], [a[1]])
+
+
+@intrinsic
 def load_at(typingctx: Any, p: Any, index: Any) -> Any:
     """p[index]."""
     return p.dtype(p, types.int64), lambda context, builder, sig, a: builder.load(builder.gep(a[0], [a[1]]))
@@ -615,6 +626,29 @@ def lanes_of(typingctx: Any, like: Any) -> Any:
         return I64(VECTOR_BYTES * 8 // sig.args[0].bitwidth)
 
     return types.int64(like), codegen
+
+
+@intrinsic
+def copy_and_prefetch(typingctx: Any, words: Any, out: Any, source: Any, next_source: Any) -> Any:
+    """Copy words of 4 bytes, and ask for as many at ``next_source``, which need not be a valid address."""
+    signature = types.void(types.int64, types.int64, types.int64, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        words, *addresses = arguments
+        m = VectorEmitter(builder, "float32")
+        out, source, coming = (builder.inttoptr(a, m.element.as_pointer()) for a in addresses)
+        fetch = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, fetch, "llvm.prefetch.p0")
+
+        def body(i: Any, mask: Any) -> None:
+            m.store(m.load(_offset(builder, source, i), mask), _offset(builder, out, i), mask)
+            place = builder.bitcast(_offset(builder, coming, i), ir.IntType(8).as_pointer())
+            builder.call(function, [place, I32(0), I32(2), I32(1)])  # to read, into the second-level cache, data
+
+        vector_loop(m, words, body)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 @intrinsic

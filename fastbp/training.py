@@ -207,8 +207,10 @@ def fit(
         patience = arrays.count("patience", patience)
     if seed is not None:
         seed = arrays.count("seed", seed, 0)
-    if not isinstance(callbacks, (list, tuple)) or not all(callable(callback) for callback in callbacks):
-        raise InputError(f"callbacks must be a list of functions of (net, history), got {callbacks!r}")
+    listed = isinstance(callbacks, (list, tuple))
+    for callback in callbacks if listed else [callbacks]:
+        if not listed or not callable(callback):
+            raise InputError(f"callbacks must be a list of functions of (net, history), got {callback!r}")
     if not isinstance(progress, bool) and not all(hasattr(progress, name) for name in ("slice", "epoch", "close")):
         raise InputError(f"progress must be True, False or a Reporter, got {progress!r}")
     data = net.check_batch(X, T, sample_weight, finite=True)
@@ -261,7 +263,7 @@ def _hold_out(
     trained = {name: array[:kept] for name, array in data.items()}
     if "weight" in data:
         arrays.weights("sample_weight of the rows to train on", trained["weight"], kept, net.dtype)
-        arrays.weights("sample_weight of the rows held out", held["weight"], rows - kept, net.dtype)
+        arrays.weights("sample_weight of the rows held out for validation", held["weight"], rows - kept, net.dtype)
     return trained, (held["X"], target, held.get("weight"))
 
 

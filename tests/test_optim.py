@@ -539,10 +539,10 @@ def test_updates_that_cannot_be_done_in_place_change_nothing(backend):
         (frozen, g, o.init(good), "theta must be a contiguous, writable NumPy array"),
         (np.ones(4, int), g, o.init(good), "dtype='int64' is unknown"),
         (np.ones(4, np.float16), g, o.init(good), "dtype='float16' is unknown"),
-        (good, np.ones(5), o.init(good), "theta has 4 elements; gradient and state have [5, 4, 4]"),
+        (good, np.ones(5), o.init(good), "gradient has 5 elements, but theta has 4"),
         (good, np.ones(4, complex), o.init(good), "gradient"),
         (good, np.array(["a"] * 4), o.init(good), "gradient"),
-        (good, g, o.init(np.ones(3)), "theta has 4 elements; gradient and state have [4, 3, 3]"),
+        (good, g, o.init(np.ones(3)), "state of Adam must be 2 contiguous, writable vectors of shape (1, 4)"),
         (good, g, SGD().init(good), "state"),
         (good, g, Momentum().init(good), "state"),
     ]

@@ -16,7 +16,7 @@ WIDTHS = {"haswell": 32, "nehalem": 16}
 def test_vectors_have_the_targets_width():
     _, name, features = simd.target()
     if name in WIDTHS:
-        assert simd.VECTOR_BYTES == WIDTHS[name]
+        assert WIDTHS[name] == simd.VECTOR_BYTES
     elif "+avx512f" in features:
         assert simd.VECTOR_BYTES == 64
     else:

@@ -36,16 +36,13 @@ class Bound:
         table: int64 (instructions, WIDTH).
         consts: the constants, which the table addresses directly.
         workspace: elements of workspace that it needs.
+        shared: whether any instruction is worth more than one thread.
     """
 
     table: np.ndarray
     consts: np.ndarray
     workspace: int
-
-    @property
-    def shared(self) -> bool:
-        """Whether any instruction is worth more than one thread."""
-        return bool(self.table[:, cpu.SHARED].any())
+    shared: bool
 
 
 class Slots:
@@ -88,7 +85,8 @@ class _Binder:
         for instruction in self.program.instructions:
             getattr(self, f"_{instruction.op}")(instruction)
         table = np.array(self.rows, np.int64).reshape(len(self.rows), cpu.WIDTH)
-        return Bound(table, self.consts, self.scratch + self.scratch_size)
+        shared = bool(table[:, cpu.SHARED].any())
+        return Bound(table, self.consts, self.scratch + self.scratch_size, shared)
 
     # ---- fusion of updates into products ----------------------------------------------------------------------
 

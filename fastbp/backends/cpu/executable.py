@@ -16,6 +16,9 @@ from fastbp.program import Program
 KEPT_BINDINGS = 16  # numbers of rows for which tables are kept; training needs two
 
 
+_ONE_STEP = np.zeros((1, 3), np.int64)  # the first table, position 0, step 0
+
+
 class CpuExecutable:
     """Runs a Program with the compiled kernels. Safe to call from several Python threads at once."""
 
@@ -25,6 +28,18 @@ class CpuExecutable:
         self.slots = Slots(program)
         self._bound: dict[int, Bound] = {}
         self._team = team(dtype)
+        # (slot, name, bytes a position, bytes a step) of what comes in; (slot, buffer) of what goes out
+        self._sources: list[tuple[int, str, int, int]] = []
+        self._results: list[tuple[int, int]] = []
+        for index, slot in self.slots.of.items():
+            buffer = program.buffers[index]
+            if buffer.kind == "output":
+                self._results.append((slot, index))
+                continue
+            cols = buffer.shape[1].fixed
+            moves = buffer.kind == "input" and buffer.shape[0] == N
+            itemsize = self.dtype.itemsize if buffer.dtype == "float" else 8
+            self._sources.append((slot, buffer.name, itemsize * cols * moves, 8 * cols * (buffer.dtype == "double")))
 
     def bound(self, n: int) -> Bound:
         """The table for n rows, made once and kept."""
@@ -38,7 +53,8 @@ class CpuExecutable:
 
     def run(self, values: Mapping[str, Any], n: int) -> dict[str, Any]:
         """Run once for n rows; see :meth:`fastbp.backends.array.ArrayExecutable.run`. All arrays C-contiguous."""
-        outputs = self._run(values, np.array([[n, 0, 0]], np.int64))
+        outputs = {index: np.empty(self._shape(index, n), self.dtype) for _, index in self._results}
+        self._launch([self.bound(n)], _ONE_STEP, values, outputs, dict.fromkeys(outputs, 0))
         return {name: self._output(outputs, index, n) for name, index in self.program.outputs.items()}
 
     def run_steps(self, values: Mapping[str, Any], steps: np.ndarray) -> dict[str, Any]:
@@ -47,45 +63,36 @@ class CpuExecutable:
         Inputs whose rows are the batch's begin at row ``position``; inputs of dtype "double" (the scalars of updates)
         at row ``step``; outputs of fixed shape are written to row ``step``: (steps, rows, columns).
         """
-        outputs = self._run(values, steps)
+        sizes, table_of = np.unique(steps[:, 0], return_inverse=True)
+        plan = steps.copy()
+        plan[:, 0] = table_of
+        count, most = int(steps[:, 2].max()) + 1, int(sizes[-1])
+        outputs = {index: np.empty((count, *self._shape(index, most)), self.dtype) for _, index in self._results}
+        strides = {index: array.strides[0] for index, array in outputs.items()}
+        self._launch([self.bound(int(n)) for n in sizes], plan, values, outputs, strides)
         return {name: outputs[index] for name, index in self.program.outputs.items() if index in outputs}
 
-    def _run(self, values: Mapping[str, Any], steps: np.ndarray) -> dict[int, np.ndarray]:
-        sizes, table_of = np.unique(steps[:, 0], return_inverse=True)
-        bindings = [self.bound(int(n)) for n in sizes]
-        plan = np.ascontiguousarray(np.column_stack([table_of, steps[:, 1:]]), np.int64)
-        tables = np.array([(b.table.ctypes.data, len(b.table)) for b in bindings], np.int64)
+    def _launch(
+        self,
+        bindings: list[Bound],
+        plan: np.ndarray,
+        values: Mapping[str, Any],
+        outputs: dict[int, np.ndarray],
+        strides: dict[int, int],
+    ) -> None:
+        """Hand everything to the machine as addresses; the arrays live in this frame until it returns."""
+        tables = np.array([(_address(b.table), len(b.table)) for b in bindings], np.int64)
         workspace = np.empty(max(b.workspace for b in bindings) + 1, self.dtype)
-        outputs = {
-            index: np.empty((int(steps[:, 2].max()) + 1, *self._shape(index, int(sizes[-1]))), self.dtype)
-            for index in self.slots.of
-            if self.program.buffers[index].kind == "output"
-        }
-        slots = np.zeros((self.slots.count, 3), np.int64)
-        for index, slot in self.slots.of.items():
-            buffer = self.program.buffers[index]
-            if buffer.kind == "output":
-                slots[slot] = outputs[index].ctypes.data, 0, outputs[index].strides[0]
-                continue
-            array = values[buffer.name]
-            slots[slot, 0] = array.ctypes.data
-            if buffer.kind == "input" and buffer.shape[0] == N:
-                slots[slot, 1] = array.itemsize * buffer.shape[1].fixed
-            elif buffer.dtype == "double":
-                slots[slot, 2] = 8 * buffer.shape[1].fixed
-        slots[self.slots.workspace, 0] = workspace.ctypes.data
-        bases = np.empty(self.slots.count, np.int64)
-        shared = any(b.shared for b in bindings)
-        arguments = (
-            tables.ctypes.data,
-            plan.ctypes.data,
-            len(plan),
-            slots.ctypes.data,
-            self.slots.count,
-            bases.ctypes.data,
-        )
-        self._team.run(get_num_threads() if shared else 1, arguments)
-        return outputs
+        slots = [(0, 0, 0)] * self.slots.count
+        for slot, name, a_position, a_step in self._sources:
+            slots[slot] = (_address(values[name]), a_position, a_step)
+        for slot, index in self._results:
+            slots[slot] = (_address(outputs[index]), 0, strides[index])
+        slots[self.slots.workspace] = (_address(workspace), 0, 0)
+        places, bases = np.array(slots, np.int64), np.empty(len(slots), np.int64)
+        threads = get_num_threads() if any(b.shared for b in bindings) else 1
+        arguments = (_address(tables), _address(plan), len(plan), _address(places), len(slots), _address(bases))
+        self._team.run(threads, arguments)
 
     def _shape(self, index: int, n: int) -> tuple[int, int]:
         shape = self.program.buffers[index].shape
@@ -96,8 +103,12 @@ class CpuExecutable:
         base = index if buffer.base is None else buffer.base
         if base not in outputs:
             return None  # an update's theta: the caller has it already
-        whole = outputs[base][0]
         if buffer.base is None:
-            return whole
+            return outputs[base]
         shape = self._shape(index, n)
-        return whole.reshape(-1)[buffer.offset : buffer.offset + shape[0] * shape[1]].reshape(shape)
+        return outputs[base].reshape(-1)[buffer.offset : buffer.offset + shape[0] * shape[1]].reshape(shape)
+
+
+def _address(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]  # a third of the time of array.ctypes.data
+    return address

@@ -24,8 +24,10 @@ from numba import njit
 # faster. Integer division follows NumPy, so that no division can raise.
 kernel = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
-COMPILED_SOURCES = ("scalars.py", "polynomials.py") + tuple(
-    f"backends/cpu/{name}.py" for name in ("compiling", "simd", "gemm", "team", "machine")
+COMPILED_SOURCES = (
+    "scalars.py",
+    "polynomials.py",
+    *(f"backends/cpu/{name}.py" for name in ("compiling", "simd", "gemm", "team", "machine")),
 )
 MESSAGE_AFTER = 1.5  # seconds; a warm start takes a tenth of it
 

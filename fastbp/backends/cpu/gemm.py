@@ -190,14 +190,16 @@ def tile(rows, vectors, ragged, k, a, a_row, a_col, b, b_row, c, c_row, add):
     _tile(rows, vectors, ragged, k, a, a_row, a_col, b, b_row, c, c_row, add)
 
 
+# A row at a time: with the loop over rows inside the intrinsics 2-4-1 took 0.64 µs a step instead of 0.71, but the
+# machine took 20 s to compile instead of 14.
 @kernel
-def apply_unary(code, rows, n, out, out_row, x, x_row, x_step):
-    map_unary(code, rows, n, out, out_row, x, x_row, x_step)
+def apply_unary(code, n, out, x, x_step):
+    map_unary(code, n, out, x, x_step)
 
 
 @kernel
-def apply_binary(code, rows, n, out, out_row, x, x_row, x_step, y, y_row, y_step):
-    map_binary(code, rows, n, out, out_row, x, x_row, x_step, y, y_row, y_step)
+def apply_binary(code, n, out, x, x_step, y, y_step):
+    map_binary(code, n, out, x, x_step, y, y_step)
 
 
 @kernel
@@ -211,11 +213,12 @@ def epilogue(rows, cols, c, c_row, code, y, y_row, y_step, then, out2, out2_row,
 
     A code of -1 leaves that part out. Y is broadcast by its strides: y_row 0 for a bias, y_step 0 for a column.
     """
-    here = pointer(c, 0, one)
-    if code >= 0:
-        apply_binary(code, rows, cols, here, c_row, here, c_row, 1, pointer(y, 0, one), y_row, y_step)
-    if then >= 0:
-        apply_unary(then, rows, cols, pointer(out2, 0, one), out2_row, here, c_row, 1)
+    for i in range(rows):
+        line = pointer(c, i * c_row, one)
+        if code >= 0:
+            apply_binary(code, cols, line, line, 1, pointer(y, i * y_row, one), y_step)
+        if then >= 0:
+            apply_unary(then, cols, pointer(out2, i * out2_row, one), line, 1)
 
 
 @kernel

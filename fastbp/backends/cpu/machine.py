@@ -155,7 +155,7 @@ def _onehot(row, bases, i, m, one):
 def _gather(row, bases, i, m):
     """Copy rows by words of 4 bytes: float32, float64 and int64 alike.
 
-    The rows of the next batch are asked for meanwhile (a batch of row numbers follows the order, see training.py):
+    The rows of the next batch are asked for meanwhile (the order is followed by a batch of row numbers, see training.py):
     784-30-10 on shuffled MNIST took 16.0 µs a step instead of 16.9.
     """
     words = get_int(row, N)
@@ -180,25 +180,15 @@ def run_piece(row, bases, piece, one):
     if op == PRODUCT:
         _product_piece(row, bases, i, j, m, n, one)
     elif op == MAP_BINARY:
-        out, x = _element(row, bases, OUT, i, j, one), _element(row, bases, A, i, j, one)
-        y = _element(row, bases, B, i, j, one)
-        apply_binary(
-            code,
-            m,
-            n,
-            out,
-            _operand(row, OUT, ROW_STRIDE),
-            x,
-            _operand(row, A, ROW_STRIDE),
-            _operand(row, A, COL_STRIDE),
-            y,
-            _operand(row, B, ROW_STRIDE),
-            _operand(row, B, COL_STRIDE),
-        )
+        x_step, y_step = _operand(row, A, COL_STRIDE), _operand(row, B, COL_STRIDE)
+        for r in range(i, i + m):
+            out = _element(row, bases, OUT, r, j, one)
+            x, y = _element(row, bases, A, r, j, one), _element(row, bases, B, r, j, one)
+            apply_binary(code, n, out, x, x_step, y, y_step)
     elif op == MAP_UNARY:
-        out, x = _element(row, bases, OUT, i, j, one), _element(row, bases, A, i, j, one)
-        x_row, x_step = _operand(row, A, ROW_STRIDE), _operand(row, A, COL_STRIDE)
-        apply_unary(code, m, n, out, _operand(row, OUT, ROW_STRIDE), x, x_row, x_step)
+        for r in range(i, i + m):
+            out, x = _element(row, bases, OUT, r, j, one), _element(row, bases, A, r, j, one)
+            apply_unary(code, n, out, x, _operand(row, A, COL_STRIDE))
     elif op == UPDATE:
         theta, g = _element(row, bases, OUT, 0, j, one), _element(row, bases, A, 0, j, one)
         first, second = _element(row, bases, B, 0, j, one), _element(row, bases, Y, 0, j, one)

@@ -359,101 +359,57 @@ def _switch(builder: Any, code: Any, cases: Sequence[Callable[[], None]]) -> Non
     builder.position_at_end(end)
 
 
-def _row_loop(builder: Any, rows: Any, body: Callable[[Any], None]) -> None:
-    with cgutils.for_range(builder, rows) as loop:
-        body(loop.index)
-
-
-class _Operand:
-    """A matrix operand of an elementwise loop: a row at a time, an element of step 0 standing for its whole row."""
-
-    def __init__(self, m: VectorEmitter, pointer: Any, stride: Any, step: Any) -> None:
-        self.m, self.pointer, self.stride, self.step = m, pointer, stride, step
-        self.room = cgutils.alloca_once(m.builder, m.type)  # for a vector of copies of such an element
-
-    def row(self, r: Any) -> Callable[[Any, Any], Vector]:
-        """How to load elements i … of row r."""
-        m, b = self.m, self.m.builder
-        start = b.gep(self.pointer, [b.mul(r, self.stride)])
-        single = b.icmp_signed("==", self.step, I64(0))
-        with b.if_then(single):
-            m.store(m.splat(b.load(start)), self.room)
-        line = b.select(single, b.bitcast(self.room, start.type), start)
-        return lambda i, mask: m.load(b.gep(line, [b.mul(i, self.step)]), mask)
-
-
-def _map(
-    m: VectorEmitter,
-    code: Any,
-    rows: Any,
-    n: Any,
-    out: Any,
-    out_row: Any,
-    operands: Sequence[_Operand],
-    table: Sequence[Callable[..., Any]],
-) -> None:
-    """out = table[code](*operands), (rows, n): one choice for the whole matrix, for rows are often short."""
+def _spread(m: VectorEmitter, pointer: Any, step: Any) -> Any:
+    """The pointer itself if step is 1; if it is 0, a vector of copies of its element, to be read again and again."""
     b = m.builder
-
-    def matrix(formula: Callable[..., Any]) -> Callable[[], None]:
-        def row(r: Any) -> None:
-            line = b.gep(out, [b.mul(r, out_row)])
-            loads = [operand.row(r) for operand in operands]
-
-            def body(i: Any, mask: Any) -> None:
-                m.store(formula(m, *(load(i, mask) for load in loads)), b.gep(line, [i]), mask)
-
-            vector_loop(m, n, body)
-
-        return lambda: _row_loop(b, rows, row)
-
-    _switch(b, code, [matrix(formula) for formula in table])
+    spread = cgutils.alloca_once(b, m.type)
+    with b.if_then(b.icmp_signed("==", step, I64(0))):
+        m.store(m.splat(b.load(pointer)), spread)
+    return b.select(b.icmp_signed("==", step, I64(0)), b.bitcast(spread, pointer.type), pointer)
 
 
 @intrinsic
-def map_unary(
-    typingctx: Any, code: Any, rows: Any, n: Any, out: Any, out_row: Any, x: Any, x_row: Any, x_step: Any
-) -> Any:
-    """out = UNARY[code](x), (rows, n), rows ``out_row`` and ``x_row`` elements apart; overwrites, also in place.
-
-    x_step is 1, or 0 for one element a row.
-    """
-    i64 = types.int64
-    signature = types.void(i64, i64, i64, out, i64, x, i64, i64)
+def map_unary(typingctx: Any, code: Any, n: Any, out: Any, x: Any, x_step: Any) -> Any:
+    """out_i = UNARY[code](x_(i x_step)) for i < n; overwrites. x_step is 0 (one value for all) or 1."""
+    signature = types.void(types.int64, types.int64, out, x, types.int64)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        code, rows, n, out, out_row, *x = arguments
-        m = _emitter(builder, sig.args[3])
-        _map(m, code, rows, n, out, out_row, [_Operand(m, *x)], list(scalars.UNARY.values()))
+        code, n, out, x, x_step = arguments
+        m = _emitter(builder, sig.args[2])
+        x = _spread(m, x, x_step)
+
+        def loop(formula: Callable[..., Any]) -> Callable[[], None]:
+            def body(i: Any, mask: Any) -> None:
+                value = formula(m, m.load(_offset(builder, x, builder.mul(i, x_step)), mask))
+                m.store(value, _offset(builder, out, i), mask)
+
+            return lambda: vector_loop(m, n, body)
+
+        _switch(builder, code, [loop(f) for f in scalars.UNARY.values()])
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 @intrinsic
-def map_binary(
-    typingctx: Any,
-    code: Any,
-    rows: Any,
-    n: Any,
-    out: Any,
-    out_row: Any,
-    x: Any,
-    x_row: Any,
-    x_step: Any,
-    y: Any,
-    y_row: Any,
-    y_step: Any,
-) -> Any:
-    """out = BINARY[code](x, y), (rows, n); strides as in :func:`map_unary`, a row stride of 0 repeats a row."""
-    i64 = types.int64
-    signature = types.void(i64, i64, i64, out, i64, x, i64, i64, y, i64, i64)
+def map_binary(typingctx: Any, code: Any, n: Any, out: Any, x: Any, x_step: Any, y: Any, y_step: Any) -> Any:
+    """out_i = BINARY[code](x_(i x_step), y_(i y_step)) for i < n; overwrites, also in place. Steps are 0 or 1."""
+    signature = types.void(types.int64, types.int64, out, x, types.int64, y, types.int64)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        code, rows, n, out, out_row, *rest = arguments
-        m = _emitter(builder, sig.args[3])
-        operands = [_Operand(m, *rest[:3]), _Operand(m, *rest[3:])]
-        _map(m, code, rows, n, out, out_row, operands, list(scalars.BINARY.values()))
+        code, n, out, x, x_step, y, y_step = arguments
+        m = _emitter(builder, sig.args[2])
+        x, y = _spread(m, x, x_step), _spread(m, y, y_step)
+
+        def loop(formula: Callable[..., Any]) -> Callable[[], None]:
+            def body(i: Any, mask: Any) -> None:
+                left = m.load(_offset(builder, x, builder.mul(i, x_step)), mask)
+                right = m.load(_offset(builder, y, builder.mul(i, y_step)), mask)
+                m.store(formula(m, left, right), _offset(builder, out, i), mask)
+
+            return lambda: vector_loop(m, n, body)
+
+        _switch(builder, code, [loop(f) for f in scalars.BINARY.values()])
         return context.get_dummy_value()
 
     return signature, codegen

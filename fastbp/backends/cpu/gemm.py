@@ -140,7 +140,7 @@ def _emit_tile(
             new = m.fma(of_a, of_b[j], simd.Vector(m, sums[i][j]))
             sums[i][j].add_incoming(new.value, body)
     index.add_incoming(builder.add(index, I64(1)), body)
-    builder.branch(head)
+    simd.keep_rolled(builder.branch(head))
 
     builder.position_at_end(done)
 

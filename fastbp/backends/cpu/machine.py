@@ -155,7 +155,7 @@ def _onehot(row, bases, i, m, one):
 def _gather(row, bases, i, m):
     """Copy rows by words of 4 bytes: float32, float64 and int64 alike.
 
-    The rows of the next batch are asked for meanwhile (the order is followed by a batch of row numbers, see training.py):
+    The rows of the next batch are asked for meanwhile (a batch of row numbers follows the order, see training.py):
     784-30-10 on shuffled MNIST took 16.0 µs a step instead of 16.9.
     """
     words = get_int(row, N)

@@ -118,8 +118,8 @@ QUICK = tuple(NETWORKS)[:6]
 
 _CHAINS = simd.VECTOR_REGISTERS * 3 // 4  # independent accumulators: enough to hide the latency, and none is spilled
 _LINKS = 4  # FMAs of each chain a turn of the loop
-_PEAK_SECONDS = 0.01
-_PEAK_REPEATS = 5
+_PEAK_SECONDS = 0.005
+_PEAK_REPEATS = 3  # after every case, and the best is kept
 
 
 def _emit_fma_chains(typingctx: Any, turns: Any, one: Any) -> Any:

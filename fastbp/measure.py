@@ -22,15 +22,13 @@ are those among which the cpu backend shares the network's instructions; the flo
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
 import statistics
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -52,6 +50,7 @@ from fastbp.backends.cpu.binding import Slots, bind
 from fastbp.backends.cpu.compiling import compile_entry, source_stamp
 from fastbp.backends.threads import get_num_threads
 from fastbp.errors import DataError, missing_extra, unknown
+from fastbp.files import replacing
 from fastbp.network import MLP
 from fastbp.program import Program
 
@@ -560,6 +559,7 @@ _COLUMNS = (
     ("% peak", ""),
     ("naive/bp", ""),
 )
+_NOT_IN_README = {("cores", ""), ("forward", "µs"), ("ratio", "all op.")}
 _LEFT = 2  # columns of text; the others are numbers
 
 
@@ -643,27 +643,18 @@ def table(report: Report) -> Table:
 
 
 def plain_table(report: Report) -> str:
-    """The report in Markdown, for a README."""
+    """The report in Markdown, for a README: the columns of the terminal's table that fit a page."""
+    shown = [k for k, (name, unit) in enumerate(_COLUMNS) if (name, unit) not in _NOT_IN_README]
     heads = [f"{name}, {unit}" if unit else name for name, unit in _COLUMNS]
     rules = [":--" if k < _LEFT else "--:" for k in range(len(heads))]
-    lines = [heads, rules, *map(_cells, report.rows)]
+    lines = [[cells[k] for k in shown] for cells in (heads, rules, *map(_cells, report.rows))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{_caption(report)}\n\n{_LEGEND}\n"
 
 
 def save_json(report: Report, path: str | os.PathLike[str]) -> None:
     """Write the report; the file is there whole or not at all."""
-    with _replacing(path, ".json") as temporary:
-        temporary.write_text(report.to_json() + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _replacing(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
-    """A path beside the given one, renamed to it if the block ends well."""
-    target = Path(path)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        temporary = Path(folder, f"new{suffix}")
-        yield temporary
-        os.replace(temporary, target)
+    with replacing(path) as file:
+        file.write(f"{report.to_json()}\n".encode())
 
 
 def draw(report: Report, path: str | os.PathLike[str]) -> None:
@@ -712,5 +703,5 @@ def draw(report: Report, path: str | os.PathLike[str]) -> None:
         panel.set_ylim(len(rows) - 0.5, -0.5)
     naive.set_xlabel("parameters")
     figure.suptitle(_caption(report), fontsize="small")
-    with _replacing(path, Path(path).suffix) as temporary:
-        figure.savefig(temporary, dpi=150)
+    with replacing(path) as file:
+        figure.savefig(file, format=Path(path).suffix[1:], dpi=150)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from fastbp.errors import InputError, missing_extra
+from fastbp.files import replacing
 from fastbp.history import History
 
 
@@ -61,4 +62,5 @@ def loss_curve(history: History, path: str | os.PathLike[str]) -> None:
     axes.grid(which="both", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as file:
+        figure.savefig(file, format=Path(path).suffix[1:], dpi=150)

@@ -57,7 +57,7 @@ def same_rows(name: str, array: Array, rows: int, other: str) -> None:
 def finite(name: str, array: Array) -> None:
     """Refuse NaN and infinities, naming the first."""
     with np.errstate(over="ignore", invalid="ignore"):
-        suspicious = array.size and not np.isfinite(array.sum(dtype=np.float64))
+        suspicious = array.size and not np.isfinite(array.sum())  # one pass without a copy; it may overflow itself
     if suspicious:
         bad = np.argwhere(~np.isfinite(array))
         if len(bad):

@@ -97,3 +97,26 @@ def test_several_python_threads_at_once(two_threads):
     for seed in range(4):
         work(seed)
         np.testing.assert_array_equal(found[seed], together[seed])
+
+
+def test_one_network_called_by_several_python_threads_at_once():
+    """Its Program, tables and workspace are shared; no call sees another's values."""
+    net = MLP([40, 80, 5], activation="gelu", loss="cross_entropy", seed=0)
+    inputs = [RNG.normal(size=(n, 40)) for n in (3, 64, 200, 7)]
+    targets = [RNG.integers(0, 5, len(x)) for x in inputs]
+    expected = [(net.forward(x), net.loss_and_grad(x, t)[1]) for x, t in zip(inputs, targets, strict=True)]
+    wrong = []
+
+    def work(k):
+        for _ in range(200):
+            if not np.array_equal(net.forward(inputs[k]), expected[k][0]):
+                wrong.append(("forward", k))
+            if not np.array_equal(net.loss_and_grad(inputs[k], targets[k])[1], expected[k][1]):
+                wrong.append(("gradient", k))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -198,7 +198,7 @@ class _Binder:
     def _product(self, sizes: tuple[int, int, int], operands: dict[int, Operand], i: Instruction) -> None:
         code = simd.BINARY_CODES[i.code] if i.code else -1
         then = simd.UNARY_CODES[i.then] if i.then else -1
-        self._row(cpu.PRODUCT, sizes, self._tiles(*sizes), self._cost(i), operands, code, then)
+        self._row(cpu.PRODUCT, sizes, self._tiles(sizes, self._cost(i)), self._cost(i), operands, code, then)
 
     def _product_update(self, sizes: tuple[int, int, int], operands: dict[int, Operand], i: Instruction) -> None:
         update, n = self.fused[id(i)], sizes[1]
@@ -212,16 +212,17 @@ class _Binder:
         self._row(
             cpu.PRODUCT_UPDATE,
             sizes,
-            (self._tiles(*sizes)[0], n),
+            (self._tiles(sizes, self._cost(i))[0], n),
             self._cost(i),
             operands,
             simd.UPDATE_CODES[update.code],
         )
 
-    def _tiles(self, m: int, n: int, k: int) -> tuple[int, int]:
-        """Piece of a product: halved along its longer side until it is small, and there are a few of them."""
+    def _tiles(self, sizes: tuple[int, int, int], nanoseconds: int) -> tuple[int, int]:
+        """Piece of a product: all of it if it is not shared; else halved along its longer side until it is small."""
+        m, n, k = sizes
         m_block, n_block = _ceil(m, TILE_ROWS), _ceil(n, self.panel)
-        while True:
+        while nanoseconds >= SHARE_FROM:
             work = 2 * m_block * n_block * max(k, 1)
             pieces = -(-m // max(m_block, 1)) * -(-n // max(n_block, 1))
             if work <= SMALL_PIECE or (work <= PIECE_OPERATIONS and pieces >= FEWEST_PIECES):
@@ -231,7 +232,8 @@ class _Binder:
             elif n_block > self.panel:
                 n_block = _ceil(n_block // 2, self.panel)
             else:
-                return m_block, n_block
+                break
+        return m_block, n_block
 
     def _transposed(self, index: int) -> Operand:
         """Bᵀ as a matrix in the scratch that follows the temps; one product after another uses it."""

@@ -32,13 +32,14 @@ from fastbp.scalars import ACTIVATIONS
 
 if TYPE_CHECKING:
     import click
-    from rich.table import Table
+    from rich.console import Console
 
 Array = npt.NDArray[Any]
 
 HELD_OUT_EVERY = 5  # rows with index % 5 == 4
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 EXTRAS = {"cli": ("click", "rich"), "plots": ("matplotlib",), "demo": ("scikit-learn",)}
+STANDARDISED = ("mse", "mae", "huber", "half_sse", "sse")  # losses that need targets of the size of 1
 PIPE_WIDTH = 160  # columns of a table that goes to no terminal
 SHOWN_FEATURES = ("sse4.2", "avx", "f16c", "fma", "amx", "neon", "sve")  # how the names that matter here begin
 
@@ -64,7 +65,13 @@ def commands() -> click.Group:
     except ImportError as error:
         raise missing_extra(error.name or "click", "cli", "The command line") from error
 
-    file = click.Path(path_type=Path, dir_okay=False)
+    class File(click.Path):
+        def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+            if str(value).endswith(("/", os.sep)):  # which a Path forgets
+                raise InputError(f"{value} is a folder's name; needed a file's")
+            return super().convert(value, param, ctx)
+
+    file = File(path_type=Path, dir_okay=False)
     dtype = click.Option(["--dtype"], default="float32", show_default=True, help="float32 or float64.")
     backend = click.Option(["--backend", "backends"], multiple=True, help="cpu or numpy; may be repeated.")
     training = [
@@ -167,7 +174,8 @@ def train(
     """Train a network on DATA and score it on every fifth row, which is held out.
 
     DATA is the word digits (the default), a folder of IDX files such as MNIST's, or an .npz, .csv or .tsv file. The
-    widths of the input and the output come from the data.
+    widths of the input and the output come from the data. Numbers to predict are standardised, unless the loss is bce
+    or cross_entropy or --output is not identity; predict gives them in their own units again.
     """
     _check_writable(out, plot)
     if scale is not None and scale not in data.SCALES:
@@ -186,6 +194,10 @@ def train(
         backend=backend,
         seed=seed,
     )
+    target_scaling = None
+    if not rows.is_classification and net.loss_name in STANDARDISED and net.activations[-1] == "identity":
+        target_scaling = data.fit_scaling(fitted.T, "standard")
+        fitted, held_out = (dataclasses.replace(part, T=target_scaling.apply(part.T)) for part in (fitted, held_out))
     changes = {"learning_rate": learning_rate, "clip_norm": clip_norm}
     rule = dataclasses.replace(optim.get(optimizer), **{k: v for k, v in changes.items() if v is not None})
     print(f"{rows.name}: {fitted.n:,} rows to train on, {held_out.n:,} held out, {_targets_in_words(rows)}")
@@ -205,17 +217,18 @@ def train(
         sys.exit(INTERRUPTED)
     seconds = sum(history.seconds)
     steps = history.epochs * -(-fitted.n // (batch_size or min(fastbp.training.DEFAULT_BATCH, fitted.n)))
+    of_what = "" if target_scaling is None else " (of standardised targets)"
     figures = {
         f"held-out {_score_name(net, held_out.T)}": f"{net.score(held_out.X, held_out.T):.4f}",
-        "held-out loss": f"{net.loss(held_out.X, held_out.T):.4g}",
-        "training loss": f"{history.loss[-1]:.4g}",
+        "held-out loss": f"{net.loss(held_out.X, held_out.T):.4g}{of_what}",
+        "training loss": f"{history.loss[-1]:.4g}{of_what}",
         "epochs": f"{history.epochs}{_ending(history)}",
         "seconds": f"{seconds:.3g}",
         "rows/s": f"{sum(history.rows) / seconds:,.0f}",
         "steps/s": f"{steps / seconds:,.0f}",
     }
     if out is not None:
-        net.save(out, **_kept(rows, scaling, target))
+        net.save(out, **_kept(rows, scaling, target_scaling, target))
         figures["network"] = str(out)
     if plot is not None:
         pictures.loss_curve(history, plot)
@@ -235,7 +248,8 @@ def _check_writable(out: Path | None, plot: Path | None = None) -> None:
     """Refuse files that could not be written, before the work whose results go there."""
     for path in (out, plot):
         if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-            raise InputError(f"{path}: the folder {path.parent} is not there, or it cannot be written to")
+            wrong = "cannot be written to" if path.parent.is_dir() else "is not there"
+            raise InputError(f"{path} cannot be written: the folder {path.parent} {wrong}")
     if plot is not None:
         pictures.check(plot)
 
@@ -305,9 +319,11 @@ def _ending(history: fastbp.History) -> str:
     return ("" if history.stopped == "epochs" else f" ({history.stopped})") + kept
 
 
-def _kept(rows: Dataset, scaling: Scaling, target: str | None) -> dict[str, Array]:
+def _kept(rows: Dataset, scaling: Scaling, target_scaling: Scaling | None, target: str | None) -> dict[str, Array]:
     """What ``predict`` needs besides the network, as arrays to save with it."""
     kept: dict[str, Array] = {"shift": scaling.shift, "factor": scaling.factor}
+    if target_scaling is not None:
+        kept |= {"target_shift": target_scaling.shift, "target_factor": target_scaling.factor}
     if rows.classes is not None:
         kept["classes"] = np.array(rows.classes)
     if rows.features is not None:
@@ -326,6 +342,7 @@ class Model:
 
     Attributes:
         scaling: of the inputs; None if none was kept.
+        target_scaling: of the numbers that the network was trained on; None if none was kept.
         classes: names of the outputs; None for regression.
         features: names of the columns of a csv file with a header.
         target: the name or the index of the target's column in a csv file; the last, -1, if none was kept.
@@ -333,6 +350,7 @@ class Model:
 
     net: MLP
     scaling: Scaling | None
+    target_scaling: Scaling | None
     classes: list[str] | None
     features: list[str] | None
     target: str | int
@@ -347,9 +365,14 @@ class Model:
             classes = list(map(str, range(net.layers[-1])))
         if classes is not None and len(classes) != net.layers[-1]:
             raise DataError(f"{path}: {len(classes)} class names are kept with a network of {net.layers[-1]} outputs")
+        scaling, target_scaling = (
+            Scaling(kept[f"{of}shift"], kept[f"{of}factor"]) if {f"{of}shift", f"{of}factor"} <= set(kept) else None
+            for of in ("", "target_")
+        )
         return cls(
             net,
-            Scaling(kept["shift"], kept["factor"]) if "shift" in kept and "factor" in kept else None,
+            scaling,
+            target_scaling,
             classes,
             kept["csv_features"].tolist() if "csv_features" in kept else None,
             kept["csv_target"].item() if "csv_target" in kept else -1,
@@ -370,8 +393,12 @@ def predict(model: Path, source: str, out: Path | None) -> None:
     if found.scaling is not None:
         X = found.scaling.apply(X)
     outputs = found.net.forward(X)
+    if found.target_scaling is not None:
+        outputs = found.target_scaling.invert(outputs)
+        T = None if T is None else found.target_scaling.apply(T)  # as the network was trained
     if T is not None:
-        print(f"{_score_name(found.net, T)} {found.net.score(X, T):.4f} on {len(X):,} rows", file=sys.stderr)
+        score = f"{_score_name(found.net, T)} {found.net.score(X, T):.4f}"
+        print(f"{score} on all {len(X):,} rows of this file, training rows included if it has any", file=sys.stderr)
     if out is None:
         _write_predictions(sys.stdout, outputs, found)
     else:
@@ -485,7 +512,7 @@ def check(backends: Sequence[str], dtypes: Sequence[str]) -> None:
         numbers = (f"{result.cases:,}", f"{result.worst:.2e}", f"{result.limit:.2e}")
         outcome = "[green]passed" if result.passed else "[red]FAILED"
         table.add_row(result.what, result.backend, result.dtype, *numbers, outcome)
-    _print_table(table)
+    _console().print(table)
     failed = sum(not result.passed for result in results)
     if failed:
         print(f"{failed} of {len(results)} checks failed.", file=sys.stderr)
@@ -506,14 +533,19 @@ def bench(
         quick=quick,
         progress=lambda line: print(line, file=sys.stderr),
     )
-    _print_table(measure.table(report))
+    console = _console()
+    console.print(measure.table(report, console.width))
     if json is not None:
         measure.save_json(report, json)
     if plot is not None:
         measure.draw(report, plot)
 
 
-def _print_table(table: Table) -> None:
+def _console() -> Console:
     from rich.console import Console
 
-    Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+if __name__ == "__main__":
+    main()

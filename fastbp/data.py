@@ -163,6 +163,12 @@ class Scaling:
         scaled: NDArray[np.float32] = (X.astype(np.float32, copy=False) - self.shift) * self.factor
         return scaled
 
+    def invert(self, scaled: NDArray[Any]) -> NDArray[Any]:
+        """What :meth:`apply` was called on, in the dtype of ``scaled``. Raises InputError as it does."""
+        if scaled.ndim != 2 or scaled.shape[1] != len(self.shift):
+            raise InputError(f"scaled is {scaled.shape}; needed (n, {len(self.shift)}), as apply gives it.")
+        return scaled / self.factor + self.shift
+
 
 def fit_scaling(X: NDArray[Any], how: str = "standard") -> Scaling:
     """The scaling of the columns of X, (n, d) with n at least 1 and finite values.
@@ -268,7 +274,9 @@ def load_inputs(
     if T is None or names is None:  # no labels
         return X, T
     if classes is None:
-        return X, T.astype(np.float32)[:, np.newaxis]
+        if any(_number(name) is None for name in names):
+            raise DataError(f"{source}: the targets are texts, and the network predicts numbers; leave them out.")
+        return X, np.array(names, dtype=np.float32)[T][:, np.newaxis]
     return X, _relabelled(T, names, classes, source)
 
 
@@ -441,7 +449,8 @@ def load_npz(path: Source, *, x: str = "X", t: str = "T") -> Dataset:
         y, x and t, x_train and y_train, X_train and y_train.
 
     X is numbers (n, ...), flattened to (n, d) float32 and not scaled. Integers or booleans (n,) in T are class labels,
-    kept as they are, with classes "0" to the largest one; floats (n,) or (n, k) are regression targets (n, k) float32.
+    kept as they are, with classes "0" to the largest one; floats (n,) or (n, k) are regression targets (n, k) float32;
+    texts (n,) are classes as in :func:`load_csv` with task="classify".
     Raises DataError for a missing or damaged file, missing names, object arrays, other shapes or dtypes, different
     counts, no rows, or values that are not finite.
     """
@@ -451,6 +460,8 @@ def load_npz(path: Source, *, x: str = "X", t: str = "T") -> Dataset:
         archive = _npz_archive(stream, path)
         pair = next((pair for pair in pairs if set(pair) <= set(archive.files)), None)
         if pair is None:
+            if {"theta", "settings"} <= set(archive.files):
+                raise DataError(f"{path}: this is a saved network, not data.")
             raise DataError(
                 f"{path}: it holds {', '.join(map(repr, archive.files)) or 'no arrays'}; "
                 f"needed {' or '.join(f'{x!r} and {t!r}' for x, t in pairs)}, or name the arrays with x= and t=."
@@ -461,8 +472,12 @@ def load_npz(path: Source, *, x: str = "X", t: str = "T") -> Dataset:
         raise DataError(f"{path}: {x} is {X.shape} and {t} is {T.shape}; needed as many rows.")
     if T.ndim == 1 and T.dtype.kind in "biu":
         return Dataset(X, *_labels(T, path), name=path.name)
+    if T.ndim == 1 and T.dtype.kind == "U":
+        texts = [text.strip() for text in T.tolist()]
+        return Dataset(X, *_targets(texts, "classify", lambda row: f"{path}: {t}, row {row}"), name=path.name)
     if T.ndim > 2 or 0 in T.shape or T.dtype.kind != "f":
-        raise DataError(f"{path}: {t} is {T.dtype} of shape {T.shape}; needed integers (n,), floats (n,) or (n, k).")
+        needed = "integers or texts (n,), floats (n,) or (n, k)"
+        raise DataError(f"{path}: {t} is {T.dtype} of shape {T.shape}; needed {needed}.")
     targets = T.reshape(len(T), -1)
     return Dataset(X, _float32(targets, lambda row, column: f"{path}: {t}, {_place(row, column)}"), name=path.name)
 
@@ -493,7 +508,10 @@ def _npz_array(file: Any, key: str, path: Path) -> NDArray[Any]:
     try:
         values = file[key]
     except (ValueError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: the array {key!r} cannot be read; needed an array of numbers ({error}).") from error
+        hint = "; save texts with .astype(str)" if "Object arrays" in str(error) else ""
+        raise DataError(
+            f"{path}: the array {key!r} cannot be read; needed an array of numbers{hint} ({error})."
+        ) from error
     if not isinstance(values, np.ndarray):  # NumPy hands out the bytes of a member that is no array.
         raise DataError(f"{path}: {key!r} is not an array; needed an array of numbers.")
     return values

@@ -30,15 +30,12 @@ class MissingExtraError(FastbpError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 
 
-class BackendError(FastbpError, RuntimeError):
-    """A backend is unknown or cannot run on this machine."""
-
-
 def unknown(what: str, got: object, valid: Iterable[str]) -> InputError:
     """The error for a name that is not one of ``valid``, with the nearest valid one suggested."""
     names = list(valid)
-    near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(got).lower(), lower, n=1, cutoff=0.5)
+    hint = f"; did you mean {lower[near[0]]!r}?" if near else "."
     return InputError(f"{what}={got!r} is unknown{hint} Valid: {', '.join(map(repr, names))}.")
 
 

@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 def dense(
     X: Any, W: Any, b: Any = None, activation: str = "identity", *, save: bool = False, backend: str | None = None
 ) -> Any:
-    """A = f(X W + b), in one pass over every tile.
+    """A = f(X W + b); with a bias, in one pass over every tile of the product.
 
     Args:
         X: (n, d); n may be 0.
@@ -78,7 +78,7 @@ def dense_backward(
 
 
 def _check_activation(activation: str) -> None:
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise unknown("activation", activation, ACTIVATIONS)
 
 

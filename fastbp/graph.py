@@ -21,9 +21,9 @@ import numpy as np
 from fastbp import arrays, backends
 from fastbp.errors import InputError
 from fastbp.nodes import Node, constant, gradients, input, pack, param, view
-from fastbp.ops import N
+from fastbp.ops import SCALAR, N
 from fastbp.plan import plan
-from fastbp.program import Program
+from fastbp.program import Instruction, Program
 
 __all__ = ["Compiled", "Node", "compile", "constant", "gradients", "input", "pack", "param", "view"]
 
@@ -35,37 +35,49 @@ class Compiled:
         program: the Program that runs, symbolic in the rows.
     """
 
-    def __init__(self, outputs: Sequence[Node], single: bool, backend: str | None, dtype: Any) -> None:
-        self._names = [f"out{k}" for k in range(len(outputs))]
+    def __init__(
+        self, outputs: Sequence[Node], single: bool, inputs: Sequence[Node], backend: str | None, dtype: Any
+    ) -> None:
+        self._names = {f"out{k}": node.shape == SCALAR for k, node in enumerate(outputs)}
         self._single = single
+        self._accepted = {node.name for node in inputs}
         self.program: Program = plan(dict(zip(self._names, outputs, strict=True)))
+        # of labels: how many classes there are
+        self._classes = {i.ins[0]: self.program.shape(i.outs[0], 0)[1] for i in self._onehots()}
         self._dtype = backends.resolve_dtype(dtype)
         self._run = backends.executable(self.program, backends.resolve(backend), self._dtype)
 
-    def __call__(self, **values: Any) -> Any:
-        """The outputs, each a matrix of the dtype, or a scalar for (1, 1); one value if one node was compiled.
+    def _onehots(self) -> list[Instruction]:
+        return [i for i in self.program.instructions if i.op == "onehot"]
+
+    def __call__(self, /, **values: Any) -> Any:
+        """The outputs, each a matrix of the dtype, a node of shape (1, 1) a scalar; one value if one node was compiled.
 
         Raises:
             InputError: an input is missing, unknown, or has another shape than it was declared with.
         """
         needed = self.program.inputs
         missing = [name for name in needed if name not in values]
-        unneeded = [name for name in values if name not in needed]
+        unneeded = [name for name in values if name not in needed and name not in self._accepted]
         if missing or unneeded:
+            named = [", ".join(map(repr, names)) or "nothing" for names in (needed, missing, unneeded)]
             raise InputError(
-                f"this graph needs {', '.join(map(repr, needed))}; missing: {', '.join(map(repr, missing)) or 'none'}; "
-                f"not among them: {', '.join(map(repr, unneeded)) or 'none'}"
+                f"this graph needs {named[0]}; missing: {named[1]}; not among them: {named[2]} "
+                "(what cancels out is not needed; compile(..., inputs=[...]) lets it come in all the same)"
             )
         typed = {name: self._typed(name, index, values[name]) for name, index in needed.items()}
         found = self._run.run(typed, self._rows(typed))
-        results = [found[name] for name in self._names]
-        results = [r[0, 0] if r.shape == (1, 1) else r for r in results]
+        results = [found[name][0, 0] if scalar else found[name] for name, scalar in self._names.items()]
         return results[0] if self._single else results
 
     def _typed(self, name: str, index: int, value: Any) -> arrays.Array:
         buffer = self.program.buffers[index]
         rows, cols = buffer.shape[0], buffer.shape[1].fixed
+        if buffer.dtype == "int" and arrays.asarray(name, value, "integers").dtype.kind not in "biu":
+            raise InputError(f"{name} must be an array of integers; got dtype {np.asarray(value).dtype}")
         array = arrays.matrix(name, value, cols, np.int64 if buffer.dtype == "int" else self._dtype)
+        if index in self._classes:
+            arrays.labels(name, array, self._classes[index])
         if rows != N and len(array) != rows.fixed:
             raise InputError(f"{name} must be an array of shape ({rows}, {cols}); got shape {array.shape}")
         return array
@@ -78,15 +90,25 @@ class Compiled:
         return len(typed[open_[0]]) if open_ else 1
 
 
-def compile(outputs: Node | Sequence[Node], *, backend: str | None = None, dtype: Any = "float64") -> Compiled:
+def compile(
+    outputs: Node | Sequence[Node],
+    *,
+    inputs: Sequence[Node] = (),
+    backend: str | None = None,
+    dtype: Any = "float64",
+) -> Compiled:
     """A function that computes the nodes. Nothing is compiled for the graph: it starts at once, for any number of rows.
 
     Args:
         outputs: a node, or a list of them.
+        inputs: inputs and parameters that a call may give though the outputs do not depend on them, as where a second
+            derivative is zero.
         backend: "cpu" or "numpy"; None the default.
         dtype: "float64" or "float32"; everything is computed in it.
     """
     nodes = [outputs] if isinstance(outputs, Node) else outputs
     if not isinstance(nodes, Sequence) or not nodes or not all(isinstance(node, Node) for node in nodes):
         raise InputError(f"outputs must be a node or a list of nodes, got {outputs!r}")
-    return Compiled(nodes, isinstance(outputs, Node), backend, dtype)
+    if not all(isinstance(node, Node) and node.op in ("input", "param") for node in inputs):
+        raise InputError(f"inputs must be a list of inputs and parameters, got {inputs!r}")
+    return Compiled(nodes, isinstance(outputs, Node), inputs, backend, dtype)

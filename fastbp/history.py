@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What training has seen, an entry an epoch; saved with the network.
 
@@ -33,6 +33,13 @@ class History:
     @property
     def epochs(self) -> int:
         return len(self.loss)
+
+    def __repr__(self) -> str:
+        if not self.loss:
+            return "History(no epochs)"
+        score = f", validation score {self.validation_score[-1]:.4g}" if self.validation_score else ""
+        seconds, why = sum(self.seconds), f", stopped: {self.stopped}" if self.stopped else ""
+        return f"History({self.epochs} epochs, loss {self.loss[-1]:.4g}{score}, {seconds:.3g} s{why})"
 
     def to_config(self) -> dict[str, Any]:
         return asdict(self)

@@ -105,6 +105,12 @@ def check_output(loss: Loss, output: str) -> None:
         raise InputError(f"output={output!r} does not go with loss={loss.name!r}, which needs output={loss.output!r}")
 
 
+def check_units(loss: Loss, units: int) -> None:
+    """Refuse a softmax over one unit, which is 1 whatever comes in."""
+    if loss.output == "softmax" and units == 1:
+        raise InputError(f"loss={loss.name!r} needs at least two outputs, got layers ending in 1; loss='bce' takes one")
+
+
 def check_reduction(reduction: str) -> str:
     """The name itself, if it is one."""
     if reduction not in REDUCTIONS:

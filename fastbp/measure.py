@@ -559,6 +559,18 @@ _COLUMNS = (
     ("% peak", ""),
     ("naive/bp", ""),
 )
+_NARROW = {  # the columns of a terminal of 80, and their shorter heads
+    0: "network, batch",
+    1: "backend",
+    4: "storing\nµs",
+    6: "backward\nµs",
+    8: "ratio\nmeas.",
+    9: "ratio\nprod.",
+    11: "step\nµs",
+    14: "%\npeak",
+    15: "naive\n/bp",
+}
+_WIDE = 140  # columns of a terminal that all of them fit
 _NOT_IN_README = {("cores", ""), ("forward", "µs"), ("ratio", "all op.")}
 _LEFT = 2  # columns of text; the others are numbers
 
@@ -618,27 +630,32 @@ _LEGEND = (
 )
 
 
-def table(report: Report) -> Table:
-    """The report for a terminal of 140 columns (extra "cli")."""
+def table(report: Report, width: int = _WIDE) -> Table:
+    """The report for a terminal of so many columns, at least 80; fewer figures below 140 (extra "cli")."""
     try:
         from rich import box
         from rich.table import Table
     except ImportError as error:
         raise missing_extra("rich", "cli", "The benchmark's table") from error
+    wide = width >= _WIDE
+    heads = {k: f"{name}\n{unit}" for k, (name, unit) in enumerate(_COLUMNS)} if wide else _NARROW
+    more = "" if wide else f" A terminal of {_WIDE} columns shows more."
     shown = Table(
         title="forward, backward and training step",
-        caption=f"{_caption(report)}\n{_LEGEND}",
+        caption=f"{_caption(report)}\n{_LEGEND}{more}",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,
         pad_edge=False,
+        show_edge=wide,
     )
-    for k, (name, unit) in enumerate(_COLUMNS):
-        shown.add_column(f"{name}\n{unit}", justify="left" if k < _LEFT else "right", no_wrap=True)
+    for k, head in heads.items():
+        shown.add_column(head, justify="left" if k < _LEFT else "right", no_wrap=True)
     for before, row in zip([None, *report.rows], report.rows, strict=False):
         if before is not None and before.network != row.network:
             shown.add_section()
-        shown.add_row(*_cells(row))
+        cells = _cells(row)
+        shown.add_row(*(cells[k] for k in heads))
     return shown
 
 

@@ -67,9 +67,10 @@ class MLP:
     ) -> None:
         self.layers = _check_layers(layers)
         self._loss = losses.get(loss)
+        losses.check_units(self._loss, self.layers[-1])
         self.reduction = losses.check_reduction(reduction)
         self.activations = (*_check_activations(activation, len(self.layers) - 2), self._check_output(output))
-        if init is not None and init not in initialisation.INITS:
+        if init is not None and (not isinstance(init, str) or init not in initialisation.INITS):
             raise unknown("init", init, initialisation.INITS)
         self.init = init
         self._dtype = backends.resolve_dtype(dtype)
@@ -120,8 +121,8 @@ class MLP:
 
     def split(self, vector: Array) -> tuple[list[Array], list[Array]]:
         """Weights and biases as views of a vector laid out like theta, a gradient for one."""
-        if vector.shape != self._theta.shape:
-            raise InputError(f"vector must have shape {self._theta.shape}, got {vector.shape}")
+        if not isinstance(vector, np.ndarray) or vector.shape != self._theta.shape:
+            raise InputError(f"vector must have shape {self._theta.shape}, got {np.shape(vector)}")
         offsets = self._offsets()
         weights = [vector[w:b].reshape(rows, cols) for w, b, rows, cols in offsets]
         return weights, [vector[b : b + cols] for _, b, _, cols in offsets]
@@ -310,7 +311,7 @@ class MLP:
         return batch
 
     def predict(self, X: Any) -> Array:
-        """Class numbers (n,) for cross_entropy; 0 or 1 (n, d) for bce; the outputs (n, d) otherwise."""
+        """Class numbers (n,) for cross_entropy; 0 or 1 (n, d) for bce; the outputs (n, d) otherwise, also for d = 1."""
         outputs = self.forward(X)
         if self._loss.name == "cross_entropy":
             classes: Array = outputs.argmax(axis=1)
@@ -456,6 +457,9 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None) -> MLP:
     backend = backends.resolve(backend)
     stored = _read(path)
     try:
+        if "settings" not in stored:
+            held = ", ".join(stored) or "nothing"
+            raise DataError(f"{path} is not a network saved by fastbp, or it is damaged: it holds {held}")
         settings = json.loads(str(stored["settings"]))
         if settings["format"] != FORMAT:
             raise DataError(f"{path} has format {settings['format']}; this fastbp reads format {FORMAT}")

@@ -38,6 +38,12 @@ class Node:
         self.inputs = tuple(inputs)
         self.attrs = dict(attrs)
         self.shape: Shape = TABLE[op].shape(self.attrs, *(i.shape for i in inputs))
+        for i in inputs:
+            if (i.attrs.get("dtype") == "int") != (op == "onehot"):
+                needed = "an int input" if op == "onehot" else "floats"
+                raise GraphError(f"{op}: {i!r} is not what it works on, which is {needed}")
+            if i.op == "update":
+                raise GraphError(f"{op}: {i!r} is an update, which comes after everything else: nothing can read it")
 
     @property
     def name(self) -> str:
@@ -157,6 +163,8 @@ for _op in TABLE.values():
 
 def constant(value: float, per: Shape | None = None) -> Node:
     """A number, divided by rows x columns of ``per`` if given: the factor of a mean."""
+    if isinstance(value, str):
+        raise InputError(f"constant: value must be a number, got {value!r}")
     return Node("const", (), {"value": float(value), "per": per})
 
 
@@ -240,6 +248,11 @@ def param(name: str, shape: tuple[int, int]) -> Node:
 
 def view(flat: Node, offset: int, rows: int, cols: int) -> Node:
     """The (rows, cols) matrix that begins at element ``offset`` of a flat (1, P) parameter; it costs nothing."""
+    if not isinstance(flat, Node) or flat.op == "const":
+        raise InputError(f"view: flat must be a (1, P) parameter or packed node, got {flat!r}")
+    for name, value in (("offset", offset), ("rows", rows), ("cols", cols)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"view: {name} must be an integer, got {value!r}")
     return Node("view", (flat,), {"offset": offset, "rows": rows, "cols": cols})
 
 
@@ -278,6 +291,8 @@ def gradients(target: Node, wrt: Sequence[Node]) -> list[Node]:
     Raises:
         GraphError: target is not a scalar, or an operation on the way has no gradient rule.
     """
+    if isinstance(wrt, Node) or not all(isinstance(v, Node) for v in wrt):
+        raise InputError(f"gradients: wrt must be a list of nodes, got {wrt!r}")
     if not isinstance(target, Node) or target.shape != SCALAR:
         raise GraphError(f"gradients: target must be a (1, 1) node, got {target!r}; take .sum() or .mean() first")
     reached = {v.id for v in wrt}

@@ -257,9 +257,10 @@ _add(Op("onehot", _onehot_shape, (None,), doc="row i has 1 in column label_i, 0 
 
 
 def _view_shape(attrs: Mapping[str, Any], flat: Shape) -> Shape:
-    rows, cols = attrs["rows"], attrs["cols"]
-    if flat[0] != ONE or attrs["offset"] + rows * cols > columns(flat):
-        raise GraphError(f"view: ({rows}, {cols}) at {attrs['offset']} does not lie in {show(flat)}")
+    rows, cols, offset = attrs["rows"], attrs["cols"], attrs["offset"]
+    inside = min(rows, cols) >= 1 and offset >= 0 and offset + rows * cols <= columns(flat)
+    if flat[0] != ONE or not inside:
+        raise GraphError(f"view: ({rows}, {cols}) at {offset} does not lie in {show(flat)}")
     return fixed(rows, cols)
 
 

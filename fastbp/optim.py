@@ -212,6 +212,8 @@ class Optimizer:
 
     def check_state(self, theta: Array, state: State) -> None:
         """Refuse a state that is not this optimiser's for such a theta: kernels write into it unchecked."""
+        if not isinstance(state, State):
+            raise InputError(f"state must be what {type(self).__name__}.init gave, got {state!r}")
         names = scalars.UPDATES[self.rule].states
         shape = (1, theta.size)
         found = [(v.shape, str(v.dtype), v.flags.c_contiguous and v.flags.writeable) for v in state.vectors]
@@ -382,6 +384,8 @@ def get(optimizer: str | Optimizer) -> Optimizer:
     """An optimiser as it is, or the one of that name with its default settings."""
     if isinstance(optimizer, Optimizer):
         return optimizer
+    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
+        raise InputError(f"optimizer={optimizer!r} is a class: pass {optimizer.__name__}()")
     if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
         raise unknown("optimizer", optimizer, OPTIMIZERS)
     return OPTIMIZERS[optimizer]()  # type: ignore[call-arg]

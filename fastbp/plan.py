@@ -3,8 +3,8 @@
 Fusions, each a pattern of the graph that one instruction does in one pass:
 
 - f(x + y) and x f'(y) become one elementwise function of two values (``scalars.FUSED``);
-- a product followed by one elementwise function of it becomes that product with an epilogue: act(X W + b) forward,
-  (dZ Wᵀ) ⊙ act'(saved) backward;
+- a product followed by one elementwise function of it and another value becomes that product with an epilogue:
+  act(X W + b) forward, (dZ Wᵀ) ⊙ act'(saved) backward;
 - where the pre-activation is needed too (gelu and silu take their derivative from it), the product stores both.
 """
 
@@ -21,7 +21,7 @@ from fastbp.program import Buffer, Instruction, Program
 
 _ACTS = {a.forward for a in scalars.ACTIVATIONS.values() if a.forward}
 _COMMUTES = {"add", "mul", "maximum", "minimum"}
-_FREE = {"input", "param", "const", "view", "pack", "update"}  # nodes whose buffer is not written by a fusable product
+_FREE = {"input", "param", "const", "view", "pack"}  # made by no instruction of their own: copied into a pack
 
 
 def plan(outputs: Mapping[str, Node]) -> Program:
@@ -140,9 +140,10 @@ class _Planner:
             elif node.op == "const":
                 buffer = Buffer(node.name, "const", node.shape, value=(attrs["value"], attrs["per"]))
             elif node.op == "view":
-                base = self._buffer(self.inputs[node.id][0])
-                kind = self.buffers[base].kind
-                buffer = Buffer(node.name, kind, node.shape, base=base, offset=attrs["offset"])
+                source = self._buffer(self.inputs[node.id][0])
+                kind, base, start = self.buffers[source].kind, self.buffers[source].base, self.buffers[source].offset
+                root = source if base is None else base
+                buffer = Buffer(node.name, kind, node.shape, base=root, offset=start + attrs["offset"])
             else:
                 buffer = Buffer(node.name, "output" if node.id in self.kept else "temp", node.shape)
             self.index[node.id] = self._new(buffer)
@@ -165,6 +166,7 @@ class _Planner:
                 self._emit_update(node)
         outputs |= {name: self._buffer(node.inputs[0]) for name, node in self.outputs.items() if node.op == "update"}
         _check_names(self.buffers)
+        self._check_updates()
         return Program(tuple(self.buffers), tuple(self.instructions), outputs)
 
     def _order(self) -> list[Node]:
@@ -270,6 +272,14 @@ class _Planner:
             )
         )
 
+    def _check_updates(self) -> None:
+        """Every vector is written by one update, and read by no other."""
+        updates = [i for i in self.instructions if i.op == "update"]
+        for one in updates:
+            for other in updates:
+                if one is not other and set(one.outs) & set(other.ins):
+                    raise GraphError("two updates share a vector, so that the second would read what the first wrote")
+
     def _emit_copies(self, node: Node) -> None:
         whole, offset = self.index[node.id], 0
         for part in self.inputs[node.id]:
@@ -295,7 +305,8 @@ def _share(nodes: list[Node]) -> tuple[list[Node], dict[int, Node]]:
     for node in nodes:
         key: object = node.id
         if node.op not in ("input", "param", "update"):
-            key = (node.op, tuple(same[i.id].id for i in node.inputs), tuple(sorted(node.attrs.items(), key=str)))
+            attrs = {k: v.hex() if isinstance(v, float) else v for k, v in node.attrs.items()}  # 0.0 is not -0.0
+            key = (node.op, tuple(same[i.id].id for i in node.inputs), tuple(sorted(attrs.items(), key=str)))
         if key not in seen:
             seen[key] = node
             unique.append(node)

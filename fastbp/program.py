@@ -25,6 +25,7 @@ class Buffer:
             from it), "const", "output" (goes out), "temp" (workspace).
         dtype: "float" for the machine's own dtype, "int" for int64.
         base: index of the buffer that this one is a part of, from element ``offset`` on; None for a buffer of its own.
+            A base is never a part itself.
         value: of a const, the number and the shape whose size divides it (the factor of a mean).
     """
 
@@ -92,10 +93,15 @@ class Program:
                     found[index] = (found.get(index, (position, 0))[0], position)
         return found
 
+    def shape(self, index: int, n: int) -> tuple[int, int]:
+        """Rows and columns of a buffer for n rows."""
+        rows, cols = self.buffers[index].shape
+        return rows.at(n), cols.at(n)
+
     def size(self, index: int, n: int) -> int:
         """Elements of a buffer for n rows."""
-        rows, cols = self.buffers[index].shape
-        return rows.at(n) * cols.at(n)
+        rows, cols = self.shape(index, n)
+        return rows * cols
 
     def product_operations(self, n: int) -> int:
         """Operations of the matrix products alone: 2 M N K each."""
@@ -167,18 +173,23 @@ class Program:
         return f"{buffer.name}{ops.show(buffer.shape)}"
 
 
-def place(program: Program, n: int, alignment: int) -> tuple[dict[int, int], int]:
-    """Offsets of the temps in one workspace for n rows, and its size, in elements.
+def place(program: Program, n: int, itemsize: int, alignment: int) -> tuple[dict[int, int], int]:
+    """Offsets of the temps in one workspace for n rows, and its size, in bytes.
 
     Buffers whose lifetimes do not meet share memory: largest first, each at the lowest free offset (greedy by size,
     Pisarchyk and Lee 2020).
+
+    Args:
+        itemsize: bytes of a float; ints always have 8.
+        alignment: bytes that every offset is a multiple of.
     """
     placed: list[tuple[int, int, int, int]] = []  # first, last, offset, size
     offsets: dict[int, int] = {}
     total = 0
-    for index in sorted(program.lifetimes, key=lambda i: -program.size(i, n)):
+    sizes = {i: program.size(i, n) * (8 if program.buffers[i].dtype == "int" else itemsize) for i in program.lifetimes}
+    for index in sorted(sizes, key=lambda i: -sizes[i]):
         first, last = program.lifetimes[index]
-        size = -(-program.size(index, n) // alignment) * alignment
+        size = -(-sizes[index] // alignment) * alignment
         offset = 0
         for _, _, other, other_size in sorted(
             (p for p in placed if p[0] <= last and first <= p[1]), key=lambda p: p[2]
@@ -193,6 +204,9 @@ def place(program: Program, n: int, alignment: int) -> tuple[dict[int, int], int
 
 
 def const_value(buffer: Buffer, n: int) -> float:
-    """The number of a const buffer for n rows."""
+    """The number of a const buffer for n rows; NaN for the mean of nothing."""
     value, per = buffer.value
-    return value if per is None else value / (per[0].at(n) * per[1].at(n))
+    if per is None:
+        return value
+    count = per[0].at(n) * per[1].at(n)
+    return value / count if count else float("nan")

@@ -107,8 +107,9 @@ class TerminalReporter:
         """
         figures = [f"loss {self._batch_loss if self._loss is None else self._loss:.4g}"]
         if self._score is not None:
-            figures.append(f"validation {self._score:.4f}")
-        figures.append(f"{self._done * self._rows / self._busy:,.0f} rows/s")
+            figures.append(f"score {self._score:.4f}")
+        rate = self._done * self._rows / self._busy
+        figures.append(f"{rate:,.0f} rows/s" if rate < 1e6 else f"{rate / 1e6:.2f} M rows/s")  # fits 80 columns
         if self._first is not None and self._done > self._first[1]:
             began, at = self._first
             left = round((now - began) * (1.0 - self._done) / (self._done - at))

@@ -1,8 +1,8 @@
 """The scalar mathematics of fastbp, written once: activations, derivatives, losses, update rules.
 
-Every function here is a formula over an *emitter* ``m``, which says what an operation means: array code evaluates it
-on NumPy or CuPy arrays, the CPU machine turns it into LLVM vector code, the CUDA machine into device code. The
-values support ``+ - * /``, unary ``-`` and the comparisons; everything else comes from ``m`` (see :class:`Emitter`).
+Every function here is a formula over an *emitter* ``m``, which says what an operation means: the array machine
+evaluates it on arrays, the CPU machine turns it into LLVM vector code. The values support ``+ - * /``, unary ``-`` and
+the comparisons; everything else comes from ``m`` (see :class:`Emitter`).
 
 NaN goes in, NaN comes out: comparisons are written so that their false branch carries the NaN on.
 """
@@ -126,12 +126,12 @@ def tanh_grad(m: Emitter, a: Value) -> Value:
 
 def relu_grad(m: Emitter, a: Value) -> Value:
     """1 where a > 0, else 0: at the kink the derivative is taken as 0."""
-    return m.where(a > 0.0, 1.0, 0.0)
+    return m.where(a <= 0.0, 0.0, m.where(a > 0.0, 1.0, a))
 
 
 def leaky_relu_grad(m: Emitter, a: Value) -> Value:
     """1 where a > 0, else 1/100."""
-    return m.where(a > 0.0, 1.0, LEAKY_SLOPE)
+    return m.where(a <= 0.0, LEAKY_SLOPE, m.where(a > 0.0, 1.0, a))
 
 
 def softplus_grad(m: Emitter, a: Value) -> Value:

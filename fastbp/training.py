@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 SLICE_SECONDS = 0.05
 DEFAULT_BATCH = 32
 SAMPLINGS = ("epoch", "replacement")
+FEW_STEPS, MOST_STEPS = 8, 200_000  # the first slice has 8 times as many at most; what a slice may hold in memory
 _FIRST_GUESS = 2e9  # operations a second, to size the first slice; the following ones go by the clock
 
 
@@ -223,7 +224,8 @@ def fit(
     if batch_size > rows:
         raise InputError(f"batch_size={batch_size} is larger than the data, which has {rows} rows to train on")
     reporter = _reporter(progress, epochs, rows)
-    training = _resume(net, optimizer, seed)
+    total = epochs * -(-rows // batch_size)
+    training = _resume(net, optimizer, seed, total)
     one = _Fit(net, data, epochs, batch_size, shuffle, sampling, training)
     watch = _Watch(net, one, held_out, tol, patience, callbacks, reporter)
     try:
@@ -267,10 +269,12 @@ def _hold_out(
     return trained, (held["X"], target, held.get("weight"))
 
 
-def _resume(net: Trainable, optimizer: str | Optimizer | None, seed: int | None) -> TrainingState:
+def _resume(net: Trainable, optimizer: str | Optimizer | None, seed: int | None, steps: int) -> TrainingState:
     """The network's own training state, with a fresh optimiser state if another optimiser is asked for."""
     kept = net.training
     wanted = optim.get(optimizer) if optimizer is not None else kept.optimizer if kept else optim.Adam()
+    first = kept.state.step if kept is not None and wanted == kept.optimizer else 0
+    wanted.hyper(np.linspace(first, first + steps - 1, min(steps, 1000)).round())  # raises now what it would later
     if kept is None:
         kept = net.training = TrainingState(wanted, wanted.init(net.theta), net.seed if seed is None else seed)
     elif wanted != kept.optimizer:
@@ -354,11 +358,13 @@ def _loop(one: _Fit, watch: _Watch) -> str:
     """Run slices of steps until the epochs are done or something says stop; returns why it ended."""
     total = one.epochs * one.per_epoch
     seconds_a_step = one.batch * one.net.operations_a_row() / _FIRST_GUESS
+    taken = FEW_STEPS
     record = _Record(one)
     snapshots = [_Snapshot.of(0, one.net.theta, one.state)]  # the newest two, taken where slices began epochs
     done = 0
     while done < total:
-        size = max(1, int(SLICE_SECONDS / max(seconds_a_step, 1e-9)))
+        # by the clock; from a careful start on, for the first guess may be far off
+        size = max(1, min(int(SLICE_SECONDS / max(seconds_a_step, 1e-9)), 8 * taken, MOST_STEPS))
         last = _slice_end(done, size, total, one.per_epoch, watch.every_epoch)
         if done and done % one.per_epoch == 0:
             snapshots = [snapshots[-1], _Snapshot.of(done // one.per_epoch, one.net.theta, one.state)]
@@ -372,6 +378,7 @@ def _loop(one: _Fit, watch: _Watch) -> str:
             record.add(done, losses, weights, elapsed)
             rate = (last - done) * one.batch / elapsed
             seconds_a_step = elapsed / (last - done)
+            taken = last - done
             done = last
             one.training.epoch = one.first_epoch + -(-done // one.per_epoch)
             if done % one.per_epoch == 0 and not np.isfinite(one.net.theta).all():

@@ -18,11 +18,13 @@ def test_gradient_against_central_differences(activation, loss, backend):
     assert checks.gradient_error(activation, loss, backend) <= checks.GRADIENT_LIMIT
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+CASES = [(*shape, loss) for shape in checks.SHAPES for loss in LOSSES if checks.fits(shape[1], loss)]
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("shape", checks.SHAPES, ids=str)
-def test_float32_is_as_exact_as_array_code(shape, activation, loss):
-    n, layers = shape
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_float32_is_as_exact_as_array_code(case, activation):
+    n, layers, loss = case
     own, array = checks.float32_errors(n, layers, activation, loss, "cpu")
     assert own <= max(2 * array, checks.FLOAT32_FLOOR)
 
@@ -79,3 +81,19 @@ def test_gradient_against_pytorch(activation, loss, backend):
     value, gradient = net.loss_and_grad(X, T)
     assert abs(value - expected.item()) <= 1e-13 * abs(value)
     assert checks.relative_error(gradient, theta.grad.numpy()) <= 1e-12
+
+
+@pytest.mark.parametrize("layers", [(3, 4, 3), (64, 4, 3), (2, 4, 2), (8, 16, 10), (1, 7, 5)], ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_training_with_labels_is_training_with_rows_of_one(layers, weighted, backend, dtype):
+    """To the last bit: labels have 8 bytes and floats 4, in one workspace."""
+    rng = np.random.default_rng(0)
+    for n, batch in ((10, 10), (130, 64), (23, 5)):
+        X, labels = rng.normal(size=(n, layers[0])), rng.integers(0, layers[-1], n)
+        thetas = []
+        for target in (labels, np.eye(layers[-1])[labels]):
+            net = MLP(layers, loss="cross_entropy", dtype=dtype, backend=backend, seed=0)
+            weight = np.linspace(0.1, 2, n) if weighted else None
+            history = net.fit(X, target, epochs=3, batch_size=batch, optimizer="sgd", sample_weight=weight)
+            thetas.append(np.append(net.theta, history.loss))
+        np.testing.assert_array_equal(thetas[0], thetas[1])

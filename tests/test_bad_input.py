@@ -234,7 +234,7 @@ BAD_FITS = {
     "sampling": ({"sampling": "epok"}, ["sampling='epok' is unknown", "did you mean 'epoch'?"]),
     "sampling, no name": ({"sampling": None}, ["sampling=None is unknown", "'epoch', 'replacement'"]),
     "optimizer": ({"optimizer": "nesterof"}, ["optimizer='nesterof' is unknown", "did you mean 'nesterov'?"]),
-    "optimizer class": ({"optimizer": fastbp.optim.SGD}, ["optimizer=<class", "'sgd', 'momentum'"]),
+    "optimizer class": ({"optimizer": fastbp.optim.SGD}, ["optimizer=<class", "is a class: pass SGD()"]),
     "learning rate": ({"optimizer": 0.1}, ["optimizer=0.1 is unknown"]),
     "negative seed": ({"seed": -1}, ["seed must be an integer of at least 0, got -1"]),
     "float seed": ({"seed": 1.0}, ["seed must be an integer of at least 0, got 1.0"]),

@@ -22,6 +22,7 @@ import fastbp
 from fastbp import checks, cli, data, measure, network, pictures, progress
 from fastbp.errors import InputError
 
+IN_FILE = "rows of this file, training rows included if it has any\n"
 SMALL = ("--hidden", "8", "--backend", "numpy", "--quiet")
 
 
@@ -139,7 +140,7 @@ def test_digits_end_to_end(tmp_path, ok, run):
     assert header == ["class", "probability"]
     assert [int(name) for name, _ in rows] == net.predict(X).tolist()
     assert (np.array([value for _, value in rows], np.float32) == outputs.max(axis=1)).all()
-    assert score == f"accuracy {net.score(X, digits.T):.4f} on 1,797 rows\n"
+    assert score == f"accuracy {net.score(X, digits.T):.4f} on all 1,797 {IN_FILE}"
 
 
 def test_same_seed_same_network(tmp_path, ok):
@@ -173,7 +174,7 @@ def test_nielsens_network_on_an_idx_folder(tmp_path, ok, run):
     header, rows = table(with_labels)
     assert header == ["class", "output"]  # sigmoids are no probabilities
     assert [int(name) for name, _ in rows] == labels.tolist()
-    assert score == "accuracy 1.0000 on 100 rows\n"
+    assert score == f"accuracy 1.0000 on all 100 {IN_FILE}"
     alone = tmp_path / "alone-idx3-ubyte"
     write_idx(alone, images)
     assert run("predict", tmp_path / "net.npz", alone) == (0, with_labels, "")
@@ -189,7 +190,7 @@ def test_csv_with_classes_by_name(kinds, run, ok, tmp_path):
     assert net.score(scaled, LABELS) == 1.0
 
     code, with_targets, score = run("predict", model, rows)
-    assert (code, score) == (0, "accuracy 1.0000 on 60 rows\n")
+    assert (code, score) == (0, f"accuracy 1.0000 on all 60 {IN_FILE}")
     assert [name for name, _ in table(with_targets)[1]] == [KINDS[k] for k in net.predict(scaled)]
     features = {name: COLUMNS[name] for name in ("width", "height")}
     assert ok("predict", model, write_csv(tmp_path / "x.csv", features)) == with_targets
@@ -232,6 +233,7 @@ def test_regression(tmp_path, ok, run):
     net = fastbp.load(tmp_path / "n.npz")
     kept = network.extras(tmp_path / "n.npz")
     outputs = net.predict(data.Scaling(kept["shift"], kept["factor"]).apply(X))
+    outputs = data.Scaling(kept["target_shift"], kept["target_factor"]).invert(outputs)
     code, predicted, score = run("predict", tmp_path / "n.npz", tmp_path / "data.npz")
     header, rows = table(predicted)
     assert (code, header) == (0, ["output"])
@@ -240,11 +242,68 @@ def test_regression(tmp_path, ok, run):
     assert ok("predict", tmp_path / "n.npz", tmp_path / "x.npz") == predicted
 
 
+@pytest.mark.parametrize("loss", ["mse", "mae", "huber", "half_sse", "sse"])
+def test_regression_in_natural_units(tmp_path, ok, run, loss):
+    X = np.random.default_rng(0).uniform(-1, 1, (300, 2))
+    price = 3000 + 500 * X[:, 0] - 200 * X[:, 1] ** 2
+    source = write_csv(tmp_path / "price.csv", {"a": X[:, 0], "b": X[:, 1], "price": price})
+    options = ("--loss", loss, "--epochs", "30", "--learning-rate", "0.01", "--out", tmp_path / "n.npz")
+    shown = figures(ok("train", source, *SMALL, *options))
+    assert float(shown["held-out R²"]) > 0.9
+    assert shown["held-out loss"].endswith(" (of standardised targets)")
+    assert shown["training loss"].endswith(" (of standardised targets)")
+    kept = network.extras(tmp_path / "n.npz")
+    fitted = price[np.arange(300) % 5 != 4]  # not the rows that are held out
+    assert kept["target_shift"] == pytest.approx([fitted.mean()])
+    assert kept["target_factor"] == pytest.approx([1 / fitted.std()])
+
+    code, predicted, score = run("predict", tmp_path / "n.npz", source)
+    found = np.array(table(predicted)[1], np.float64)[:, 0]
+    r2 = 1 - ((found - price) ** 2).mean() / price.var()
+    assert code == 0
+    assert r2 > 0.9
+    assert score == f"R² {r2:.4f} on all 300 {IN_FILE}"
+
+
+def test_a_constant_target_column(tmp_path, ok, run):
+    np.savez(tmp_path / "d.npz", X=POINTS, T=np.column_stack([np.full(60, 3000.0), 1e4 * POINTS[:, 0]]))
+    ok("train", tmp_path / "d.npz", *SMALL, "--epochs", "99", "--out", tmp_path / "n.npz")
+    header, rows = table(run("predict", tmp_path / "n.npz", tmp_path / "d.npz")[1])
+    assert header == ["output0", "output1"]
+    np.testing.assert_allclose(np.array(rows, np.float64)[:, 0], 3000, atol=1)
+
+
+@pytest.mark.parametrize("options", [("--output", "sigmoid"), ("--loss", "bce")])
+def test_targets_of_a_bounded_output_stay_as_they_are(tmp_path, ok, options):
+    np.savez(tmp_path / "d.npz", X=POINTS, T=1 / (1 + np.exp(-POINTS[:, :1])))
+    out = ok("train", tmp_path / "d.npz", *SMALL, *options, "--epochs", "1", "--out", tmp_path / "n.npz")
+    assert "standardised" not in out
+    assert not {"target_shift", "target_factor"} & set(network.extras(tmp_path / "n.npz"))
+
+
+def test_a_regression_saved_without_the_targets_scaling(tmp_path, run):
+    net = fastbp.MLP([2, 1], backend="numpy", seed=0)
+    net.save(tmp_path / "n.npz", shift=np.zeros(2), factor=np.ones(2))
+    np.savez(tmp_path / "d.npz", X=POINTS, T=POINTS[:, :1])
+    code, predicted, score = run("predict", tmp_path / "n.npz", tmp_path / "d.npz")
+    assert code == 0
+    np.testing.assert_allclose(np.array(table(predicted)[1], np.float32), net.predict(POINTS))
+    assert score == f"R² {net.score(POINTS, POINTS[:, :1]):.4f} on all 60 {IN_FILE}"
+
+
 def test_regression_from_a_csv_column(tmp_path, ok, run):
     rows = {"a": POINTS[:, 0], "b": POINTS[:, 1], "sum": POINTS.sum(axis=1)}
     source = write_csv(tmp_path / "sum.csv", rows)
     ok("train", source, "--task", "regress", "--epochs", "1", *SMALL, "--out", tmp_path / "n.npz")
     assert run("predict", tmp_path / "n.npz", source)[2].startswith("R² ")
+
+
+def test_npz_with_classes_by_name(kinds, tmp_path, ok, run):
+    model, rows = kinds
+    np.savez(tmp_path / "d.npz", X=POINTS, T=np.array(COLUMNS["kind"]))
+    assert run("predict", model, tmp_path / "d.npz") == run("predict", model, rows)
+    assert "3 classes" in ok("train", tmp_path / "d.npz", *SMALL, "--epochs", "1", "--out", tmp_path / "n.npz")
+    assert {name for name, _ in table(run("predict", tmp_path / "n.npz", rows)[1])[1]} <= set(KINDS)
 
 
 def test_onehot_targets_are_classes(tmp_path, ok):
@@ -348,7 +407,8 @@ def test_an_unknown_name_gets_a_suggestion(fails, option, value, nearest):
         (["--task", "regress"], "--task"),
         (["--loss", "bce", "--output", "relu"], "output='relu'"),
         (["--hidden", "999999999999"], "allocate"),
-        (["--out", "nowhere/net.npz"], "nowhere"),
+        (["--out", "nowhere/net.npz"], "nowhere/net.npz cannot be written: the folder nowhere is not there"),
+        (["--out", "nowhere/"], "nowhere/ is a folder's name; needed a file's"),
         (["--plot", "nowhere/loss.png"], "nowhere"),
         (["--plot", "loss.xyz"], "loss.xyz"),
     ],
@@ -371,6 +431,8 @@ def test_data_that_cannot_be_trained_on(fails, tmp_path):
     assert "4 rows; needed at least 5" in fails("train", four)
     one = write_csv(tmp_path / "one.csv", {"x": range(10), "kind": ["a"] * 10})
     assert "at least two classes" in fails("train", one)
+    fastbp.MLP([2, 3], seed=0).save(tmp_path / "net.npz")
+    assert "net.npz: this is a saved network, not data." in fails("train", tmp_path / "net.npz")
     assert "'knd' is unknown; did you mean 'kind'?" in fails("train", one, "--target", "knd")
 
 
@@ -423,6 +485,11 @@ def test_rows_that_do_not_fit_the_network(kinds, fails, tmp_path):
 
 def test_version(run):
     assert run("--version") == (0, f"fastbp, version {fastbp.__version__}\n", "")
+
+
+def test_python_m_runs_it():
+    done = subprocess.run([sys.executable, "-m", "fastbp.cli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"fastbp, version {fastbp.__version__}\n"
 
 
 def test_help_names_the_commands(run):
@@ -511,7 +578,7 @@ def test_bench(run, monkeypatch, tmp_path):
         return {"networks": networks}
 
     monkeypatch.setattr(measure, "run", measured)
-    monkeypatch.setattr(measure, "table", lambda report: f"table of {report['networks']}")
+    monkeypatch.setattr(measure, "table", lambda report, width: f"table of {report['networks']} in {width}")
     monkeypatch.setattr(measure, "save_json", lambda report, path: path.write_text(json.dumps(report)))
     monkeypatch.setattr(measure, "draw", lambda report, path: path.write_text("picture"))
     name = next(iter(measure.NETWORKS))
@@ -519,6 +586,7 @@ def test_bench(run, monkeypatch, tmp_path):
     code, out, err = run("bench", "--network", name, "--backend", "numpy", "--dtype", "float64", "--quick", *files)
     assert (code, err) == (0, "measuring\n")
     assert "table of" in out
+    assert f"in {cli.PIPE_WIDTH}" in out
     assert calls == [([name], ["numpy"], "float64", True)]
     assert json.loads((tmp_path / "r.json").read_text()) == {"networks": [name]}
     assert (tmp_path / "r.png").read_text() == "picture"

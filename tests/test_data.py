@@ -204,6 +204,16 @@ def test_scaling_survives_storage(tmp_path):
     np.testing.assert_array_equal(again.apply(COLUMNS), scaling.apply(COLUMNS))
 
 
+def test_scaling_is_inverted():
+    for how in data.SCALES:
+        scaling = data.fit_scaling(COLUMNS, how)
+        again = scaling.invert(scaling.apply(COLUMNS).astype(np.float64))
+        assert again.dtype == np.float64
+        np.testing.assert_allclose(again, COLUMNS, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match=r"scaled is \(2, 1\); needed \(n, \d\)"):
+        scaling.invert(np.zeros((2, 1)))
+
+
 def test_scaling_refuses():
     with pytest.raises(InputError, match=r"how='standart' is unknown; did you mean 'standard'\?"):
         data.fit_scaling(COLUMNS, "standart")
@@ -473,8 +483,11 @@ LABELS4 = np.array([0, 1, 1, 0])
         ({"X": XN, "y": bad(1, 2, np.nan)}, r"f\.npz: y, row 1, column 2: the value is nan"),
         ({"X": XN, "T": LABELS4 - 1}, r"the labels run from -1 to 0"),
         ({"X": XN, "T": LABELS4 * 10**9}, r"the labels run from 0 to 1000000000; needed"),
-        ({"X": XN, "T": LABELS4[:, None]}, r"T is int64 of shape \(4, 1\); needed integers \(n,\), floats"),
-        ({"X": XN, "T": LABELS4.astype(str)}, r"T is <U21 of shape \(4,\); needed integers"),
+        ({"X": XN, "T": LABELS4[:, None]}, r"T is int64 of shape \(4, 1\); needed integers or texts \(n,\), floats"),
+        ({"X": XN, "T": LABELS4[:, None].astype(str)}, r"T is <U21 of shape \(4, 1\); needed integers or texts"),
+        ({"X": XN, "T": np.array(["a", "", "b", "a"])}, r"f\.npz: T, row 1: the value is missing"),
+        ({"X": XN, "T": np.array(["a"] * 4, dtype=object)}, r"'T' cannot be read.*save texts with \.astype\(str\)"),
+        ({"theta": XN, "settings": np.array("{}")}, r"f\.npz: this is a saved network, not data"),
         ({"X": XN, "T": XN[:, :, None]}, r"T is float64 of shape \(4, 3, 1\); needed"),
         ({"X": XN, "T": XN[:, :0]}, r"T is float64 of shape \(4, 0\); needed"),
     ],
@@ -483,6 +496,22 @@ def test_npz_refuses(tmp_path, arrays, message):
     np.savez(tmp_path / "f.npz", **arrays)
     with pytest.raises(DataError, match=message):
         data.load_npz(tmp_path / "f.npz")
+
+
+def test_npz_texts_are_classes(tmp_path):
+    path = tmp_path / "f.npz"
+    for texts, classes, T in (
+        (["red", "blue", " red", "green"], ("blue", "green", "red"), [2, 0, 2, 1]),
+        (["10", "9", "9", "10"], ("9", "10"), [1, 0, 0, 1]),  # sorted as numbers, as in a csv file
+    ):
+        np.savez(path, X=XN, T=np.array(texts))
+        rows = data.load_npz(path)
+        assert (rows.classes, rows.T.tolist()) == (classes, T)
+        assert data.load_inputs(path, 3, classes=classes[::-1])[1].tolist() == [len(classes) - 1 - t for t in T]
+    assert data.load_inputs(path, 3)[1].tolist() == [[10], [9], [9], [10]]  # of a network for numbers
+    np.savez(path, X=XN, T=np.array(["red", "blue", "red", "red"]))
+    with pytest.raises(DataError, match=r"f\.npz: the targets are texts, and the network predicts numbers"):
+        data.load_inputs(path, 3)
 
 
 def test_npz_refuses_given_names(tmp_path):

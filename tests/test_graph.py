@@ -151,7 +151,7 @@ def test_compile_says_what_is_wrong():
     X, W = np.ones((5, 3)), np.ones((3, 1))
     with pytest.raises(InputError, match=r"missing: 'w', 'y'"):
         f(x=X)
-    with pytest.raises(InputError, match=r"not among them: 'z'"):
+    with pytest.raises(InputError, match=r"needs 'x', 'w', 'y'; missing: nothing; not among them: 'z'"):
         f(x=X, w=W, y=np.ones((5, 1)), z=1)
     with pytest.raises(InputError, match=r"w must be .*\(3, 1\).*got shape \(2, 1\)"):
         f(x=X, w=np.ones((2, 1)), y=np.ones((5, 1)))
@@ -183,3 +183,56 @@ def test_shapes_that_do_not_fit():
         graph.param("", (1, 1))
     with pytest.raises(GraphError, match="two different inputs or parameters are called 'x'"):
         plan({"y": x + graph.input("x", 3)})
+
+
+def test_what_cancels_out_may_come_in_all_the_same():
+    """The Hessian of a relu is 0 and depends on nothing."""
+    x, w, v = graph.input("x", 3), graph.param("w", (3, 2)), graph.param("v", (3, 2))
+    (d,) = graph.gradients((x @ w).relu().sum(), [w])
+    (h,) = graph.gradients((d * v).sum(), [w])
+    values = {"x": RNG.normal(size=(4, 3)), "w": RNG.normal(size=(3, 2)), "v": RNG.normal(size=(3, 2))}
+    np.testing.assert_array_equal(graph.compile(h, inputs=[x, w, v])(**values), np.zeros((3, 2)))
+    with pytest.raises(InputError, match="what cancels out is not needed"):
+        graph.compile(h)(**values)
+    with pytest.raises(InputError, match="inputs must be a list of inputs"):
+        graph.compile(h, inputs=[d])
+
+
+def test_labels_go_into_onehot_and_nowhere_else():
+    labels, x = graph.input("labels", 1, dtype="int"), graph.input("x", 1)
+    for wrong in (lambda: labels * 2.0, lambda: labels.exp(), lambda: labels.T, lambda: x.onehot(3)):
+        with pytest.raises(GraphError, match="is not what it works on"):
+            wrong()
+    f = graph.compile(labels.onehot(3))
+    for bad, words in (([3], "labels must be 0 … 2; row 0 is 3"), ([0, -1], "row 1 is -1"), ([1.7], "integers")):
+        with pytest.raises(InputError, match=words):
+            f(labels=bad)
+
+
+def test_views_lie_inside():
+    theta = graph.param("theta", (1, 6))
+    for offset, rows, cols in ((-1, 1, 2), (0, 0, 2), (0, 2, 0), (4, 1, 3)):
+        with pytest.raises(GraphError, match="does not lie in"):
+            graph.view(theta, offset, rows, cols)
+    for wrong in (lambda: graph.view(3, 0, 1, 1), lambda: graph.view(graph.constant(1.0), 0, 1, 1)):
+        with pytest.raises(InputError, match="flat must be"):
+            wrong()
+    with pytest.raises(InputError, match="offset must be an integer"):
+        graph.view(theta, 1.5, 1, 1)
+
+
+def test_the_shape_of_a_result_does_not_depend_on_the_rows(backend):
+    f = graph.compile(graph.input("x", 1) * 2.0, backend=backend)
+    assert f(x=[[1.0]]).shape == (1, 1)
+    assert f(x=[[1.0], [2.0]]).shape == (2, 1)
+
+
+def test_an_input_may_be_called_self():
+    assert graph.compile(graph.input("self", 1) * 2.0)(self=[[1.0]]) == 2.0
+
+
+def test_gradients_wants_a_list_of_nodes():
+    x = graph.input("x", 1)
+    for wrong in (x, [3]):
+        with pytest.raises(InputError, match="wrt must be a list of nodes"):
+            graph.gradients(x.sum(), wrong)

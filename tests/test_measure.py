@@ -218,6 +218,22 @@ def test_table_fits_140_columns(report: Report) -> None:
     assert all(any(line.strip().startswith(f"{n.name}, {n.batch} ") for line in lines) for n in NETWORKS.values())
 
 
+@pytest.mark.parametrize("width", [80, 139])
+def test_table_of_a_narrow_terminal_is_whole(report: Report, width: int) -> None:
+    from rich.console import Console
+
+    console = Console(width=80, file=io.StringIO())
+    console.print(measure.table(all_networks(report), width))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert not any("…" in line for line in lines)
+    heads = " ".join(lines[1:3]).split()
+    assert {"network,", "backend", "storing", "backward", "meas.", "prod.", "step", "peak", "/bp"} <= set(heads)
+    rows = [line.split() for line in lines if "784-512-512-10, 256 " in line]
+    assert [row[2:4] for row in rows] == [["cpu", "98,765"], ["numpy", "98,765"]]
+    assert len(measure._NARROW) == 9
+    assert "A terminal of 140 columns shows more." in " ".join(line.strip() for line in lines)
+
+
 def test_markdown_table(report: Report) -> None:
     lines = measure.plain_table(report).splitlines()
     columns = len(measure._COLUMNS) - len(measure._NOT_IN_README)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastbp import MLP, backends, graph, optim
+from fastbp import MLP, backends, graph, nodes, optim
+from fastbp.errors import GraphError
 from fastbp.plan import plan
 from fastbp.program import place
 
@@ -85,11 +86,26 @@ def test_packed_parts(backend):
     np.testing.assert_allclose(got["total"][0], s, rtol=1e-14)
 
 
-def test_buffers_that_live_at_the_same_time_do_not_overlap():
-    program = MLP([20, 30, 30, 30, 5], activation="gelu").program("gradient")
-    for n in (1, 7, 64):
-        offsets, total = place(program, n, 16)
-        spans = {i: (o, o + program.size(i, n)) for i, o in offsets.items()}
+PLACED = [
+    MLP([20, 30, 30, 30, 5], activation="gelu").program("gradient"),
+    *(
+        MLP(layers, loss="cross_entropy").program("gradient", batch).gathering(batch)
+        for layers in ([3, 4, 3], [64, 4, 3], [8, 16, 10])
+        for batch in (["X", "labels"], ["X", "labels", "weight"])
+    ),
+]
+
+
+@pytest.mark.parametrize("program", PLACED)
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_buffers_that_live_at_the_same_time_do_not_overlap(program, itemsize):
+    """In bytes: labels have 8 each, whatever a float has."""
+    for n in (1, 2, 7, 10, 64, 100):
+        offsets, total = place(program, n, itemsize, 64)
+        spans = {}
+        for i, offset in offsets.items():
+            size = program.size(i, n) * (8 if program.buffers[i].dtype == "int" else itemsize)
+            spans[i] = (offset, offset + size)
         for i, (first, last) in program.lifetimes.items():
             assert spans[i][1] <= total
             for j, (other_first, other_last) in program.lifetimes.items():
@@ -100,7 +116,7 @@ def test_buffers_that_live_at_the_same_time_do_not_overlap():
 def test_memory_is_used_again():
     """The workspace of a deep network's forward is two layers, not all."""
     program = MLP([64] * 21).program("forward")
-    assert place(program, 100, 16)[1] <= 2 * 64 * 100
+    assert place(program, 100, 4, 64)[1] <= 2 * 64 * 100 * 4
 
 
 def test_the_update_comes_after_all_that_reads_theta():
@@ -124,3 +140,66 @@ def test_explain_names_every_instruction():
     assert len(text.splitlines()) == len(MLP([5, 4, 3], activation="gelu").program("gradient").instructions)
     assert "matmul add gelu" in text
     assert "X(n, 5)" in text
+
+
+def test_views_of_views_and_of_packed_parts(backend):
+    theta = graph.param("theta", (1, 12))
+    inner = graph.view(graph.view(theta, 2, 1, 8), 3, 2, 2)
+    x = graph.input("x", 3)
+    packed = graph.pack([x.sum(axis=0), x.sum()])
+    outputs = {"inner": inner * 1.0, "part": graph.view(packed, 1, 1, 3) * 2.0, "x": x.sum()}
+    values = {"theta": np.arange(12.0)[None], "x": RNG.normal(size=(5, 3))}
+    got = backends.executable(plan(outputs), backend, "float64").run(values, 5)
+    np.testing.assert_array_equal(got["inner"], [[5, 6], [7, 8]])
+    s = values["x"].sum(axis=0)
+    np.testing.assert_allclose(got["part"][0], 2 * np.array([s[1], s[2], s.sum()]), rtol=1e-14)
+
+
+def _sgd(theta, gradient):
+    return optim.SGD().graph(theta, gradient)
+
+
+def test_a_gradient_that_goes_out_is_written_though_an_update_uses_it(backend):
+    x, theta = graph.input("x", 3), graph.param("theta", (1, 6))
+    w = graph.view(theta, 0, 3, 2)
+    (dw,) = graph.gradients((x @ w).tanh().sum(), [w])
+    packed = graph.pack([dw])
+    program = plan({"g": packed, "theta": _sgd(theta, packed)})
+    values = {"x": RNG.normal(size=(4, 3)), "theta": RNG.normal(size=(1, 6)), "hyper": np.array([[0.1]])}
+    before = values["theta"].copy()
+    got = backends.executable(program, backend, "float64").run(values, 4)["g"]
+    z = values["x"] @ before.reshape(3, 2)
+    expected = (values["x"].T @ (1 - np.tanh(z) ** 2)).reshape(1, 6)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    np.testing.assert_allclose(values["theta"], before - 0.1 * expected, rtol=1e-12)
+
+
+def test_what_reads_a_parameter_late_reads_the_old_one(backend):
+    """A view of a view of theta, taken after the gradient: the fused update must not come before it."""
+    x, theta = graph.input("x", 3), graph.param("theta", (1, 6))
+    w = graph.view(theta, 0, 3, 2)
+    (dw,) = graph.gradients((x @ w).tanh().sum(), [w])
+    update = _sgd(theta, graph.pack([dw]))
+    late = graph.view(graph.view(theta, 0, 1, 4), 1, 1, 2) * 2.0
+    values = {"x": RNG.normal(size=(4, 3)), "theta": RNG.normal(size=(1, 6)), "hyper": np.array([[0.1]])}
+    before = values["theta"].copy()
+    got = backends.executable(plan({"theta": update, "late": late}), backend, "float64").run(values, 4)["late"]
+    np.testing.assert_array_equal(got, 2 * before[:, 1:3])
+    assert not np.array_equal(values["theta"], before)
+
+
+def test_updates_are_last_and_alone():
+    theta, other = graph.param("theta", (1, 6)), graph.param("other", (1, 6))
+    update = _sgd(theta, other)
+    with pytest.raises(GraphError, match="nothing can read it"):
+        update * 2.0
+    with pytest.raises(GraphError, match="two updates share a vector"):
+        plan({"theta": update, "other": nodes.update("sgd", other, theta, [], update.inputs[-1])})
+
+
+def test_constants_that_differ_in_sign_alone_stay_apart(backend):
+    x = graph.input("x", 1)
+    outputs = {"plus": x / graph.constant(0.0), "minus": x / graph.constant(-0.0)}
+    got = backends.executable(plan(outputs), backend, "float64").run({"x": np.ones((1, 1))}, 1)
+    assert got["plus"][0, 0] == np.inf
+    assert got["minus"][0, 0] == -np.inf

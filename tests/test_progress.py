@@ -52,8 +52,8 @@ def test_fit_draws_a_bar_and_finishes_it(terminal):
     last = plain(terminal).strip().splitlines()[-1]
     assert last.startswith("epoch 3/3 ")
     assert f"loss {history.loss[-1]:.4g}" in last
-    assert f"validation {history.validation_score[-1]:.4f}" in last
-    assert re.search(r"[\d,]+ rows/s  0:00 left", last)
+    assert f"score {history.validation_score[-1]:.4f}" in last
+    assert re.search(r"[\d,.]+( M)? rows/s  0:00 left", last)
     shown, hidden = "\x1b[?25h", "\x1b[?25l"  # the cursor
     assert terminal.getvalue().rindex(shown) > terminal.getvalue().rindex(hidden)
 
@@ -75,6 +75,21 @@ def test_rate_and_time_left(terminal, monkeypatch):
     last = plain(terminal).strip().splitlines()[-1]
     assert last.startswith("epoch 2/4 ")
     assert last.endswith("loss 0.5  1,333 rows/s  0:20 left")  # 2000 rows in 0.5 + 1 s; a quarter takes 10 s
+
+
+def test_80_columns_are_enough(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    clock = iter([0.0, 10.0, 5990.0, 5990.0, 5990.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    reporter = TerminalReporter(epochs=1000, rows=60_000)
+    reporter.slice(0, 0.001, 0.5, 12_345_678.0)
+    reporter.epoch(fastbp.History(loss=[0.00012345], validation_score=[0.96944]))
+    reporter.slice(500, 0.5005, 0.5, 12_345_678.0)
+    reporter.close()
+    last = plain(terminal).strip().splitlines()[-1]
+    assert last.startswith("epoch 501/1000 ")
+    assert last.endswith(" loss 0.0001234  score 0.9694  12.35 M rows/s  99:40 left")
+    assert len(last) <= 80
 
 
 def test_close_is_idempotent_and_needs_no_slice(terminal):
@@ -100,7 +115,7 @@ def test_a_log_gets_a_plain_line_an_epoch(capsys, monkeypatch):
     lines = err.splitlines()
     assert out == ""
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
-    assert f"loss {history.loss[0]:.4g}  validation {history.validation_score[0]:.4f}" in lines[0]
+    assert f"loss {history.loss[0]:.4g}  score {history.validation_score[0]:.4f}" in lines[0]
     assert "\x1b" not in err
 
 
@@ -126,7 +141,7 @@ def test_scores_of_an_earlier_fit_are_not_shown(capsys, monkeypatch):
     net = network()
     net.fit(X, T, epochs=1, validation=(X, T))
     net.fit(X, T, epochs=1, progress=True)
-    assert "validation" not in capsys.readouterr().err
+    assert "score" not in capsys.readouterr().err
 
 
 def test_without_rich_fit_names_the_extra(monkeypatch):

@@ -964,3 +964,31 @@ def test_learning_the_exclusive_or(backend):
     net.fit(x, t, epochs=400, batch_size=4, optimizer=Adam(0.05))
     np.testing.assert_array_equal(net.predict(x), t)
     assert net.score(x, t) == 1.0
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+def test_slices_are_short_from_the_first_on(backend):
+    """So that Ctrl-C is heard: a first guess of a tiny network's speed may be far off."""
+    sizes = []
+
+    class Watch:
+        def slice(self, epoch, done, loss, rows_a_second):
+            sizes.append(done)
+
+        def epoch(self, history): ...
+
+        def close(self): ...
+
+    net = fastbp.MLP([2, 4, 1], backend=backend, seed=0)
+    net.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=3000, batch_size=4, progress=Watch())
+    assert sizes[0] * 3000 <= 64
+    assert len(sizes) >= 3
+
+
+def test_a_schedule_that_the_optimizer_cannot_use_is_refused_before_training():
+    net = fastbp.MLP([2, 3, 1], seed=0)
+    start = net.theta.copy()
+    with pytest.raises(InputError, match="must stay above 0"):
+        net.fit(np.ones((8, 2)), np.ones((8, 1)), epochs=50, optimizer=optim.Ftrl(optim.CosineDecay(0.1, 20)))
+    np.testing.assert_array_equal(net.theta, start)
+    assert net.training is None

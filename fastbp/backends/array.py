@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from fastbp import scalars
-from fastbp.ops import N, Shape
+from fastbp.ops import N
 from fastbp.program import Instruction, Program, const_value
 
 Array = Any
@@ -64,7 +66,7 @@ class ArrayExecutable:
             The outputs by name, each a matrix.
         """
         store: dict[int, Array] = {index: values[name] for name, index in self.program.inputs.items()}
-        with _silent(self.xp):
+        with np.errstate(all="ignore"):
             for instruction in self.program.instructions:
                 _INSTRUCTIONS[instruction.op](self, instruction, store, n)
         return {name: self._read(index, store, n) for name, index in self.program.outputs.items()}
@@ -93,10 +95,6 @@ class ArrayExecutable:
         buffer = self.program.buffers[index]
         return buffer.kind == "input" and buffer.shape[0] == N
 
-    def _shape(self, index: int, n: int) -> tuple[int, int]:
-        shape: Shape = self.program.buffers[index].shape
-        return shape[0].at(n), shape[1].at(n)
-
     def _flat_part(self, index: int, n: int) -> slice:
         buffer = self.program.buffers[index]
         return slice(buffer.offset, buffer.offset + self.program.size(index, n))
@@ -107,7 +105,7 @@ class ArrayExecutable:
             return self.xp.full((1, 1), const_value(buffer, n), dtype=getattr(self.xp, self.dtype))
         if buffer.base is None:
             return store[index]
-        return self.xp.reshape(store[buffer.base][0, self._flat_part(index, n)], self._shape(index, n))
+        return self.xp.reshape(store[buffer.base][0, self._flat_part(index, n)], self.program.shape(index, n))
 
     def _write(self, index: int, value: Array, store: dict[int, Array], n: int) -> None:
         """Keep a result: as a value of its own, or in its place in the buffer that it is a part of."""
@@ -116,14 +114,8 @@ class ArrayExecutable:
             store[index] = value
             return
         if buffer.base not in store:
-            store[buffer.base] = self.xp.empty(self._shape(buffer.base, n), dtype=getattr(self.xp, self.dtype))
+            store[buffer.base] = self.xp.empty(self.program.shape(buffer.base, n), dtype=getattr(self.xp, self.dtype))
         store[buffer.base][0, self._flat_part(index, n)] = self.xp.reshape(value, (-1,))
-
-
-def _silent(xp: Any) -> Any:
-    import numpy as np
-
-    return np.errstate(all="ignore")
 
 
 def _matmul(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
@@ -140,9 +132,9 @@ def _map(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) ->
     operands = [e._read(index, store, n) for index in i.ins]
     table = scalars.UNARY if len(operands) == 1 else scalars.BINARY
     result = table[i.code](e.emitter, *operands)
-    shape = e._shape(i.outs[0], n)
+    shape = e.program.shape(i.outs[0], n)
     if result.shape != shape or result is operands[0]:
-        result = e.xp.broadcast_to(result, shape) + 0.0  # a matrix of its own, never a view of its operand
+        result = e.xp.asarray(e.xp.broadcast_to(result, shape), copy=True)  # never a view of its operand
     e._write(i.outs[0], result, store, n)
 
 
@@ -172,12 +164,12 @@ def _log_softmax(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n:
 
 def _onehot(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
     labels = e._read(i.ins[0], store, n)
-    classes = e.xp.reshape(e.xp.arange(e._shape(i.outs[0], n)[1], dtype=labels.dtype), (1, -1))
+    classes = e.xp.reshape(e.xp.arange(e.program.shape(i.outs[0], n)[1], dtype=labels.dtype), (1, -1))
     e._write(i.outs[0], e.xp.astype(labels == classes, getattr(e.xp, e.dtype)), store, n)
 
 
 def _transpose(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
-    e._write(i.outs[0], e._read(i.ins[0], store, n).T, store, n)
+    e._write(i.outs[0], e.xp.asarray(e._read(i.ins[0], store, n).T, copy=True), store, n)
 
 
 def _gather(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:

@@ -33,7 +33,7 @@ def set_num_threads(threads: int) -> None:
 def _available() -> int:
     asked = os.environ.get("FASTBP_NUM_THREADS")
     if asked is not None:
-        if not asked.isdigit() or not 1 <= int(asked) <= MAX_THREADS:
+        if not (asked.isascii() and asked.isdigit()) or not 1 <= int(asked) <= MAX_THREADS:
             raise InputError(f"FASTBP_NUM_THREADS={asked!r} must be an integer from 1 to {MAX_THREADS}")
         return int(asked)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,7 +22,7 @@ SMALL_PIECE = 100_000  # operations of a product below which a piece is not wort
 PIECE_ELEMENTS = 16_384  # of elementwise work: fits the first-level cache, lasts several µs
 PIECE_OPERATIONS = 1 << 22  # of a product: large enough to reuse its rows of B, small enough to share
 FEWEST_PIECES = 8
-ALIGNMENT = 64 // 4  # elements, so that temps begin on cache lines
+ALIGNMENT = 64  # bytes: temps, and the workspace itself, begin on cache lines
 
 Operand = tuple[int, int, int, int]
 NOWHERE: Operand = (0, 0, 0, 0)
@@ -35,7 +35,7 @@ class Bound:
     Attributes:
         table: int64 (instructions, WIDTH).
         consts: the constants, which the table addresses directly.
-        workspace: elements of workspace that it needs.
+        workspace: bytes of workspace that it needs.
         shared: whether any instruction is worth more than one thread.
     """
 
@@ -72,11 +72,11 @@ class _Binder:
         self.n = n
         self.item = 4 if dtype == "float32" else 8
         self.panel = TILE_VECTORS * simd.VECTOR_BYTES // self.item
-        self.temps, self.scratch = place(program, n, ALIGNMENT)
+        self.temps, self.scratch = place(program, n, self.item, ALIGNMENT)
         self.scratch_size = 0
         consts = [i for i, b in enumerate(program.buffers) if b.kind == "const"]
         self.const_at = {index: k for k, index in enumerate(consts)}
-        values = [const_value(program.buffers[i], n) if n else 0.0 for i in consts]
+        values = [const_value(program.buffers[i], n) for i in consts]
         self.consts = np.array([*values, 1.0], dtype)  # the last one serves sums over rows
         self.rows: list[list[int]] = []
 
@@ -99,25 +99,26 @@ class _Binder:
         found: dict[int, Instruction] = {}
         instructions = self.program.instructions
         for update in (i for i in instructions if i.op == "update"):
-            theta, whole = update.ins[:2]
-            if sum(self._lies_in(x, whole) for i in instructions for x in i.ins) > 1:
-                continue
+            (_, whole, *_), written = update.ins, update.outs
+            readers = sum(self._lies_in(x, whole) for i in instructions for x in i.ins)
+            if readers > 1 or self.program.buffers[whole].kind != "temp":
+                continue  # somebody else, or the caller, wants the gradient
             for position, i in enumerate(instructions):
                 if i.op != "matmul" or i.code or i.then or self.program.buffers[i.outs[0]].base != whole:
                     continue
                 inner = self._shape(i.ins[0])[0 if i.ta else 1]
                 later = [x for j in instructions[position:] if j is not update for x in j.ins]
                 fits = inner <= K_BLOCK and self._shape(i.outs[0])[1] <= self.panel
-                if fits and not any(self._overlaps(x, theta, i.outs[0]) for x in later):
+                if fits and not any(self._overlaps(x, vector, i.outs[0]) for x in later for vector in written):
                     found[id(i)] = update
         return found
 
     def _lies_in(self, index: int, whole: int) -> bool:
         return whole in (index, self.program.buffers[index].base)
 
-    def _overlaps(self, index: int, theta: int, part: int) -> bool:
-        """Whether a buffer shares elements with the place in theta that a part of the gradient belongs to."""
-        if not self._lies_in(index, theta):
+    def _overlaps(self, index: int, vector: int, part: int) -> bool:
+        """Whether a buffer shares elements with the place in theta or a state that a part of the gradient is for."""
+        if not self._lies_in(index, vector):
             return False
         first, size = self.program.buffers[part].offset, self.program.size(part, self.n)
         offset = self.program.buffers[index].offset
@@ -126,8 +127,7 @@ class _Binder:
     # ---- operands ------------------------------------------------------------------------------------------------
 
     def _shape(self, index: int) -> tuple[int, int]:
-        shape = self.program.buffers[index].shape
-        return shape[0].at(self.n), shape[1].at(self.n)
+        return self.program.shape(index, self.n)
 
     def _where(self, index: int) -> tuple[int, int]:
         """Slot and offset in bytes."""
@@ -138,7 +138,7 @@ class _Binder:
         if buffer.kind == "const":
             return self.slots.absolute, self.consts.ctypes.data + self.const_at[index] * self.item
         if buffer.kind == "temp":
-            return self.slots.workspace, self.temps[index] * self.item
+            return self.slots.workspace, self.temps[index]
         return self.slots.of[index], 0
 
     def _operand(self, index: int, shape: tuple[int, int] | None = None) -> Operand:
@@ -163,6 +163,8 @@ class _Binder:
         while -(-m // m_block) * -(-n // n_block) > MAX_PIECES:
             m_block, n_block = (2 * m_block, n_block) if m // m_block > n // n_block else (m_block, 2 * n_block)
         pieces = -(-m // m_block) * -(-n // n_block)
+        if op in (cpu.SUM_ALL, cpu.SUM_COLUMNS):
+            pieces = -(-m // m_block)  # a sum of nothing is written too
         shared = int(pieces > 1 and nanoseconds >= SHARE_FROM)
         row = [op, code, then, m, n, k, m_block, n_block, pieces, shared]
         for which in range(6):
@@ -238,8 +240,8 @@ class _Binder:
     def _transposed(self, index: int) -> Operand:
         """Bᵀ as a matrix in the scratch that follows the temps; one product after another uses it."""
         rows, cols = self._shape(index)
-        self.scratch_size = max(self.scratch_size, rows * cols)
-        out = (self.slots.workspace, self.scratch * self.item, rows, 1)
+        self.scratch_size = max(self.scratch_size, rows * cols * self.item)
+        out = (self.slots.workspace, self.scratch, rows, 1)
         self._transposition(index, out)
         return out
 
@@ -275,7 +277,8 @@ class _Binder:
         out = self._operand(i.outs[0])
         cost = self._cost(i)
         if i.axis is None:
-            self._row(cpu.SUM_ALL, (1, rows * cols, 0), (1, rows * cols), cost, {cpu.OUT: out, cpu.A: x})
+            size = max(1, rows * cols)  # of the piece: there is one even where there is nothing to sum
+            self._row(cpu.SUM_ALL, (1, rows * cols, 0), (1, size), cost, {cpu.OUT: out, cpu.A: x})
         elif i.axis == 1:
             block = (PIECE_ELEMENTS // max(cols, 1), cols)
             self._row(cpu.SUM_COLUMNS, (rows, cols, 0), block, cost, {cpu.OUT: out, cpu.A: x})

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import config, njit
+
+from fastbp.errors import FastbpError
 
 # Inner kernels are called from compiled code alone: without the wrappers that Python and C would need they compile
 # faster. Integer division follows NumPy, so that no division can raise.
@@ -46,6 +48,8 @@ def compile_entry(function: Callable[..., Any], signature: tuple[Any, ...], name
 
     An unwritable cache folder is reported once and survived: the kernels are then compiled for this process only.
     """
+    if config.DISABLE_JIT:
+        raise FastbpError("the cpu backend needs Numba's compiler: unset NUMBA_DISABLE_JIT, or take backend='numpy'")
     options = {"nogil": True, "error_model": "numpy"}
     with _announced(name):
         try:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fastbp.backends.cpu.binding import Bound, Slots, bind
+from fastbp.backends.cpu.binding import ALIGNMENT, Bound, Slots, bind
 from fastbp.backends.cpu.machine import team
 from fastbp.backends.threads import get_num_threads
 from fastbp.ops import N
 from fastbp.program import Program
 
 KEPT_BINDINGS = 16  # numbers of rows for which tables are kept; training needs two
+KEPT_WORKSPACE = 32 << 20  # bytes up to which a workspace is kept for the next call
 
 
 _ONE_STEP = np.zeros((1, 3), np.int64)  # the first table, position 0, step 0
@@ -27,6 +29,7 @@ class CpuExecutable:
         self.dtype = np.dtype(dtype)
         self.slots = Slots(program)
         self._bound: dict[int, Bound] = {}
+        self._lock = threading.Lock()
         self._team = team(dtype)
         self._spare: list[np.ndarray] = []
         # (slot, name, bytes a position, bytes a step) of what comes in; (slot, buffer) of what goes out
@@ -44,17 +47,19 @@ class CpuExecutable:
 
     def bound(self, n: int) -> Bound:
         """The table for n rows, made once and kept."""
-        found = self._bound.get(n)
-        if found is None:
-            found = bind(self.program, self.slots, n, self.dtype.name)
-            while len(self._bound) >= KEPT_BINDINGS:
-                self._bound.pop(next(iter(self._bound)), None)
-            self._bound[n] = found
-        return found
+        with self._lock:
+            found = self._bound.get(n)
+            if found is None:
+                found = bind(self.program, self.slots, n, self.dtype.name)
+                if len(self._bound) >= KEPT_BINDINGS:
+                    self._bound.pop(next(iter(self._bound)))
+                self._bound[n] = found
+            return found
 
     def run(self, values: Mapping[str, Any], n: int) -> dict[str, Any]:
         """Run once for n rows; see :meth:`fastbp.backends.array.ArrayExecutable.run`. All arrays C-contiguous."""
-        outputs = {index: np.empty(self._shape(index, n), self.dtype) for _, index in self._results}
+        outputs = {index: np.empty(self.program.shape(index, n), self.dtype) for _, index in self._results}
+        values = self._followed(values, 2 * n)
         self._launch([self.bound(n)], _ONE_STEP, values, outputs, dict.fromkeys(outputs, 0))
         return {name: self._output(outputs, index, n) for name, index in self.program.outputs.items()}
 
@@ -68,10 +73,19 @@ class CpuExecutable:
         plan = steps.copy()
         plan[:, 0] = table_of
         count, most = int(steps[:, 2].max()) + 1, int(sizes[-1])
-        outputs = {index: np.empty((count, *self._shape(index, most)), self.dtype) for _, index in self._results}
+        outputs = {index: np.empty((count, *self.program.shape(index, most)), self.dtype) for _, index in self._results}
         strides = {index: array.strides[0] for index, array in outputs.items()}
+        values = self._followed(values, int(steps[:, 1].max()) + 2 * most)
         self._launch([self.bound(int(n)) for n in sizes], plan, values, outputs, strides)
         return {name: outputs[index] for name, index in self.program.outputs.items() if index in outputs}
+
+    def _followed(self, values: Mapping[str, Any], length: int) -> Mapping[str, Any]:
+        """With an order of at least that length: gathering a batch looks at the row numbers of the next one."""
+        if "order" not in self.program.inputs or len(values["order"]) >= length:
+            return values
+        order = np.zeros((length, 1), np.int64)
+        order[: len(values["order"])] = values["order"]
+        return {**values, "order": order}
 
     def _launch(
         self,
@@ -83,18 +97,20 @@ class CpuExecutable:
     ) -> None:
         """Hand everything to the machine as addresses; the arrays live in this frame until it returns."""
         tables = np.array([(_address(b.table), len(b.table)) for b in bindings], np.int64)
-        workspace = self._borrow(max(b.workspace for b in bindings) + 1)
+        workspace = self._borrow(max(b.workspace for b in bindings) + ALIGNMENT)
         slots = [(0, 0, 0)] * self.slots.count
         for slot, name, a_position, a_step in self._sources:
             slots[slot] = (_address(values[name]), a_position, a_step)
         for slot, index in self._results:
             slots[slot] = (_address(outputs[index]), 0, strides[index])
-        slots[self.slots.workspace] = (_address(workspace), 0, 0)
+        start = _address(workspace)
+        slots[self.slots.workspace] = (start + -start % ALIGNMENT, 0, 0)
         places, bases = np.array(slots, np.int64), np.empty(len(slots), np.int64)
         threads = get_num_threads() if any(b.shared for b in bindings) else 1
         arguments = (_address(tables), _address(plan), len(plan), _address(places), len(slots), _address(bases))
         self._team.run(threads, arguments)
-        self._spare[:] = [workspace]
+        if workspace.size <= KEPT_WORKSPACE:
+            self._spare[:] = [workspace]
 
     def _borrow(self, size: int) -> np.ndarray:
         """A workspace, if possible the one of the call before: fresh memory costs a page fault for every 4 KB.
@@ -104,12 +120,8 @@ class CpuExecutable:
         try:
             spare = self._spare.pop()
         except IndexError:
-            return np.empty(size, self.dtype)
-        return spare if spare.size >= size else np.empty(size, self.dtype)
-
-    def _shape(self, index: int, n: int) -> tuple[int, int]:
-        shape = self.program.buffers[index].shape
-        return shape[0].at(n), shape[1].at(n)
+            return np.empty(size, np.uint8)
+        return spare if spare.size >= size else np.empty(size, np.uint8)
 
     def _output(self, outputs: dict[int, np.ndarray], index: int, n: int) -> Any:
         buffer = self.program.buffers[index]
@@ -118,7 +130,7 @@ class CpuExecutable:
             return None  # an update's theta: the caller has it already
         if buffer.base is None:
             return outputs[base]
-        shape = self._shape(index, n)
+        shape = self.program.shape(index, n)
         return outputs[base].reshape(-1)[buffer.offset : buffer.offset + shape[0] * shape[1]].reshape(shape)
 
 

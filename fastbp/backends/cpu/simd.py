@@ -1,7 +1,7 @@
 """Vector code for the CPU: the formulas of :mod:`fastbp.scalars` as LLVM vectors, and the loops around them.
 
-Numba does not vectorise a sigmoid written as a scalar loop (2.0 ns an element against 0.12, docs/design.md), so the
-loops here are LLVM vector code, made through ``numba.extending.intrinsic`` for whatever width Numba compiles for.
+Numba does not vectorise a sigmoid written as a scalar loop, so the loops here are LLVM vector code, made through
+``numba.extending.intrinsic`` for whatever width Numba compiles for.
 
 Conventions of every intrinsic below: pointers are ``CPointer(float32)`` or ``CPointer(float64)`` and decide the
 dtype; sizes and strides are int64 and count elements; a ragged end is a masked vector, computed by the same
@@ -23,7 +23,6 @@ from numba.extending import intrinsic
 from fastbp import polynomials, scalars
 
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
-_F64P = ir.DoubleType().as_pointer()
 
 UNARY_CODES = {name: code for code, name in enumerate(scalars.UNARY)}
 BINARY_CODES = {name: code for code, name in enumerate(scalars.BINARY)}
@@ -39,33 +38,34 @@ def target() -> tuple[str, str, str]:
     return str(triple), str(name), str(features)
 
 
-def _vector_bytes() -> int:
-    """Bytes of the widest vector that the target computes with."""
+def _features() -> set[str]:
+    """Of "avx512f", "avx2" and "fma", what the target has."""
     triple, name, features = target()
-    if not triple.startswith(("x86_64", "i686", "amd64")):
-        return 16
-    enabled = set(features.split(","))
-    if not features:  # a CPU name alone: let LLVM say what it implies
-        assembly = _probe(triple, name)
-        enabled = {"+avx512f"} if "zmm" in assembly else {"+avx2"} if "ymm" in assembly else set()
-    return 64 if "+avx512f" in enabled else 32 if {"+avx2", "+fma"} & enabled else 16
+    if features:
+        return {f[1:] for f in features.split(",") if f[:1] == "+"}
+    assembly = _probe(triple, name)  # a CPU name alone: let LLVM say what it implies
+    signs = {"avx512f": "zmm", "avx2": "ymm", "fma": "vfmadd"}
+    return {feature for feature, sign in signs.items() if sign in assembly}
 
 
 def _probe(triple: str, cpu: str) -> str:
+    """Assembly for that CPU of a fused multiply-add of 16 floats."""
     module = ir.Module()
     module.triple = triple
     vector = ir.VectorType(ir.FloatType(), 16)
-    function = ir.Function(module, ir.FunctionType(vector, [vector, vector]), "probe")
+    function = ir.Function(module, ir.FunctionType(vector, [vector] * 3), "probe")
     builder = ir.IRBuilder(function.append_basic_block())
-    builder.ret(builder.fadd(*function.args))
+    fma = ir.Function(module, ir.FunctionType(vector, [vector] * 3), "llvm.fma.v16f32")
+    builder.ret(builder.call(fma, function.args))
     machine = binding.Target.from_triple(triple).create_target_machine(cpu=cpu)
     return str(machine.emit_assembly(binding.parse_assembly(str(module))))
 
 
-VECTOR_BYTES = _vector_bytes()
 _X86 = target()[0].startswith(("x86_64", "i686", "amd64"))
+_HAS = _features() if _X86 else set()
+HAS_FMA = not _X86 or "fma" in _HAS  # without, llvm.fma would call the C library for every lane
+VECTOR_BYTES = 64 if "avx512f" in _HAS else 32 if {"avx2", "fma"} <= _HAS else 16
 VECTOR_REGISTERS = 16 if _X86 and VECTOR_BYTES < 64 else 32
-HAS_FMA = not _X86 or VECTOR_BYTES > 16  # without, llvm.fma would call the C library for every lane
 
 
 # ---- values and the emitter ----------------------------------------------------------------------------------------
@@ -282,11 +282,11 @@ class VectorEmitter:
         return (e + 1.0) * self._power_of_two(half) * self._power_of_two(rest)  # in two steps: 2^n may be subnormal
 
     def expm1(self, x: Vector) -> Vector:
-        """e^x - 1 for x <= 0, where the formulas need it."""
-        low = -80.0 if self.dtype == "float32" else -700.0  # -1 to the last digit from long before
-        n, e = self._reduced(self.where(x < low, low, x))
+        """e^x - 1, infinite from the last whole power of e on: the formulas need it for x <= 0."""
+        low, high = (-80.0, 88.0) if self.dtype == "float32" else (-700.0, 709.0)  # -1 from long before low
+        n, e = self._reduced(self.where(x > high, high, self.where(x < low, low, x)))
         power = self._power_of_two(n)
-        return self.fma(e, power, power - 1.0)
+        return self.where(x > high, float("inf"), self.fma(e, power, power - 1.0))
 
     def tanh(self, x: Vector) -> Vector:
         """-t/(2 + t) with t = e^-2|x| - 1, and the sign of x."""
@@ -587,12 +587,6 @@ def pointer(typingctx: Any, address: Any, offset: Any, like: Any) -> Any:
 def shifted(typingctx: Any, p: Any, offset: Any) -> Any:
     """p + offset elements."""
     return p(p, types.int64), lambda context, builder, sig, a: builder.gep(a[0], [a[1]])
-
-
-@intrinsic
-def load_at(typingctx: Any, p: Any, index: Any) -> Any:
-    """p[index]."""
-    return p.dtype(p, types.int64), lambda context, builder, sig, a: builder.load(builder.gep(a[0], [a[1]]))
 
 
 @intrinsic

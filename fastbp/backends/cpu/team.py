@@ -1,6 +1,6 @@
 """A team of threads that share the pieces of an instruction, without a threading layer to install.
 
-The caller publishes an instruction by giving every thread a range of its pieces: a word ``epoch | end | next piece``.
+The caller publishes an instruction by giving every thread a range of its pieces: a word ``end | next piece``.
 Whoever wants work adds 1 to a word and so claims the piece that stood there: of its own range first, so that a core
 finds in its cache what it wrote one instruction earlier, then of the others'. The caller claims too, and goes on when
 all pieces are done. A thread that is late, or never comes, costs nothing: the others do its pieces. What a piece
@@ -102,11 +102,10 @@ def publish(control, row, bases, pieces):
     set_int(control, ROW, row)
     set_int(control, BASES, bases)
     atomic_store(control, DONE, 0)
-    epoch = (atomic_load(control, RANGES) >> (2 * FIELD)) + 1
     threads = get_int(control, OPEN)
     for t in range(threads):
         first, end = pieces * t // threads, pieces * (t + 1) // threads
-        atomic_store(control, RANGES + LINE * t, (epoch << (2 * FIELD)) | (end << FIELD) | first)
+        atomic_store(control, RANGES + LINE * t, (end << FIELD) | first)
 
 
 @kernel
@@ -116,10 +115,10 @@ def claim(control, thread):
     for k in range(threads):
         place = RANGES + LINE * ((thread + k) % threads)
         word = atomic_load(control, place)
-        if (word & MASK) < ((word >> FIELD) & MASK):
+        if (word & MASK) < (word >> FIELD):
             word = atomic_add(control, place, 1)
             piece = word & MASK
-            if piece < ((word >> FIELD) & MASK):
+            if piece < (word >> FIELD):
                 return piece
     return -1
 
@@ -168,9 +167,9 @@ class Team:
             self.compiled(0, *arguments, 0, self._one)
             return
         try:
-            while len(self._bells) < threads - 1:
-                self._hire()
-            self._set_open(threads)
+            while len(self._bells) < threads - 1 and self._hire():
+                pass
+            self._set_open(min(threads, len(self._bells) + 1))
             for bell in self._bells[: threads - 1]:
                 bell.release()
             self.compiled(0, *arguments, self.control, self._one)
@@ -185,14 +184,19 @@ class Team:
         """The control block, from its first aligned word on."""
         return self._control[(self.control - self._control.ctypes.data) // 8 :]
 
-    def _hire(self) -> None:
+    def _hire(self) -> bool:
+        """One helper more; False if the system has no thread to give."""
         bell = threading.Semaphore(0)
-        self._bells.append(bell)
-        number = len(self._bells)
+        number = len(self._bells) + 1
 
         def help_when_called() -> None:
             while True:
                 bell.acquire()
                 self.compiled(number, 0, 0, 0, 0, 0, 0, self.control, self._one)
 
-        threading.Thread(target=help_when_called, name=f"fastbp-{number}", daemon=True).start()
+        try:
+            threading.Thread(target=help_when_called, name=f"fastbp-{number}", daemon=True).start()
+        except RuntimeError:
+            return False
+        self._bells.append(bell)
+        return True

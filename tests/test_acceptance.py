@@ -50,11 +50,13 @@ def test_xor(backend):
     np.testing.assert_array_equal(net.predict(X)[:, 0], T)
 
 
-def test_the_readmes_first_example():
-    """As the README has it, run from its text."""
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    example = text.split("```python\n")[1].split("```")[0]
+def test_the_readmes_examples():
+    """As the README has them, run from its text, one after the other."""
     pytest.importorskip("sklearn")
+    text = (Path(__file__).parents[1] / "README.md").read_text()
     names: dict[str, object] = {}
-    exec(compile(example, "README.md", "exec"), names)
+    for part in text.split("```python\n")[1:]:
+        exec(compile(part.split("```")[0], "README.md", "exec"), names)
     assert isinstance(names["net"], fastbp.MLP)
+    assert names["net"].score(names["test"].X, names["test"].T) >= 0.96
+    assert np.shape(names["gradient"]) == (3, 1)

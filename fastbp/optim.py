@@ -58,17 +58,8 @@ class StepDecay(Schedule):
 
 
 @dataclass(frozen=True)
-class ExponentialDecay(Schedule):
+class ExponentialDecay(StepDecay):
     """initial · factor^(step/every)."""
-
-    initial: float
-    every: int
-    factor: float = 0.1
-
-    def __post_init__(self) -> None:
-        arrays.positive("initial", self.initial)
-        arrays.count("every", self.every)
-        arrays.positive("factor", self.factor)
 
     def __call__(self, step: Floats) -> Floats:
         return self.initial * self.factor ** (step / self.every)

@@ -19,7 +19,7 @@ from fastbp.program import Instruction, Program, const_value, place
 # a step of 784-30-10 on 10 rows took 21 µs with its two 5 µs products shared, 14 µs with them not.
 SHARE_FROM = 20_000
 SMALL_PIECE = 100_000  # operations of a product below which a piece is not worth the claim
-PIECE_ELEMENTS = 16_384  # of elementwise work: fits the first-level cache, lasts several µs
+PIECE_ELEMENTS = 16_384  # of elementwise work: stays in the second-level cache, lasts several µs
 PIECE_OPERATIONS = 1 << 22  # of a product: large enough to reuse its rows of B, small enough to share
 FEWEST_PIECES = 8
 ALIGNMENT = 64  # bytes: temps, and the workspace itself, begin on cache lines

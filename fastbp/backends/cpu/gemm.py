@@ -6,8 +6,8 @@ A element (i, k) lies at a + i a_row + k a_col, so Aᵀ is a pair of strides; ro
 
 The order of every sum is fixed by K alone: chains of fused multiply-adds over blocks of about K_BLOCK, added in
 order. So an element of C has the same bits whatever tile computed it, in a batch of any size, on any thread. One chain
-over all of K would do as well, but its rounding error grows faster; blocks of 256 cost nothing measurable (a step of
-1024x4: 249 ms against 245 with 512 and 257 with 128) and halve the error of blocks of 512 to 1024.
+over all of K would do as well, but its rounding error grows faster; blocks of 256 cost next to nothing (a step of
+1024x4: 249 ms against 245 with 512 and 257 with 128).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fastbp.backends.cpu.simd import (
 )
 
 # Register tile: ROWS x VECTORS accumulators. 24 of 32 registers, or 12 of 16, leave room for a row of B and the
-# broadcast of A, and give more than one FMA a load: 8x3 reaches the FMA peak with AVX-512 where 12x2 and 14x2 do not.
+# broadcast of A, and give more than one FMA a load. For two vectors a row, tiles of 10 and 12 rows were no faster.
 TILE_ROWS = 8 if simd.VECTOR_REGISTERS == 32 else 4
 TILE_VECTORS = 3
 K_BLOCK = 256

@@ -162,7 +162,7 @@ def fma_peak(dtype: str, threads: int = 1) -> float:
     entry, one = _fma_entry(dtype), np.dtype(dtype).type(1)
     operations_a_turn = 2 * _LINKS * _CHAINS * simd.VECTOR_BYTES // np.dtype(dtype).itemsize
     entry(1, one)
-    turns = _steps_lasting(lambda count: entry(count, one), _PEAK_SECONDS)
+    turns = steps_lasting(lambda count: entry(count, one), _PEAK_SECONDS)
 
     def seconds() -> float:
         team = [threading.Thread(target=entry, args=(turns, one)) for _ in range(threads)]
@@ -189,16 +189,17 @@ def _cpu_name() -> str:
 # ---- timing --------------------------------------------------------------------------------------------------------
 
 
-def _clock(run: Callable[..., object], *arguments: Any) -> float:
+def clock(run: Callable[..., object], *arguments: Any) -> float:
+    """Seconds of one call."""
     began = time.perf_counter()
     run(*arguments)
     return time.perf_counter() - began
 
 
-def _steps_lasting(run: Callable[[int], object], seconds: float) -> int:
-    """How many steps ``run`` needs to last that long."""
+def steps_lasting(run: Callable[[int], object], seconds: float) -> int:
+    """How many steps ``run`` needs to last that long, found by running them."""
     steps = 1
-    while (elapsed := _clock(run, steps)) < seconds:
+    while (elapsed := clock(run, steps)) < seconds:
         steps = max(2 * steps, min(100 * steps, int(1.1 * steps * seconds / elapsed)))
     return steps
 
@@ -224,18 +225,18 @@ def _samples(runs: Mapping[str, Callable[[int], object]], effort: Effort) -> dic
     """
     for run in runs.values():
         run(1)  # compiles, binds and touches memory
-    steps = _steps_lasting(next(iter(runs.values())), effort.repeat)
+    steps = steps_lasting(next(iter(runs.values())), effort.repeat)
     found: dict[str, list[float]] = {name: [] for name in runs}
     began = time.perf_counter()
     for repeat in range(effort.most):
         if repeat >= effort.fewest and time.perf_counter() - began > effort.budget:
             break
         for name, run in runs.items():
-            found[name].append(_clock(run, steps) / steps)
+            found[name].append(clock(run, steps) / steps)
     return found
 
 
-def _spread(samples: list[float]) -> float:
+def spread(samples: list[float]) -> float:
     """Interquartile range by median."""
     first, median, third = statistics.quantiles(samples, n=4, method="inclusive")
     return (third - first) / median
@@ -453,7 +454,7 @@ def run(
             # again and again: a limit that another process happened to lower would flatter everything
             peak = {threads: max(before, fma_peak(dtype, threads)) for threads, before in peak.items()}
     rows = [_row(network, case, samples, naive, peak) for network, case, samples, naive in measured]
-    return Report(_machine(peak), dtype, quick, rows)
+    return Report(this_machine(peak), dtype, quick, rows)
 
 
 def _network(name: str) -> Network:
@@ -474,10 +475,10 @@ def _measure(case: Case, effort: Effort) -> tuple[dict[str, list[float]], float 
     if estimate > effort.naive:
         return samples, None
     repeats = 5 if estimate < effort.naive / 5 else 1
-    return samples, statistics.median(_clock(naive_gradient, net, X, T) for _ in range(repeats))
+    return samples, statistics.median(clock(naive_gradient, net, X, T) for _ in range(repeats))
 
 
-def _threads(program: Program, n: int, dtype: str) -> int:
+def threads_of(program: Program, n: int, dtype: str) -> int:
     """Threads among which the cpu backend shares the Program's instructions."""
     return get_num_threads() if bind(program, Slots(program), n, dtype).shared else 1
 
@@ -488,7 +489,7 @@ def _row(
     n, parameters = network.batch, case.net.theta.size
     seconds = {name: statistics.median(found) for name, found in samples.items()}
     operations = {name: program.operations(n) for name, program in case.programs.items()}
-    threads = _threads(case.programs["step"], n, case.net.dtype.name)
+    threads = threads_of(case.programs["step"], n, case.net.dtype.name)
     floor = {name: count / (peak[threads] * 1e9) for name, count in operations.items()}
     backward = seconds["gradient"] - seconds["storing"]
     products, all_operations = theoretical_ratios(network)
@@ -505,7 +506,7 @@ def _row(
         backward_us=1e6 * backward,
         gradient_us=1e6 * seconds["gradient"],
         step_us=1e6 * seconds["step"],
-        spread=_spread(samples["step"]),
+        spread=spread(samples["step"]),
         rows_per_second=n / seconds["step"],
         forward_floor_us=1e6 * floor["storing"],
         backward_floor_us=1e6 * (floor["gradient"] - floor["storing"]),
@@ -523,7 +524,8 @@ def _row(
     )
 
 
-def _machine(peak: dict[int, float]) -> Machine:
+def this_machine(peak: dict[int, float]) -> Machine:
+    """This machine and its versions, with the peak that was measured."""
     import fastbp
 
     return Machine(
@@ -575,7 +577,7 @@ _NOT_IN_README = {("cores", ""), ("forward", "µs"), ("ratio", "all op.")}
 _LEFT = 2  # columns of text; the others are numbers
 
 
-def _digits(x: float) -> str:
+def digits(x: float) -> str:
     """Three significant digits without an exponent, two below 1."""
     if abs(x) >= 99.95:
         return f"{x:,.0f}"
@@ -586,8 +588,8 @@ def _large(x: float) -> str:
     """Three significant digits with a unit: 950, 1.23 k, 45.6 M."""
     for unit, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if x >= 0.9995 * unit:
-            return _digits(x / unit) + letter
-    return _digits(x)
+            return digits(x / unit) + letter
+    return digits(x)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -595,18 +597,18 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.network}, {row.batch}",
         row.backend,
         str(row.threads),
-        _digits(row.forward_us),
-        _digits(row.storing_us),
-        _digits(row.forward_floor_us),
-        _digits(row.backward_us),
-        _digits(row.backward_floor_us),
+        digits(row.forward_us),
+        digits(row.storing_us),
+        digits(row.forward_floor_us),
+        digits(row.backward_us),
+        digits(row.backward_floor_us),
         f"{row.ratio:.2f}",
         f"{row.ratio_products:.2f}",
         f"{row.ratio_operations:.2f}",
-        _digits(row.step_us),
+        digits(row.step_us),
         _large(row.rows_per_second),
-        _digits(row.gflops),
-        _digits(100 * row.peak_fraction),
+        digits(row.gflops),
+        digits(100 * row.peak_fraction),
         f"{'~' * row.naive_extrapolated}{_large(row.naive_ratio)}",
     )
 

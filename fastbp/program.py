@@ -6,7 +6,7 @@ run by any of the machines in :mod:`fastbp.backends`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -173,7 +173,9 @@ class Program:
         return f"{buffer.name}{ops.show(buffer.shape)}"
 
 
-def place(program: Program, n: int, itemsize: int, alignment: int) -> tuple[dict[int, int], int]:
+def place(
+    program: Program, n: int, itemsize: int, alignment: int, only: Collection[int] | None = None
+) -> tuple[dict[int, int], int]:
     """Offsets of the temps in one workspace for n rows, and its size, in bytes.
 
     Buffers whose lifetimes do not meet share memory: largest first, each at the lowest free offset (greedy by size,
@@ -182,11 +184,16 @@ def place(program: Program, n: int, itemsize: int, alignment: int) -> tuple[dict
     Args:
         itemsize: bytes of a float; ints always have 8.
         alignment: bytes that every offset is a multiple of.
+        only: the temps to place; None places all.
     """
     placed: list[tuple[int, int, int, int]] = []  # first, last, offset, size
     offsets: dict[int, int] = {}
     total = 0
-    sizes = {i: program.size(i, n) * (8 if program.buffers[i].dtype == "int" else itemsize) for i in program.lifetimes}
+    sizes = {
+        i: program.size(i, n) * (8 if program.buffers[i].dtype == "int" else itemsize)
+        for i in program.lifetimes
+        if only is None or i in only
+    }
     for index in sorted(sizes, key=lambda i: -sizes[i]):
         first, last = program.lifetimes[index]
         size = -(-sizes[index] // alignment) * alignment

@@ -29,13 +29,17 @@ def test_float32_is_as_exact_as_array_code(case, activation):
     assert own <= max(2 * array, checks.FLOAT32_FLOOR)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("shape", [(7, (13, 9, 7)), (33, (97, 13)), (64, (31, 17, 2))], ids=str)
-def test_large_inputs(shape, activation, loss):
-    """Inputs of 10⁴: saturated units, logits of ±10⁵, nothing overflows."""
-    n, layers = shape
-    own, array = checks.float32_errors(n, layers, activation, loss, "cpu", scale=1e4, draws=16)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_large_inputs(case, activation):
+    """Inputs of 10⁴: saturated units, logits of ±10⁵, nothing overflows.
+
+    Where a thousand inputs meet in 7 units, one unit near its transition among saturated ones is nearly all of the
+    error, whichever code computes it: 16 draws of gelu gave 4 times array code's error, 64 draws the same error.
+    """
+    n, layers, loss = case
+    draws = 64 if layers == (1031, 7, 1) else 16
+    own, array = checks.float32_errors(n, layers, activation, loss, "cpu", scale=1e4, draws=draws)
     assert own <= max(2 * array, checks.FLOAT32_FLOOR)
 
 

@@ -247,10 +247,10 @@ def test_a_row_of_nan_stays_in_its_row(machine, dtype):
 
 def test_every_instruction_has_a_kernel():
     """A machine without an instruction would be a failure, not a fallback."""
-    from fastbp.backends.cpu.binding import _Binder
+    from fastbp.backends.cpu.binding import _Table
 
     for op in _INSTRUCTIONS:
-        assert hasattr(_Binder, f"_{op}"), op
+        assert hasattr(_Table, f"_{op}"), op
 
 
 def test_gradients_of_operations_on_array_api_strict():

@@ -262,7 +262,7 @@ def test_markdown_table(report: Report) -> None:
     ],
 )
 def test_numbers(x: float, digits: str, large: str) -> None:
-    assert measure._digits(x) == digits
+    assert measure.digits(x) == digits
     assert measure._large(x) == large
 
 

@@ -5,13 +5,14 @@ Pieces are cut by shape alone, never by the number of threads, so that results d
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from fastbp.backends.cpu import caches, gemm, schedule, simd
 from fastbp.backends.cpu import machine as cpu
-from fastbp.backends.cpu import simd
-from fastbp.backends.cpu.gemm import K_BLOCK, TILE_ROWS, TILE_VECTORS
+from fastbp.backends.cpu.gemm import TILE_ROWS, TILE_VECTORS
 from fastbp.backends.cpu.team import MAX_PIECES
 from fastbp.program import Instruction, Program, const_value, place
 
@@ -24,8 +25,40 @@ PIECE_OPERATIONS = 1 << 22  # of a product: large enough to reuse its rows of B,
 FEWEST_PIECES = 8
 ALIGNMENT = 64  # bytes: temps, and the workspace itself, begin on cache lines
 
+# Products add up chains of K_BLOCK multiply-adds. One chain over all of K would do as well, but its rounding error
+# grows faster. Blocks of 256 cost next to nothing (a step of 1024x4: 249 ms against 245 with 512 and 257 with 128);
+# products with few columns have shorter ones, since there array code with its several sums a column is more exact too.
+K_BLOCK = 256
+NARROW, NARROW_K_BLOCK = 16, 64
+# Packing pays where rows of B, or columns of Aᵀ, lie further apart than FAR bytes (each on a page of its own, all in
+# the same few sets of the cache), and what is copied is used often enough.
+FAR = 2048
+PACKED_ROWS, PACKED_K = 64, 128
+
 Operand = tuple[int, int, int, int]
 NOWHERE: Operand = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Line:
+    """An instruction as the machine does it, for those who want to know where a step's time goes.
+
+    Attributes:
+        what: the operation with its functions.
+        shape: M, N and, of a product, K.
+        operations, bytes: of all its pieces.
+        schedule: how it is done: pieces, packing, chunk of rows.
+        inside: whether it is done a chunk of rows at a time, inside the line before.
+        threads: whether threads share it.
+    """
+
+    what: str
+    shape: tuple[int, ...]
+    operations: int
+    bytes: int
+    schedule: str
+    inside: bool
+    shared: bool
 
 
 @dataclass(frozen=True)
@@ -34,25 +67,28 @@ class Bound:
 
     Attributes:
         table: int64 (instructions, WIDTH).
-        consts: the constants, which the table addresses directly.
+        kept: arrays that the table has the addresses of.
         workspace: bytes of workspace that it needs.
+        private: bytes that each thread needs for itself.
         shared: whether any instruction is worth more than one thread.
+        lines: what the instructions are; the clock counts them by their position here.
     """
 
     table: np.ndarray
-    consts: np.ndarray
+    kept: tuple[np.ndarray, ...]
     workspace: int
+    private: int
     shared: bool
+    lines: tuple[Line, ...]
 
 
 class Slots:
-    """The numbers of the slots of a Program: one a buffer that comes from outside, and two more."""
+    """The numbers of the slots of a Program: those of the machine, one a buffer from outside, and one more."""
 
     def __init__(self, program: Program) -> None:
         outside = [i for i, b in enumerate(program.buffers) if b.base is None and b.kind not in ("temp", "const")]
-        self.of = {index: k for k, index in enumerate(outside)}
-        self.workspace = len(outside)
-        self.absolute = self.workspace + 1  # address 0: an operand's offset is then its address
+        self.of = {index: cpu.PARTIALS + 1 + k for k, index in enumerate(outside)}
+        self.absolute = cpu.PARTIALS + 1 + len(outside)  # address 0: an operand's offset is then its address
         self.count = self.absolute + 1
 
 
@@ -65,64 +101,254 @@ def _ceil(x: int, multiple: int) -> int:
     return -(-x // multiple) * multiple
 
 
-class _Binder:
+def block_of(k: int, n: int) -> int:
+    """The length of the blocks of K: about K_BLOCK, and all alike, for a short last one would cost as much to add."""
+    about = NARROW_K_BLOCK if n <= NARROW else K_BLOCK
+    blocks = max(1, (k + about // 2) // about)
+    return max(1, -(-k // blocks))
+
+
+class _Common:
+    """What the tables of one Program have in common.
+
+    Attributes:
+        places: slot and offset in bytes of every buffer that is not a part of another.
+        scratch: bytes of private memory that packing needs, so far.
+        lines: what the rows are, so far.
+    """
+
     def __init__(self, program: Program, slots: Slots, n: int, dtype: str) -> None:
         self.program = program
         self.slots = slots
         self.n = n
         self.item = 4 if dtype == "float32" else 8
         self.panel = TILE_VECTORS * simd.VECTOR_BYTES // self.item
-        self.temps, self.scratch = place(program, n, self.item, ALIGNMENT)
-        self.scratch_size = 0
         consts = [i for i, b in enumerate(program.buffers) if b.kind == "const"]
-        self.const_at = {index: k for k, index in enumerate(consts)}
-        values = [const_value(program.buffers[i], n) for i in consts]
-        self.consts = np.array([*values, 1.0], dtype)  # the last one serves sums over rows
-        self.rows: list[list[int]] = []
+        # the last one serves sums over rows
+        self.consts = np.array([*(const_value(program.buffers[i], n) for i in consts), 1.0], dtype)
+        self.places = {index: (slot, 0) for index, slot in slots.of.items()}
+        for k, index in enumerate(consts):
+            self.places[index] = (slots.absolute, self.consts.ctypes.data + k * self.item)
+        self.one: Operand = (slots.absolute, self.consts.ctypes.data + len(consts) * self.item, 0, 0)
+        self.scratch = 0
+        self.lines: list[Line] = []
+
+
+class _Binder:
+    """A Program's table for n rows: depth first where that pays, else an instruction after the other."""
+
+    def __init__(self, program: Program, slots: Slots, n: int, dtype: str) -> None:
+        self.program = program
+        self.n = n
+        self.common = _Common(program, slots, n, dtype)
+        self.kept = [self.common.consts]
 
     def bound(self) -> Bound:
-        self.fused = self._fused_updates()
-        for instruction in self.program.instructions:
-            getattr(self, f"_{instruction.op}")(instruction)
-        table = np.array(self.rows, np.int64).reshape(len(self.rows), cpu.WIDTH)
-        shared = bool(table[:, cpu.SHARED].any())
-        return Bound(table, self.consts, self.scratch + self.scratch_size, shared)
+        division = schedule.divide(self.program)
+        chunks = schedule.chunks_for(self.program, division, self.n) if division is not None else None
+        if division is not None and chunks is not None:
+            table, workspace, private = self._depth_first(division, chunks)
+        else:
+            table, workspace, private = self._in_order()
+        words = table.words()
+        private = _ceil(max(private, self.common.scratch), ALIGNMENT)
+        shared = bool(words[:, cpu.SHARED].any())
+        return Bound(words, tuple(self.kept), workspace, private, shared, tuple(self.common.lines))
 
-    # ---- fusion of updates into products ----------------------------------------------------------------------
+    def _in_order(self) -> tuple[_Table, int, int]:
+        """An instruction after the other, each for all rows; bytes of workspace and of private memory."""
+        temps, size = place(self.program, self.n, self.common.item, ALIGNMENT)
+        self.common.places |= {index: (cpu.WORKSPACE, offset) for index, offset in temps.items()}
+        table = _Table(self.common, self.n, scratch=size)
+        table.emit(self.program.instructions, fused_updates(self.program, self.n, self.common.panel, self.common.item))
+        return table, size + table.scratch_size, 0
 
-    def _fused_updates(self) -> dict[int, Instruction]:
-        """Products that make a part of a gradient that only an update reads: id(product) -> update.
+    def _depth_first(self, division: schedule.Division, chunks: schedule.Chunks) -> tuple[_Table, int, int]:
+        """Head, chunks, the sums over the pieces, tail; bytes of workspace and of private memory.
 
-        The update is done on the product's tiles if the product has one block of K and one panel of columns, so that
-        a tile is contiguous and the whole gradient, and if nothing reads those parameters later: dX has been taken.
+        The workspace begins with a slot of sums a piece; all temps without rows follow, then transposed parameters.
         """
-        found: dict[int, Instruction] = {}
-        instructions = self.program.instructions
-        for update in (i for i in instructions if i.op == "update"):
-            (_, whole, *_), written = update.ins, update.outs
-            readers = sum(self._lies_in(x, whole) for i in instructions for x in i.ins)
-            if readers > 1 or self.program.buffers[whole].kind != "temp":
-                continue  # somebody else, or the caller, wants the gradient
-            for position, i in enumerate(instructions):
-                if i.op != "matmul" or i.code or i.then or self.program.buffers[i.outs[0]].base != whole:
-                    continue
-                inner = self._shape(i.ins[0])[0 if i.ta else 1]
-                later = [x for j in instructions[position:] if j is not update for x in j.ins]
-                fits = inner <= K_BLOCK and self._shape(i.outs[0])[1] <= self.panel
-                if fits and not any(self._overlaps(x, vector, i.outs[0]) for x in later for vector in written):
-                    found[id(i)] = update
-        return found
+        common, program, n = self.common, self.program, self.n
+        pieces = -(-n // chunks.piece)
+        in_slot, slot_bytes = self._sums_in_slot(division)
+        workspace = pieces * slot_bytes
+        for index in program.lifetimes:
+            if index not in division.rows:
+                common.places[index] = (cpu.WORKSPACE, workspace)
+                workspace += _ceil(program.size(index, n) * common.item, ALIGNMENT)
+        table = _Table(common, n, scratch=workspace)
+        table.emit(division.head)
+        table.scratch, table.scratch_size = workspace, 0
+        transposed: dict[int, Operand] = {}
+        for i in division.body:
+            if i.op == "matmul" and i.tb and i.ins[1] not in transposed and min(program.shape(i.ins[1], n)) > 1:
+                transposed[i.ins[1]] = table.transposed(i)
+                table.scratch += _ceil(table.scratch_size, ALIGNMENT)
+                table.scratch_size = 0
+        private = self._chunks(table, division, chunks, transposed, in_slot, slot_bytes)
+        updated = table.add_pieces(division, in_slot, pieces, slot_bytes // common.item)
+        table.emit(division.tail, updated=updated)
+        return table, table.scratch + table.scratch_size, private
 
-    def _lies_in(self, index: int, whole: int) -> bool:
-        return whole in (index, self.program.buffers[index].base)
+    def _sums_in_slot(self, division: schedule.Division) -> tuple[dict[int, int], int]:
+        """Offset in bytes of every sum in a slot, and the slot's size; parts of one buffer lie as they do there."""
+        buffers, item = self.program.buffers, self.common.item
+        offsets, at = {}, 0
+        for index in sorted(division.sums, key=lambda b: (_root(self.program, b), buffers[b].offset)):
+            offsets[index] = at
+            at += self.program.size(index, self.n) * item
+        return offsets, _ceil(at, ALIGNMENT)
 
-    def _overlaps(self, index: int, vector: int, part: int) -> bool:
-        """Whether a buffer shares elements with the place in theta or a state that a part of the gradient is for."""
-        if not self._lies_in(index, vector):
-            return False
-        first, size = self.program.buffers[part].offset, self.program.size(part, self.n)
-        offset = self.program.buffers[index].offset
-        return offset < first + size and first < offset + self.program.size(index, self.n)
+    def _chunks(
+        self,
+        table: _Table,
+        division: schedule.Division,
+        chunks: schedule.Chunks,
+        transposed: dict[int, Operand],
+        in_slot: dict[int, int],
+        slot_bytes: int,
+    ) -> int:
+        """The row that does the body, with tables for a whole chunk and for the rest; bytes of private memory."""
+        common, program, n = self.common, self.program, self.n
+        part = Program(program.buffers, division.body, {})
+        temps, size = place(part, chunks.rows, common.item, ALIGNMENT, division.rows)
+        common.places |= {index: (cpu.PRIVATE, offset) for index, offset in temps.items()}
+        sums = {index: (cpu.PARTIALS, offset) for index, offset in in_slot.items()}
+        moves = np.zeros((common.slots.count, 2), np.int64)
+        moves[cpu.PARTIALS, 1] = slot_bytes
+        for index, slot in common.slots.of.items():
+            buffer = program.buffers[index]
+            if buffer.shape[0].per_row and buffer.kind != "data":
+                moves[slot, 0] = buffer.shape[1].fixed * (8 if buffer.dtype == "int" else common.item)
+        pieces = -(-n // chunks.piece)
+        number = len(common.lines)
+        common.lines.append(
+            Line(
+                "depth first",
+                (n,),
+                part.operations(n),
+                part.bytes(n, common.item),
+                f"{pieces} of {chunks.piece} rows, {chunks.rows} at a time",
+                False,
+                pieces > 1,
+            )
+        )
+        tables = []
+        for rows in (chunks.rows, n % chunks.rows or chunks.rows):
+            del common.lines[number + 1 :]  # the second table does what the first one does
+            inner = _Table(common, rows, transposed=transposed, sums=sums)
+            inner.emit(division.body)
+            tables.append(inner.words())
+        self.kept += [*tables, moves]
+        table.chunks(number, chunks, tables, moves)
+        return int(cpu.chunk_header.py_func(common.slots.count)) + size
+
+
+def _root(program: Program, index: int) -> int:
+    base = program.buffers[index].base
+    return index if base is None else base
+
+
+# ---- fusion of updates into products -------------------------------------------------------------------------------
+
+
+def fused_updates(program: Program, n: int, panel: int, item: int) -> dict[int, Instruction]:
+    """Products and sums that make a part of a gradient that only an update reads: id(instruction) -> update.
+
+    SGD is done on a tile in registers. Other rules are done on tiles of products that have one panel of columns, so
+    that a tile is contiguous. K has to be one stretch, and nothing may read those parameters later: dX has been taken.
+    """
+    found: dict[int, Instruction] = {}
+    for update in (i for i in program.instructions if i.op == "update"):
+        whole = only_for_update(program, update)
+        if whole is None:
+            continue
+        for position, i in enumerate(program.instructions):
+            product = i.op == "matmul" and not i.code and not i.then
+            sums = i.op == "sum" and i.axis == 0 and update.code == "sgd"
+            if not (product or sums) or program.buffers[i.outs[0]].base != whole:
+                continue
+            k = program.shape(i.ins[0], n)[0 if i.ta or sums else 1]
+            cols = program.shape(i.outs[0], n)[1]
+            later = [x for j in program.instructions[position:] if j is not update for x in j.ins]
+            fits = k <= longest_of(k, cols, panel, item) and (update.code == "sgd" or cols <= panel)
+            if fits and not reads_part(program, n, later, update, i.outs[0]):
+                found[id(i)] = update
+    return found
+
+
+def only_for_update(program: Program, update: Instruction) -> int | None:
+    """The gradient of an update, if nobody else wants it."""
+    whole = update.ins[1]
+    readers = sum(_root(program, x) == whole for i in program.instructions for x in i.ins)
+    return whole if readers == 1 and program.buffers[whole].kind == "temp" else None
+
+
+def reads_part(program: Program, n: int, reads: list[int], update: Instruction, part: int) -> bool:
+    """Whether any of the buffers shares elements with the place in theta or a state that a part of the gradient is for.
+
+    ``part`` is a buffer with an offset in the gradient.
+    """
+    first, size = program.buffers[part].offset, program.size(part, n)
+    for x in reads:
+        for vector in update.outs:
+            offset = program.buffers[x].offset
+            if _root(program, x) == vector and offset < first + size and first < offset + program.size(x, n):
+                return True
+    return False
+
+
+def longest_of(k: int, n: int, panel: int, item: int) -> int:
+    """The longest stretch of K, in whole blocks, of which a panel of B takes a quarter of the second-level cache."""
+    block = block_of(k, n)
+    return block * max(1, caches.second_level() // (4 * panel * item) // block)
+
+
+class _Table:
+    """Rows of the machine's table.
+
+    Attributes:
+        scratch, scratch_size: offset of memory for transposed operands in the workspace, and the bytes used of it.
+    """
+
+    def __init__(
+        self,
+        common: _Common,
+        n: int,
+        scratch: int = 0,
+        transposed: dict[int, Operand] | None = None,
+        sums: dict[int, tuple[int, int]] | None = None,
+    ) -> None:
+        """For n rows. The last two are for the tables of chunks: operands already transposed, and where sums go."""
+        self.common = common
+        self.program = common.program
+        self.item = common.item
+        self.panel = common.panel
+        self.n = n
+        self.scratch = scratch
+        self.scratch_size = 0
+        self.in_chunk = transposed is not None
+        self.ready = transposed or {}
+        self.sums = sums or {}
+        self.rows: list[list[int]] = []
+        self.fused: dict[int, Instruction] = {}
+        self.updated: dict[int, list[tuple[int, int]]] = {}
+
+    def words(self) -> np.ndarray:
+        return np.array(self.rows, np.int64).reshape(len(self.rows), cpu.WIDTH)
+
+    def emit(
+        self,
+        instructions: Iterable[Instruction],
+        fused: dict[int, Instruction] | None = None,
+        updated: dict[int, list[tuple[int, int]]] | None = None,
+    ) -> None:
+        """Rows for instructions. Those in ``fused`` do their part of an update; ``updated`` is what is done of each."""
+        self.fused = fused or {}
+        self.updated = updated or {}
+        for instruction in instructions:
+            self.instruction = instruction
+            getattr(self, f"_{instruction.op}")(instruction)
 
     # ---- operands ------------------------------------------------------------------------------------------------
 
@@ -131,15 +357,13 @@ class _Binder:
 
     def _where(self, index: int) -> tuple[int, int]:
         """Slot and offset in bytes."""
+        if index in self.sums:
+            return self.sums[index]
         buffer = self.program.buffers[index]
         if buffer.base is not None:
             slot, offset = self._where(buffer.base)
             return slot, offset + buffer.offset * self.item
-        if buffer.kind == "const":
-            return self.slots.absolute, self.consts.ctypes.data + self.const_at[index] * self.item
-        if buffer.kind == "temp":
-            return self.slots.workspace, self.temps[index]
-        return self.slots.of[index], 0
+        return self.common.places[index]
 
     def _operand(self, index: int, shape: tuple[int, int] | None = None) -> Operand:
         """An operand with the strides that broadcast it to ``shape``."""
@@ -157,6 +381,9 @@ class _Binder:
         operands: dict[int, Operand],
         code: int = -1,
         then: int = -1,
+        blocking: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0),
+        what: str = "",
+        notes: Iterable[str] = (),
     ) -> None:
         m, n, k = sizes
         m_block, n_block = max(1, block[0]), max(1, block[1])
@@ -165,18 +392,34 @@ class _Binder:
         pieces = -(-m // m_block) * -(-n // n_block)
         if op in (cpu.SUM_ALL, cpu.SUM_COLUMNS):
             pieces = -(-m // m_block)  # a sum of nothing is written too
-        shared = int(pieces > 1 and nanoseconds >= SHARE_FROM)
-        row = [op, code, then, m, n, k, m_block, n_block, pieces, shared]
+        shared = int(pieces > 1 and nanoseconds >= SHARE_FROM and not self.in_chunk)
+        number = len(self.common.lines)
+        sums = int(any(index in self.sums for index in self.instruction.outs))
+        row = [op, code, then, m, n, k, m_block, n_block, pieces, shared, *blocking, sums, number]
         for which in range(6):
             row.extend(operands.get(which, NOWHERE))
         self.rows.append(row)
+        self.common.lines.append(self._line(op, sizes, pieces, bool(shared), what, notes))
+
+    def _line(
+        self, op: int, sizes: tuple[int, int, int], pieces: int, shared: bool, what: str, notes: Iterable[str]
+    ) -> Line:
+        i, total = self.instruction, self.common.n
+        operations, moved = 0, 2 * self.item * sizes[0] * sizes[1]
+        if not what:
+            what = " ".join(filter(None, (i.op, "Aᵀ" * i.ta, "Bᵀ" * i.tb, i.code, i.then)))
+            operations = self.program.instruction_operations(i, total)
+            moved = self.program.instruction_bytes(i, total, self.item)
+        shape = sizes if op in (cpu.PRODUCT, cpu.PRODUCT_UPDATE) else sizes[:2]
+        parts = [f"{pieces} pieces" if pieces > 1 else "", *notes]
+        return Line(what, shape, operations, moved, ", ".join(filter(None, parts)), self.in_chunk, shared)
 
     def _cost(self, i: Instruction) -> int:
         """A rough estimate in ns, to decide whether to share; nothing else depends on it."""
         operations = self.program.instruction_operations(i, self.n)
         return (operations + self.program.instruction_bytes(i, self.n, self.item)) // 100
 
-    # ---- instructions ----------------------------------------------------------------------------------------------
+    # ---- products --------------------------------------------------------------------------------------------------
 
     def _matmul(self, i: Instruction) -> None:
         out = i.outs[0]
@@ -184,76 +427,171 @@ class _Binder:
         k = self._shape(i.ins[0])[0 if i.ta else 1]
         slot, offset, stride, _ = self._operand(i.ins[0])
         a = (slot, offset, 1, stride) if i.ta else (slot, offset, stride, 1)
-        b = self._operand(i.ins[1])
-        if i.tb:
-            b = (*b[:2], n, 1) if min(n, k) == 1 else self._transposed(i.ins[1])
+        b, b_panel = self._operand(i.ins[1]), self.panel
+        if i.tb and min(n, k) == 1:
+            b = (*b[:2], n, 1)
+        elif i.tb:
+            b = self.ready[i.ins[1]] if i.ins[1] in self.ready else self.transposed(i)
+            b_panel = k * self.panel
         operands = {cpu.OUT: self._operand(out), cpu.A: a, cpu.B: b}
-        if id(i) in self.fused:
-            self._product_update((m, n, k), operands, i)
-            return
+        how, code, then = 0, simd.BINARY_CODES[i.code] if i.code else -1, -1
         if i.code:
             operands[cpu.Y] = self._operand(i.ins[2], (m, n))
+            plain, _, act = i.code.partition("_")
+            if plain == "add" and self._shape(i.ins[2]) == (1, n):  # a bias: added in registers
+                how, code = gemm.BIAS, -1
+                if act:
+                    then = simd.UNARY_CODES[act]
+                    operands[cpu.OUT2] = operands[cpu.OUT]
         if i.then:
+            then = simd.UNARY_CODES[i.then]
             operands[cpu.OUT2] = self._operand(i.outs[1])
-        self._product((m, n, k), operands, i)
+        if id(i) in self.fused:
+            self._updating(i, (m, n, k), operands, b_panel)
+        else:
+            self._product((m, n, k), operands, b_panel, self._cost(i), how, code, then)
 
-    def _product(self, sizes: tuple[int, int, int], operands: dict[int, Operand], i: Instruction) -> None:
-        code = simd.BINARY_CODES[i.code] if i.code else -1
-        then = simd.UNARY_CODES[i.then] if i.then else -1
-        self._row(cpu.PRODUCT, sizes, self._tiles(sizes, self._cost(i)), self._cost(i), operands, code, then)
-
-    def _product_update(self, sizes: tuple[int, int, int], operands: dict[int, Operand], i: Instruction) -> None:
+    def _updating(self, i: Instruction, sizes: tuple[int, int, int], operands: dict[int, Operand], panel: int) -> None:
+        """A product or sum that makes a part of the gradient, with its part of the update."""
         update, n = self.fused[id(i)], sizes[1]
         theta, _, *states, hyper = update.ins
-        bytes_in = self.program.buffers[i.outs[0]].offset * self.item
-        places = dict(zip((cpu.OUT, cpu.Y, cpu.OUT2), (theta, *states), strict=False))
-        for which, index in places.items():
+        first = self.program.buffers[i.outs[0]].offset
+        self.updated.setdefault(id(update), []).append((first, self.program.size(i.outs[0], self.n)))
+        for which, index in zip((cpu.OUT, cpu.Y, cpu.OUT2), (theta, *states), strict=False):
             slot, offset = self._where(index)
-            operands[which] = (slot, offset + bytes_in, n, 1)
+            operands[which] = (slot, offset + first * self.item, n, 1)
         operands[cpu.EXTRA] = self._operand(hyper)
-        self._row(
-            cpu.PRODUCT_UPDATE,
-            sizes,
-            (self._tiles(sizes, self._cost(i))[0], n),
-            self._cost(i),
-            operands,
-            simd.UPDATE_CODES[update.code],
-        )
+        if update.code == "sgd":
+            self._product(sizes, operands, panel, self._cost(i), gemm.SGD)
+            return
+        m_block, _ = self._tiles(sizes, self._cost(i), TILE_ROWS, self.panel)
+        code = simd.UPDATE_CODES[update.code]
+        blocking = (block_of(sizes[2], n), 0, 0, 0, panel)
+        notes = (update.code,)
+        self._row(cpu.PRODUCT_UPDATE, sizes, (m_block, n), self._cost(i), operands, code, -1, blocking, notes=notes)
 
-    def _tiles(self, sizes: tuple[int, int, int], nanoseconds: int) -> tuple[int, int]:
+    def _product(
+        self,
+        sizes: tuple[int, int, int],
+        operands: dict[int, Operand],
+        b_panel: int,
+        cost: int,
+        how: int = 0,
+        code: int = -1,
+        then: int = -1,
+        what: str = "",
+    ) -> None:
+        """A product with its blocking; see gemm.product."""
+        m, n, k = sizes
+        (_, _, a_row, a_col), (_, _, b_row, _) = operands[cpu.A], operands[cpu.B]
+        first, second = caches.first_level(), caches.second_level()
+        longest = longest_of(k, n, self.panel, self.item)
+        far_b = b_panel == self.panel and b_row * self.item > FAR and n > self.panel and k >= PACKED_K
+        far_a = a_row == 1 and a_col * self.item > FAR and k >= 2 * PACKED_K and n >= 2 * self.panel
+        far_a = far_a and self.panel % TILE_ROWS == 0
+        lowest = 4 * PACKED_ROWS if far_b else TILE_ROWS
+        narrowest = _ceil(-(-n // 2), self.panel) if far_a else self.panel
+        m_block, n_block = self._tiles(sizes, cost, lowest, narrowest)
+        height, width = min(m, m_block), min(n, n_block)
+        strip = max(1, m_block)
+        if far_b and height >= PACKED_ROWS:
+            how |= gemm.PACK_B
+        if far_a and width >= 2 * self.panel:
+            how |= gemm.PACK_A
+            strip = max(self.panel, second // (2 * min(k, longest) * self.item) // self.panel * self.panel)
+        elif not how & gemm.PACK_B and k <= longest and 2 * k * width * self.item <= second:
+            how |= gemm.BY_STRIP
+            strip = max(TILE_ROWS, first // (2 * max(1, width) * self.item) // TILE_ROWS * TILE_ROWS)
+        if how & (gemm.PACK_A | gemm.PACK_B):
+            rows = min(strip, _ceil(height, self.panel)) if how & gemm.PACK_A else 0
+            self.common.scratch = max(self.common.scratch, (longest * self.panel + rows * min(k, longest)) * self.item)
+        blocking = (block_of(k, n), longest, strip, how, b_panel)
+        signs = ((gemm.PACK_A, "A packed"), (gemm.PACK_B, "B packed"), (gemm.SGD, "sgd"))
+        notes = [word for bit, word in signs if how & bit]
+        self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, what, notes)
+
+    def _tiles(self, sizes: tuple[int, int, int], cost: int, lowest: int, narrowest: int) -> tuple[int, int]:
         """Piece of a product: all of it if it is not shared; else halved along its longer side until it is small."""
         m, n, k = sizes
         m_block, n_block = _ceil(m, TILE_ROWS), _ceil(n, self.panel)
-        while nanoseconds >= SHARE_FROM:
+        while cost >= SHARE_FROM and not self.in_chunk:
             work = 2 * m_block * n_block * max(k, 1)
             pieces = -(-m // max(m_block, 1)) * -(-n // max(n_block, 1))
             if work <= SMALL_PIECE or (work <= PIECE_OPERATIONS and pieces >= FEWEST_PIECES):
                 return m_block, n_block
-            if m_block > TILE_ROWS and (m_block >= n_block or n_block <= self.panel):
-                m_block = _ceil(m_block // 2, TILE_ROWS)
-            elif n_block > self.panel:
-                n_block = _ceil(n_block // 2, self.panel)
+            if m_block > lowest and (m_block >= n_block or n_block <= narrowest):
+                m_block = max(lowest, _ceil(m_block // 2, TILE_ROWS))
+            elif n_block > narrowest:
+                n_block = max(narrowest, _ceil(n_block // 2, self.panel))
             else:
                 break
         return m_block, n_block
 
-    def _transposed(self, index: int) -> Operand:
-        """Bᵀ as a matrix in the scratch that follows the temps; one product after another uses it."""
+    def transposed(self, i: Instruction) -> Operand:
+        """Bᵀ of a product as a matrix in panels, in the scratch that follows the temps; they all use it in turn."""
+        self.instruction, index = i, i.ins[1]
         rows, cols = self._shape(index)
-        self.scratch_size = max(self.scratch_size, rows * cols * self.item)
-        out = (self.slots.workspace, self.scratch, rows, 1)
-        self._transposition(index, out)
+        self.scratch_size = max(self.scratch_size, cols * _ceil(rows, self.panel) * self.item)
+        out = (cpu.WORKSPACE, self.scratch, self.panel, 1)
+        self._transposition(index, out, cols * self.panel, "transpose")
         return out
 
-    def _transposition(self, index: int, out: Operand) -> None:
+    def _transposition(self, index: int, out: Operand, panel: int, what: str = "") -> None:
         rows, cols = self._shape(index)
         lanes = simd.VECTOR_BYTES // self.item
         block = (lanes * max(1, PIECE_ELEMENTS // max(1, cols * lanes)), cols)
         operands = {cpu.OUT: out, cpu.A: self._operand(index)}
-        self._row(cpu.TRANSPOSE, (rows, cols, 0), block, 2 * self.item * rows * cols // 100, operands)
+        cost = 2 * self.item * rows * cols // 100
+        self._row(cpu.TRANSPOSE, (rows, cols, 0), block, cost, operands, blocking=(0, 0, 0, 0, panel), what=what)
 
     def _transpose(self, i: Instruction) -> None:
-        self._transposition(i.ins[0], self._operand(i.outs[0]))
+        self._transposition(i.ins[0], self._operand(i.outs[0]), self.panel)
+
+    # ---- chunks ----------------------------------------------------------------------------------------------------
+
+    def chunks(self, number: int, chunks: schedule.Chunks, tables: list[np.ndarray], moves: np.ndarray) -> None:
+        """The row that takes pieces of the rows through tables of their own."""
+        row = [0] * cpu.WIDTH
+        pieces = -(-self.n // chunks.piece)
+        row[cpu.OP], row[cpu.NUMBER], row[cpu.M], row[cpu.M_BLOCK] = cpu.CHUNKS, number, self.n, chunks.piece
+        row[cpu.CHUNK], row[cpu.PIECES], row[cpu.SHARED] = chunks.rows, pieces, int(pieces > 1)
+        (whole, rest), (count, rest_count) = (t.ctypes.data for t in tables), map(len, tables)
+        row[cpu.TABLE], row[cpu.COUNT], row[cpu.REST_TABLE], row[cpu.REST_COUNT] = whole, count, rest, rest_count
+        row[cpu.MOVES], row[cpu.SLOTS] = moves.ctypes.data, len(moves)
+        self.rows.append(row)
+
+    def add_pieces(
+        self, division: schedule.Division, in_slot: dict[int, int], pieces: int, stride: int
+    ) -> dict[int, list[tuple[int, int]]]:
+        """Add up the slots of the pieces, as the product of a row of ones with them; with the update, if it is SGD.
+
+        Args:
+            in_slot: offset in bytes of every sum in a slot.
+            pieces, stride: number of slots, and elements from one to the next.
+
+        Returns:
+            what has been updated: (offset, elements) by id of the update.
+        """
+        updates = {only_for_update(self.program, i): i for i in division.tail if i.op == "update" and i.code == "sgd"}
+        updated: dict[int, list[tuple[int, int]]] = {}
+        for index, at in in_slot.items():
+            size = self.program.size(index, self.n)
+            b = (cpu.PARTIALS, at, stride, 1)
+            operands = {cpu.OUT: (*self._where(index), size, 1), cpu.A: self.common.one, cpu.B: b}
+            how, buffer = 0, self.program.buffers[index]
+            update = updates.get(buffer.base)
+            self.instruction = division.body[-1] if update is None else update
+            if update is not None:
+                reads = [x for j in division.tail if j is not update for x in j.ins]
+                if not reads_part(self.program, self.n, reads, update, index):
+                    how = gemm.SGD
+                    slot, offset = self._where(update.ins[0])
+                    operands[cpu.OUT] = (slot, offset + buffer.offset * self.item, size, 1)
+                    operands[cpu.EXTRA] = self._operand(update.ins[-1])
+                    updated.setdefault(id(update), []).append((buffer.offset, size))
+            cost = pieces * size * (self.item + 2) // 100
+            self._product((1, size, pieces), operands, self.panel, cost, how, what="add pieces")
+        return updated
 
     def _map(self, i: Instruction) -> None:
         m, n = self._shape(i.outs[0])
@@ -283,9 +621,11 @@ class _Binder:
             block = (PIECE_ELEMENTS // max(cols, 1), cols)
             self._row(cpu.SUM_COLUMNS, (rows, cols, 0), block, cost, {cpu.OUT: out, cpu.A: x})
         else:  # over rows: the product of a row of ones with x, which sums in the products' fixed order
-            one = (self.slots.absolute, self.consts.ctypes.data + (len(self.consts) - 1) * self.item, 0, 0)
-            operands = {cpu.OUT: out, cpu.A: one, cpu.B: x}
-            self._row(cpu.PRODUCT, (1, cols, rows), (1, self.panel), cost, operands)
+            operands = {cpu.OUT: out, cpu.A: self.common.one, cpu.B: x}
+            if id(i) in self.fused:
+                self._updating(i, (1, cols, rows), operands, self.panel)
+            else:
+                self._product((1, cols, rows), operands, self.panel, cost)
 
     def _softmax(self, i: Instruction) -> None:
         m, n = self._shape(i.outs[0])
@@ -310,7 +650,7 @@ class _Binder:
     def _update(self, i: Instruction) -> None:
         theta, g, *states, hyper = i.ins
         vectors = dict(zip((cpu.OUT, cpu.A, cpu.B, cpu.Y), (theta, g, *states), strict=False))
-        for first, end in self._not_fused(i):
+        for first, end in self._not_updated(i):
             operands = {cpu.EXTRA: self._operand(hyper)}
             for which, index in vectors.items():
                 slot, offset = self._where(index)
@@ -319,12 +659,10 @@ class _Binder:
             code = simd.UPDATE_CODES[i.code]
             self._row(cpu.UPDATE, (1, end - first, 0), (1, PIECE_ELEMENTS), cost, operands, code)
 
-    def _not_fused(self, update: Instruction) -> list[tuple[int, int]]:
-        """The ranges of theta that no product updates."""
-        parts = [i.outs[0] for i in self.program.instructions if self.fused.get(id(i)) is update]
-        done = sorted((self.program.buffers[p].offset, self.program.size(p, self.n)) for p in parts)
+    def _not_updated(self, update: Instruction) -> list[tuple[int, int]]:
+        """The ranges of theta that nothing has updated yet."""
         ranges, start = [], 0
-        for offset, size in [*done, (self.program.size(update.ins[0], self.n), 0)]:
+        for offset, size in [*sorted(self.updated.get(id(update), [])), (self.program.size(update.ins[0], self.n), 0)]:
             if offset > start:
                 ranges.append((start, offset))
             start = offset + size

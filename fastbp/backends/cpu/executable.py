@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fastbp.backends.cpu import machine
 from fastbp.backends.cpu.binding import ALIGNMENT, Bound, Slots, bind
-from fastbp.backends.cpu.machine import team
 from fastbp.backends.threads import get_num_threads
 from fastbp.ops import N
 from fastbp.program import Program
@@ -30,7 +30,7 @@ class CpuExecutable:
         self.slots = Slots(program)
         self._bound: dict[int, Bound] = {}
         self._lock = threading.Lock()
-        self._team = team(dtype)
+        self._team = machine.team(dtype)
         self._spare: list[np.ndarray] = []
         # (slot, name, bytes a position, bytes a step) of what comes in; (slot, buffer) of what goes out
         self._sources: list[tuple[int, str, int, int]] = []
@@ -94,19 +94,25 @@ class CpuExecutable:
         values: Mapping[str, Any],
         outputs: dict[int, np.ndarray],
         strides: dict[int, int],
+        clock: int = 0,
     ) -> None:
         """Hand everything to the machine as addresses; the arrays live in this frame until it returns."""
         tables = np.array([(_address(b.table), len(b.table)) for b in bindings], np.int64)
-        workspace = self._borrow(max(b.workspace for b in bindings) + ALIGNMENT)
+        threads = get_num_threads() if any(b.shared for b in bindings) else 1
+        shared, private = (max(getattr(b, what) for b in bindings) for what in ("workspace", "private"))
+        shared = -(-shared // ALIGNMENT) * ALIGNMENT
+        workspace = self._borrow(shared + threads * private + ALIGNMENT)
         slots = [(0, 0, 0)] * self.slots.count
         for slot, name, a_position, a_step in self._sources:
             slots[slot] = (_address(values[name]), a_position, a_step)
         for slot, index in self._results:
             slots[slot] = (_address(outputs[index]), 0, strides[index])
         start = _address(workspace)
-        slots[self.slots.workspace] = (start + -start % ALIGNMENT, 0, 0)
+        start += -start % ALIGNMENT
+        slots[machine.WORKSPACE] = slots[machine.PARTIALS] = (start, 0, 0)
+        slots[machine.PRIVATE], slots[machine.PRIVATE_BYTES] = (start + shared, 0, 0), (private, 0, 0)
+        slots[machine.CLOCK] = (clock, 0, 0)
         places, bases = np.array(slots, np.int64), np.empty(len(slots), np.int64)
-        threads = get_num_threads() if any(b.shared for b in bindings) else 1
         arguments = (_address(tables), _address(plan), len(plan), _address(places), len(slots), _address(bases))
         self._team.run(threads, arguments)
         if workspace.size <= KEPT_WORKSPACE:

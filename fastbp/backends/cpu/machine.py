@@ -3,6 +3,10 @@
 A bound Program is a table of int64 words, one row an instruction: what to do, the sizes, and for every operand the
 slot that holds its address, an offset and two strides. Steps of training (gather, forward, loss, backward, update) run
 inside :func:`enter` with no Python between them; running a Program once is a single step.
+
+An instruction is done in pieces, which a team of threads may share. A piece of CHUNKS is a number of rows that goes
+through a whole table of its own, a chunk of rows after the other: depth first, so that a chunk's activations are still
+in the cache when its backward pass reads them (see schedule.py).
 """
 
 from __future__ import annotations
@@ -14,12 +18,23 @@ import numpy as np
 from numba import types
 
 from fastbp.backends.cpu.compiling import compile_entry, kernel, source_stamp
-from fastbp.backends.cpu.gemm import apply_binary, apply_unary, apply_update, product, product_update
+from fastbp.backends.cpu.gemm import (
+    SGD,
+    apply_binary,
+    apply_unary,
+    apply_update,
+    panel_of,
+    product,
+    product_update,
+)
 from fastbp.backends.cpu.simd import (
     copy_and_prefetch,
+    float_at,
     get_int,
     itemsize_of,
     lanes_of,
+    load_at,
+    nanoseconds,
     pointer,
     set_int,
     softmax_row,
@@ -34,6 +49,7 @@ from fastbp.backends.cpu.team import (
     SPINS_BEFORE_YIELD,
     YIELDS_BEFORE_PARK,
     Team,
+    atomic_add,
     atomic_load,
     claim,
     finish,
@@ -47,13 +63,24 @@ from fastbp.backends.cpu.team import ROW as CURRENT_ROW
 # operations
 PRODUCT, MAP_UNARY, MAP_BINARY, SUM_ALL, SUM_COLUMNS, SOFTMAX, ONEHOT, TRANSPOSE, GATHER, UPDATE = range(10)
 PRODUCT_UPDATE = 10  # a gradient's product and the update of what it is the gradient of
+CHUNKS = 11
 # words of a row; M, N, K are sizes, a piece is M_BLOCK rows by N_BLOCK columns
 OP, CODE, THEN, M, N, K, M_BLOCK, N_BLOCK, PIECES, SHARED = range(10)
-OPERANDS = 10
+# of a product (see gemm.py); PANEL also of a transposition
+BLOCK, LONGEST, STRIP, HOW, PANEL = range(10, 15)
+SUMS = 15  # 1 where the output is a sum over the rows of a chunk, which adds to those of the chunks before
+NUMBER = 16  # of the instruction, for the clock
+OPERANDS = 17
 # words of an operand; offset in bytes, strides in elements
 SLOT, OFFSET, ROW_STRIDE, COL_STRIDE = range(4)
 OUT, A, B, Y, OUT2, EXTRA = range(6)
 WIDTH = OPERANDS + 4 * 6
+# words of CHUNKS in place of M_BLOCK …: rows of a piece, of a chunk; addresses and lengths of the tables for a whole
+# chunk and for the rest; address of the bytes by which each slot moves a row and a piece; number of slots
+CHUNK, TABLE, COUNT, REST_TABLE, REST_COUNT, MOVES, SLOTS = N_BLOCK, CODE, THEN, K, BLOCK, LONGEST, STRIP
+# the first slots: memory of each thread's own and its bytes a thread; where the clock adds up, or
+# 0; the temps; the sums over the pieces of CHUNKS
+PRIVATE, PRIVATE_BYTES, CLOCK, WORKSPACE, PARTIALS = range(5)
 
 SUM_CHUNK = 1024  # elements summed in one go before they join the total, so that rounding errors stay small
 
@@ -76,21 +103,40 @@ def _element(row, bases, which, i, j, one):
 
 
 @kernel
-def _product_piece(row, bases, i, j, m, n, one):
+def _private(bases, thread):
+    """Address of memory that no other thread uses."""
+    return get_int(bases, PRIVATE) + thread * get_int(bases, PRIVATE_BYTES)
+
+
+@kernel
+def _rate(row, bases, one):
+    """The learning rate of a fused update by SGD, else any number."""
+    return float_at(_address(row, bases, EXTRA), one) if get_int(row, HOW) & SGD else one
+
+
+@kernel
+def _product_piece(row, bases, i, j, m, n, accumulate, thread, one):
     item = itemsize_of(one)
     then = get_int(row, THEN)
     a_row, a_col = _operand(row, A, ROW_STRIDE), _operand(row, A, COL_STRIDE)
     y_row, y_step = _operand(row, Y, ROW_STRIDE), _operand(row, Y, COL_STRIDE)
     c_row, out2_row = _operand(row, OUT, ROW_STRIDE), _operand(row, OUT2, ROW_STRIDE)
+    b_panel = get_int(row, PANEL)
     product(
         m,
         n,
         get_int(row, K),
+        get_int(row, BLOCK),
+        get_int(row, LONGEST),
+        get_int(row, STRIP),
+        get_int(row, HOW),
+        accumulate and get_int(row, SUMS),
         _address(row, bases, A) + i * a_row * item,
         a_row,
         a_col,
-        _address(row, bases, B) + j * item,
+        _address(row, bases, B) + j // panel_of(one) * b_panel * item,
         _operand(row, B, ROW_STRIDE),
+        b_panel,
         _address(row, bases, OUT) + (i * c_row + j) * item,
         c_row,
         get_int(row, CODE),
@@ -100,6 +146,8 @@ def _product_piece(row, bases, i, j, m, n, one):
         then,
         _address(row, bases, OUT2) + (i * out2_row + j) * item,
         out2_row,
+        _rate(row, bases, one),
+        _private(bases, thread),
         one,
     )
 
@@ -113,6 +161,7 @@ def _product_update_piece(row, bases, rule, i, m, n, one):
         m,
         n,
         get_int(row, K),
+        get_int(row, BLOCK),
         _address(row, bases, A) + i * a_row * item,
         a_row,
         _operand(row, A, COL_STRIDE),
@@ -127,15 +176,16 @@ def _product_update_piece(row, bases, rule, i, m, n, one):
 
 
 @kernel
-def _sum_all(row, bases, one):
-    total = one - one
+def _sum_all(row, bases, accumulate, one):
+    out = pointer(_address(row, bases, OUT), 0, one)
+    total = load_at(out, 0) if accumulate else one - one
     x = _address(row, bases, A)
     size = get_int(row, N)
     start = 0
     while start < size:
         total += sum_row(min(size - start, SUM_CHUNK), pointer(x, start, one))
         start += SUM_CHUNK
-    store_at(pointer(_address(row, bases, OUT), 0, one), 0, total)
+    store_at(out, 0, total)
 
 
 @kernel
@@ -167,8 +217,8 @@ def _gather(row, bases, i, m):
 
 
 @kernel
-def run_piece(row, bases, piece, one):
-    """Do one piece of the instruction at ``row``: M_BLOCK x N_BLOCK of its output, pieces going down the rows first."""
+def _run_block(row, bases, piece, accumulate, thread, one):
+    """One piece of any instruction but CHUNKS: M_BLOCK x N_BLOCK of its output, pieces going down the rows first."""
     op = get_int(row, OP)
     code = get_int(row, CODE)
     m_block, n_block = get_int(row, M_BLOCK), get_int(row, N_BLOCK)
@@ -178,7 +228,7 @@ def run_piece(row, bases, piece, one):
     m = min(m_block, get_int(row, M) - i)
     n = min(n_block, get_int(row, N) - j)
     if op == PRODUCT:
-        _product_piece(row, bases, i, j, m, n, one)
+        _product_piece(row, bases, i, j, m, n, accumulate, thread, one)
     elif op == MAP_BINARY:
         x_step, y_step = _operand(row, A, COL_STRIDE), _operand(row, B, COL_STRIDE)
         for r in range(i, i + m):
@@ -198,7 +248,7 @@ def run_piece(row, bases, piece, one):
     elif op == GATHER:
         _gather(row, bases, i, m)
     elif op == SUM_ALL:
-        _sum_all(row, bases, one)
+        _sum_all(row, bases, accumulate and get_int(row, SUMS), one)
     elif op == SUM_COLUMNS:
         for r in range(i, i + m):
             total = sum_row(n, _element(row, bases, A, r, 0, one))
@@ -214,34 +264,94 @@ def run_piece(row, bases, piece, one):
 
 @kernel
 def _transpose(row, bases, i, j, m, n, one):
-    """Rows i … of the source and its columns j … become columns i … and rows j … of the output."""
+    """Rows i … of the source and its columns j … become columns i … and rows j … of the output, in panels."""
     lanes = lanes_of(one)
+    panel, wide = panel_of(one), get_int(row, PANEL)
     out_row, x_row = _operand(row, OUT, ROW_STRIDE), _operand(row, A, ROW_STRIDE)
     for r in range(i, i + m, lanes):
         for c in range(j, j + n, lanes):
-            out = pointer(_address(row, bases, OUT), c * out_row + r, one)
+            out = pointer(_address(row, bases, OUT), r // panel * wide + c * out_row + r % panel, one)
             x = pointer(_address(row, bases, A), r * x_row + c, one)
             transpose_tile(min(lanes, i + m - r), min(lanes, j + n - c), out, out_row, x, x_row)
 
 
 @kernel
+def _began(clock):
+    return nanoseconds() if clock != 0 else 0
+
+
+@kernel
+def _ended(clock, row, began):
+    """Add the time since ``began`` to the instruction's, if a clock is wanted."""
+    if clock != 0:
+        atomic_add(clock, get_int(row, NUMBER), nanoseconds() - began)
+
+
+@kernel
+def chunk_header(slots):
+    """Bytes at the start of private memory for the addresses of ``slots`` slots, whole cache lines."""
+    return (8 * slots + 63) // 64 * 64
+
+
+@kernel
+def _run_chunks(row, bases, piece, thread, one):
+    """A piece of the rows through a table of instructions, a chunk after the other, by this thread alone.
+
+    The tables see addresses of their own: rows of the batch begin at the chunk's first, temps lie in the thread's
+    private memory, sums in the slot of the piece.
+    """
+    first = piece * get_int(row, M_BLOCK)
+    end = min(first + get_int(row, M_BLOCK), get_int(row, M))
+    chunk, moves, slots = get_int(row, CHUNK), get_int(row, MOVES), get_int(row, SLOTS)
+    own = _private(bases, thread)
+    clock = get_int(bases, CLOCK)
+    for at in range(first, end, chunk):
+        for k in range(slots):
+            moved = at * get_int(moves, 2 * k) + piece * get_int(moves, 2 * k + 1)
+            set_int(own, k, get_int(bases, k) + moved)
+        set_int(own, PRIVATE, own + chunk_header(slots))
+        set_int(own, PRIVATE_BYTES, 0)
+        table, count = get_int(row, TABLE), get_int(row, COUNT)
+        if end - at < chunk:
+            table, count = get_int(row, REST_TABLE), get_int(row, REST_COUNT)
+        for q in range(count):
+            line = table + q * WIDTH * 8
+            began = _began(clock)
+            for part in range(get_int(line, PIECES)):
+                _run_block(line, own, part, at > first, 0, one)
+            _ended(clock, line, began)
+
+
+@kernel
+def run_piece(row, bases, piece, thread, one):
+    """Do one piece of the instruction at ``row``."""
+    if get_int(row, OP) == CHUNKS:
+        _run_chunks(row, bases, piece, thread, one)
+    else:
+        _run_block(row, bases, piece, 0, thread, one)
+
+
+@kernel
 def _run_table(table, count, bases, control, one):
+    clock = get_int(bases, CLOCK)
     for q in range(count):
         row = table + q * WIDTH * 8
         pieces = get_int(row, PIECES)
+        began = _began(clock)
         if control == 0 or get_int(row, SHARED) == 0:
             for piece in range(pieces):
-                run_piece(row, bases, piece, one)
+                run_piece(row, bases, piece, 0, one)
         else:
             publish(control, row, bases, pieces)
             piece = claim(control, 0)
             while piece >= 0:
-                run_piece(row, bases, piece, one)
+                run_piece(row, bases, piece, 0, one)
                 finish(control, 0)
                 piece = claim(control, 0)
             waited = 0
             while atomic_load(control, DONE) < pieces:
                 waited = spin(waited)
+        _ended(clock, row, began)
 
 
 @kernel
@@ -253,7 +363,7 @@ def _help(control, thread, one):
         if piece < 0:
             waited = spin(waited)
         else:
-            run_piece(get_int(control, CURRENT_ROW), get_int(control, CURRENT_BASES), piece, one)
+            run_piece(get_int(control, CURRENT_ROW), get_int(control, CURRENT_BASES), piece, thread, one)
             finish(control, thread)
             waited = 0
 

@@ -10,6 +10,7 @@ instructions as a full one, so that an element's value never depends on where in
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -248,24 +249,39 @@ class VectorEmitter:
     def _from_bits(self, bits: Any) -> Vector:
         return Vector(self, self.builder.bitcast(bits, self.type))
 
+    def _scaled(self, x: Vector, n: Vector) -> Vector:
+        """X 2^n for whole n, rounded once where the result is subnormal."""
+        b = self.builder
+        if VECTOR_BYTES == 64 and _X86:
+            suffix = "ps" if self.dtype == "float32" else "pd"
+            everywhere = ir.IntType(self.lanes)
+            signature = ir.FunctionType(self.type, [self.type] * 3 + [everywhere, I32])
+            name = f"llvm.x86.avx512.mask.scalef.{suffix}.512"
+            function = cgutils.get_or_insert_function(b.module, signature, name)
+            rounding = I32(4)  # as the environment says
+            return Vector(self, b.call(function, [x.value, n.value, x.value, everywhere(-1), rounding]))
+        whole = b.sub(self._bits(n + self._magic()), self._bits(self._magic()))
+        half = b.ashr(whole, self.integers(1))  # in two steps: 2^n may be subnormal
+        return x * self._power_of_two(half) * self._power_of_two(b.sub(whole, half))
+
     def _power_of_two(self, n: Any) -> Vector:
         """2^n of an integer vector with n in the range of normal numbers."""
         b = self.builder
         return self._from_bits(b.shl(b.add(n, self.integers(self.bias)), self.integers(self.mantissa)))
 
-    def _reduced(self, x: Vector) -> tuple[Any, Vector]:
+    def _magic(self) -> Vector:
+        """Adding it to a number leaves the nearest integer in the low bits."""
+        return self._number(1.5 * 2.0**self.mantissa)
+
+    def _reduced(self, x: Vector) -> tuple[Vector, Vector]:
         """N and e^r - 1 with x = n ln 2 + r, |r| <= ln(2)/2 (Cody and Waite's two-part ln 2).
 
-        n comes from adding 1.5 2^mantissa, which leaves the rounded integer in the low bits. A conversion to integer
-        would be undefined for NaN; this way NaN stays in r.
+        n comes from adding 1.5 2^mantissa and taking it away again. A conversion to integer would be undefined for NaN;
+        this way NaN stays in n and r.
         """
-        b = self.builder
-        magic = self._number(1.5 * 2.0**self.mantissa)
-        shifted = self.fma(x, 1.4426950408889634, magic)
-        n = b.sub(self._bits(shifted), self._bits(magic))
-        rounded = shifted - magic
+        n = self.fma(x, 1.4426950408889634, self._magic()) - self._magic()
         high, low = (0.693359375, -2.12194440054690583e-4) if self.dtype == "float32" else _LN2_PARTS
-        r = self.fma(rounded, -low, self.fma(rounded, -high, x))
+        r = self.fma(n, -low, self.fma(n, -high, x))
         p = scalars.polynomial(self, r, polynomials.EXPM1[self.dtype])
         return n, self.fma(r * r, p, r)
 
@@ -273,19 +289,15 @@ class VectorEmitter:
         return Vector(self, self.constant(x))
 
     def exp(self, x: Vector) -> Vector:
-        b = self.builder
         low, high = (-105.0, 90.0) if self.dtype == "float32" else (-746.0, 711.0)  # beyond: 0 and inf
-        x = self.where(x > high, high, self.where(x < low, low, x))
-        n, e = self._reduced(x)
-        half = b.ashr(n, self.integers(1))
-        rest = b.sub(n, half)
-        return (e + 1.0) * self._power_of_two(half) * self._power_of_two(rest)  # in two steps: 2^n may be subnormal
+        n, e = self._reduced(self.where(x > high, high, self.where(x < low, low, x)))
+        return self._scaled(e + 1.0, n)
 
     def expm1(self, x: Vector) -> Vector:
         """e^x - 1, infinite from the last whole power of e on: the formulas need it for x <= 0."""
         low, high = (-80.0, 88.0) if self.dtype == "float32" else (-700.0, 709.0)  # -1 from long before low
         n, e = self._reduced(self.where(x > high, high, self.where(x < low, low, x)))
-        power = self._power_of_two(n)
+        power = self._scaled(self._number(1.0), n)
         return self.where(x > high, float("inf"), self.fma(e, power, power - 1.0))
 
     def tanh(self, x: Vector) -> Vector:
@@ -601,6 +613,23 @@ def store_at(typingctx: Any, p: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
+def load_at(typingctx: Any, p: Any, index: Any) -> Any:
+    """p[index]."""
+    return p.dtype(p, types.int64), lambda context, builder, sig, a: builder.load(builder.gep(a[0], [a[1]]))
+
+
+@intrinsic
+def float_at(typingctx: Any, address: Any, like: Any) -> Any:
+    """The float64 at an address, as ``like``'s type."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        value = builder.load(builder.inttoptr(arguments[0], ir.DoubleType().as_pointer()))
+        return value if sig.return_type == types.float64 else builder.fptrunc(value, ir.FloatType())
+
+    return like(types.int64, like), codegen
+
+
+@intrinsic
 def get_int(typingctx: Any, address: Any, index: Any) -> Any:
     """The int64 at address + 8 index."""
     signature = types.int64(types.int64, types.int64)
@@ -662,3 +691,20 @@ def copy_and_prefetch(typingctx: Any, words: Any, out: Any, source: Any, next_so
 def itemsize_of(typingctx: Any, like: Any) -> Any:
     """Bytes an element of ``like``'s type, a compile-time constant."""
     return types.int64(like), lambda context, builder, sig, a: I64(sig.args[0].bitwidth // 8)
+
+
+@intrinsic
+def nanoseconds(typingctx: Any) -> Any:
+    """A clock that only goes forward (POSIX clock_gettime)."""
+    monotonic = 6 if sys.platform == "darwin" else 1
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        time = cgutils.alloca_once(builder, ir.ArrayType(I64, 2))
+        seconds = builder.bitcast(time, I64.as_pointer())
+        signature = ir.FunctionType(I32, [I32, I64.as_pointer()])
+        function = cgutils.get_or_insert_function(builder.module, signature, "clock_gettime")
+        builder.call(function, [I32(monotonic), seconds])
+        whole = builder.mul(builder.load(seconds), I64(1_000_000_000))
+        return builder.add(whole, builder.load(builder.gep(seconds, [I64(1)])))
+
+    return types.int64(), codegen

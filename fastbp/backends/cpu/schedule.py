@@ -1,0 +1,142 @@
+"""Which part of a Program can go depth first: a chunk of rows through all of it, before the next chunk begins.
+
+Instructions whose rows do not meet (products with parameters, elementwise functions, softmax) may be done for some
+rows at a time, and sums over the rows (gradients of parameters, losses) a part at a time. So a Program is divided into
+
+head    what reads no row of the batch that an instruction computes: once, before,
+body    what can be done a chunk of rows at a time; its sums over rows add up,
+tail    what needs the sums: once, after.
+
+A Program in which a row depends on such a sum (a loss weighted by the sum of the weights of gathered rows) has no body:
+all its instructions are done for all rows, one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastbp.program import Instruction, Program
+
+# Elements of a chunk's products, and rows: they decide in which order sums are added up, so they are the same on any
+# machine. Activations and deltas of a chunk take a few times 100 KB, in a second-level cache together with the weights.
+CHUNK_ELEMENTS = 64_000
+MOST_ROWS, FEWEST_ROWS = 256, 16
+MOST_PIECES = 32  # each has a gradient of its own
+MOST_PARAMETERS = 65_536  # elements of the operands that all rows share: they stay in the second-level cache
+FEWEST_CHUNKS = 4
+
+
+@dataclass(frozen=True)
+class Division:
+    """A Program in three parts.
+
+    Attributes:
+        rows: temps of the body with rows of the batch.
+        sums: what the body sums over rows, in order.
+    """
+
+    head: tuple[Instruction, ...]
+    body: tuple[Instruction, ...]
+    tail: tuple[Instruction, ...]
+    rows: frozenset[int]
+    sums: tuple[int, ...]
+
+
+def divide(program: Program) -> Division | None:
+    """The three parts, or None if no chunk of rows can go through on its own."""
+    head, body, tail = [], [], []
+    computed: set[int] = set()  # rows of the batch that an instruction computes
+    late: set[int] = set()  # what depends on a sum
+    sums: list[int] = []
+    for i in program.instructions:
+        by_rows = any(_has_rows(program, b) for b in i.ins)
+        if any(_has_rows(program, b) for b in i.outs):
+            if not _stays_in_its_rows(program, i) or late.intersection(i.ins):
+                return None
+            body.append(i)
+            computed.update(i.outs)
+        elif computed.intersection(i.ins):
+            if not _adds_up(i) or late.intersection(i.ins):
+                return None
+            body.append(i)
+            sums.extend(i.outs)
+            late.update(i.outs)
+        elif by_rows and not late.intersection(i.ins):
+            head.append(i)  # of the input alone
+        elif _depends_on(program, i, late):
+            tail.append(i)
+            late.update(i.outs)
+        else:
+            head.append(i)
+    if not sums and not computed:
+        return None
+    temps = frozenset(b for b in computed if program.buffers[b].kind == "temp")
+    return Division(tuple(head), tuple(body), tuple(tail), temps, tuple(sums))
+
+
+def _has_rows(program: Program, index: int) -> bool:
+    rows, cols = program.buffers[index].shape
+    return bool(rows.per_row or cols.per_row)
+
+
+def _depends_on(program: Program, i: Instruction, late: set[int]) -> bool:
+    """Whether an instruction reads a late buffer, a part of one, or what has one as a part."""
+    roots = {_root(program, b) for b in late}
+    return any(_root(program, b) in roots for b in i.ins)
+
+
+def _root(program: Program, index: int) -> int:
+    base = program.buffers[index].base
+    return index if base is None else base
+
+
+def _stays_in_its_rows(program: Program, i: Instruction) -> bool:
+    """Whether row r of the output needs row r of the inputs alone."""
+    for b in i.outs:
+        rows, cols = program.buffers[b].shape
+        if cols.per_row or (rows.per_row, rows.fixed) != (1, 0) or program.buffers[b].base is not None:
+            return False
+    match i.op:
+        case "matmul":
+            return not i.ta and not _has_rows(program, i.ins[1])
+        case "map" | "softmax" | "log_softmax" | "onehot" | "gather":
+            return True
+        case "sum":
+            return i.axis == 1
+    return False
+
+
+def _adds_up(i: Instruction) -> bool:
+    """Whether an instruction is a sum over rows, so that the sums of two chunks add up to the sum of both."""
+    match i.op:
+        case "matmul":
+            return i.ta and not i.tb and not i.code and not i.then
+        case "sum":
+            return i.axis != 1
+    return False
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How many rows a chunk has, and a piece: a whole number of chunks."""
+
+    rows: int
+    piece: int
+
+
+def chunks_for(program: Program, division: Division, n: int) -> Chunks | None:
+    """Chunks for n rows, or None where one instruction after the other is as good.
+
+    It depends on the products alone, so that a gradient is the same with and without an update or gathered rows.
+    """
+    products = [i for i in division.body if i.op == "matmul"]
+    across = sum(program.buffers[i.outs[0]].shape[1].fixed for i in products if not i.ta)
+    shared = sum(program.size(i.ins[1], n) for i in products if not i.ta)
+    shared += sum(program.size(i.outs[0], n) for i in products if i.ta)
+    if not products or shared > MOST_PARAMETERS:
+        return None
+    rows = max(FEWEST_ROWS, min(MOST_ROWS, CHUNK_ELEMENTS // across // FEWEST_ROWS * FEWEST_ROWS))
+    if n < FEWEST_CHUNKS * rows:
+        return None
+    count = -(-n // rows)
+    return Chunks(rows, rows * -(-count // MOST_PIECES))

@@ -489,8 +489,10 @@ class _Table:
         far_b = b_panel == self.panel and b_row * self.item > FAR and n > self.panel and k >= PACKED_K
         far_a = a_row == 1 and a_col * self.item > FAR and k >= 2 * PACKED_K and n >= 2 * self.panel
         far_a = far_a and self.panel % TILE_ROWS == 0
-        lowest = 4 * PACKED_ROWS if far_b else TILE_ROWS
+        lowest = 4 * PACKED_ROWS if far_b else 2 * self.panel if far_a else TILE_ROWS
         narrowest = _ceil(-(-n // 2), self.panel) if far_a else self.panel
+        if 2 * k * n * self.item <= first:
+            narrowest = n  # B stays in the first-level cache: whole rows, one after the other
         m_block, n_block = self._tiles(sizes, cost, lowest, narrowest)
         height, width = min(m, m_block), min(n, n_block)
         strip = max(1, m_block)
@@ -505,6 +507,8 @@ class _Table:
         if how & (gemm.PACK_A | gemm.PACK_B):
             rows = min(strip, _ceil(height, self.panel)) if how & gemm.PACK_A else 0
             self.common.scratch = max(self.common.scratch, (longest * self.panel + rows * min(k, longest)) * self.item)
+        elif m <= m_block and n <= self.panel and k <= longest and height * n * self.item <= first:
+            how |= gemm.SMALL
         blocking = (block_of(k, n), longest, strip, how, b_panel)
         signs = ((gemm.PACK_A, "A packed"), (gemm.PACK_B, "B packed"), (gemm.SGD, "sgd"))
         notes = [word for bit, word in signs if how & bit]

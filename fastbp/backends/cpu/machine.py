@@ -20,12 +20,14 @@ from numba import types
 from fastbp.backends.cpu.compiling import compile_entry, kernel, source_stamp
 from fastbp.backends.cpu.gemm import (
     SGD,
+    SMALL,
     apply_binary,
     apply_unary,
     apply_update,
     panel_of,
     product,
     product_update,
+    small_product,
 )
 from fastbp.backends.cpu.simd import (
     copy_and_prefetch,
@@ -112,6 +114,34 @@ def _private(bases, thread):
 def _rate(row, bases, one):
     """The learning rate of a fused update by SGD, else any number."""
     return float_at(_address(row, bases, EXTRA), one) if get_int(row, HOW) & SGD else one
+
+
+@kernel
+def _small_product(row, bases, accumulate, one):
+    small_product(
+        get_int(row, M),
+        get_int(row, N),
+        get_int(row, K),
+        get_int(row, BLOCK),
+        get_int(row, HOW),
+        accumulate and get_int(row, SUMS),
+        _address(row, bases, A),
+        _operand(row, A, ROW_STRIDE),
+        _operand(row, A, COL_STRIDE),
+        _address(row, bases, B),
+        _operand(row, B, ROW_STRIDE),
+        _address(row, bases, OUT),
+        _operand(row, OUT, ROW_STRIDE),
+        get_int(row, CODE),
+        _address(row, bases, Y),
+        _operand(row, Y, ROW_STRIDE),
+        _operand(row, Y, COL_STRIDE),
+        get_int(row, THEN),
+        _address(row, bases, OUT2),
+        _operand(row, OUT2, ROW_STRIDE),
+        _rate(row, bases, one),
+        one,
+    )
 
 
 @kernel
@@ -221,6 +251,9 @@ def _run_block(row, bases, piece, accumulate, thread, one):
     """One piece of any instruction but CHUNKS: M_BLOCK x N_BLOCK of its output, pieces going down the rows first."""
     op = get_int(row, OP)
     code = get_int(row, CODE)
+    if op == PRODUCT and get_int(row, HOW) & SMALL:
+        _small_product(row, bases, accumulate, one)
+        return
     m_block, n_block = get_int(row, M_BLOCK), get_int(row, N_BLOCK)
     down = (get_int(row, M) + m_block - 1) // m_block
     i = (piece % down) * m_block

@@ -427,19 +427,20 @@ class _Table:
         k = self._shape(i.ins[0])[0 if i.ta else 1]
         slot, offset, stride, _ = self._operand(i.ins[0])
         a = (slot, offset, 1, stride) if i.ta else (slot, offset, stride, 1)
-        b, b_panel = self._operand(i.ins[1]), self.panel
+        b, b_panel, how = self._operand(i.ins[1]), self.panel, 0
         if i.tb and min(n, k) == 1:
             b = (*b[:2], n, 1)
+        elif i.ins[1] in self.ready and i.tb:
+            b, b_panel = self.ready[i.ins[1]], k * self.panel
         elif i.tb:
-            b = self.ready[i.ins[1]] if i.ins[1] in self.ready else self.transposed(i)
-            b_panel = k * self.panel
+            how = gemm.PACK_T
         operands = {cpu.OUT: self._operand(out), cpu.A: a, cpu.B: b}
-        how, code, then = 0, simd.BINARY_CODES[i.code] if i.code else -1, -1
+        code, then = simd.BINARY_CODES[i.code] if i.code else -1, -1
         if i.code:
             operands[cpu.Y] = self._operand(i.ins[2], (m, n))
             plain, _, act = i.code.partition("_")
             if plain == "add" and self._shape(i.ins[2]) == (1, n):  # a bias: added in registers
-                how, code = gemm.BIAS, -1
+                how, code = how | gemm.BIAS, -1
                 if act:
                     then = simd.UNARY_CODES[act]
                     operands[cpu.OUT2] = operands[cpu.OUT]
@@ -447,11 +448,13 @@ class _Table:
             then = simd.UNARY_CODES[i.then]
             operands[cpu.OUT2] = self._operand(i.outs[1])
         if id(i) in self.fused:
-            self._updating(i, (m, n, k), operands, b_panel)
+            self._updating(i, (m, n, k), operands, b_panel, how)
         else:
             self._product((m, n, k), operands, b_panel, self._cost(i), how, code, then)
 
-    def _updating(self, i: Instruction, sizes: tuple[int, int, int], operands: dict[int, Operand], panel: int) -> None:
+    def _updating(
+        self, i: Instruction, sizes: tuple[int, int, int], operands: dict[int, Operand], panel: int, how: int = 0
+    ) -> None:
         """A product or sum that makes a part of the gradient, with its part of the update."""
         update, n = self.fused[id(i)], sizes[1]
         theta, _, *states, hyper = update.ins
@@ -462,7 +465,7 @@ class _Table:
             operands[which] = (slot, offset + first * self.item, n, 1)
         operands[cpu.EXTRA] = self._operand(hyper)
         if update.code == "sgd":
-            self._product(sizes, operands, panel, self._cost(i), gemm.SGD)
+            self._product(sizes, operands, panel, self._cost(i), how | gemm.SGD)
             return
         m_block, _ = self._tiles(sizes, self._cost(i), TILE_ROWS, self.panel)
         code = simd.UPDATE_CODES[update.code]
@@ -486,10 +489,11 @@ class _Table:
         (_, _, a_row, a_col), (_, _, b_row, _) = operands[cpu.A], operands[cpu.B]
         first, second = caches.first_level(), caches.second_level()
         longest = longest_of(k, n, self.panel, self.item)
-        far_b = b_panel == self.panel and b_row * self.item > FAR and n > self.panel and k >= PACKED_K
-        far_a = a_row == 1 and a_col * self.item > FAR and k >= 2 * PACKED_K and n >= 2 * self.panel
+        turned = bool(how & gemm.PACK_T)
+        far_b = not turned and b_panel == self.panel and b_row * self.item > FAR and n > self.panel and k >= PACKED_K
+        far_a = a_row == 1 and a_col * self.item > FAR and k >= 4 * PACKED_K and n >= 2 * self.panel
         far_a = far_a and self.panel % TILE_ROWS == 0
-        lowest = 4 * PACKED_ROWS if far_b else 2 * self.panel if far_a else TILE_ROWS
+        lowest = 4 * PACKED_ROWS if far_b or far_a or turned else TILE_ROWS
         narrowest = _ceil(-(-n // 2), self.panel) if far_a else self.panel
         if 2 * k * n * self.item <= first:
             narrowest = n  # B stays in the first-level cache: whole rows, one after the other
@@ -500,17 +504,19 @@ class _Table:
             how |= gemm.PACK_B
         if far_a and width >= 2 * self.panel:
             how |= gemm.PACK_A
-            strip = max(self.panel, second // (2 * min(k, longest) * self.item) // self.panel * self.panel)
-        elif not how & gemm.PACK_B and k <= longest and 2 * k * width * self.item <= second:
+            strip = _ceil(strip, self.panel)
+        elif m <= m_block and n <= self.panel and k <= longest and m * n * self.item <= first:
+            how |= gemm.SMALL | gemm.BY_STRIP
+        elif not how & (gemm.PACK_B | gemm.PACK_T) and k <= longest and 2 * k * width * self.item <= second:
             how |= gemm.BY_STRIP
             strip = max(TILE_ROWS, first // (2 * max(1, width) * self.item) // TILE_ROWS * TILE_ROWS)
-        if how & (gemm.PACK_A | gemm.PACK_B):
+        if how & (gemm.PACK_A | gemm.PACK_B | gemm.PACK_T):
             rows = min(strip, _ceil(height, self.panel)) if how & gemm.PACK_A else 0
-            self.common.scratch = max(self.common.scratch, (longest * self.panel + rows * min(k, longest)) * self.item)
-        elif m <= m_block and n <= self.panel and k <= longest and height * n * self.item <= first:
-            how |= gemm.SMALL
+            length = min(k, longest)
+            room = (longest if rows else length) * self.panel + rows * length
+            self.common.scratch = max(self.common.scratch, room * self.item)
         blocking = (block_of(k, n), longest, strip, how, b_panel)
-        signs = ((gemm.PACK_A, "A packed"), (gemm.PACK_B, "B packed"), (gemm.SGD, "sgd"))
+        signs = ((gemm.PACK_A, "A packed"), (gemm.PACK_B | gemm.PACK_T, "B packed"), (gemm.SGD, "sgd"))
         notes = [word for bit, word in signs if how & bit]
         self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, what, notes)
 

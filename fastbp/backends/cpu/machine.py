@@ -19,6 +19,7 @@ from numba import types
 
 from fastbp.backends.cpu.compiling import compile_entry, kernel, source_stamp
 from fastbp.backends.cpu.gemm import (
+    PACK_T,
     SGD,
     SMALL,
     apply_binary,
@@ -117,7 +118,7 @@ def _rate(row, bases, one):
 
 
 @kernel
-def _small_product(row, bases, accumulate, one):
+def _small_product(row, bases, accumulate, thread, one):
     small_product(
         get_int(row, M),
         get_int(row, N),
@@ -140,6 +141,7 @@ def _small_product(row, bases, accumulate, one):
         _address(row, bases, OUT2),
         _operand(row, OUT2, ROW_STRIDE),
         _rate(row, bases, one),
+        _private(bases, thread),
         one,
     )
 
@@ -151,7 +153,7 @@ def _product_piece(row, bases, i, j, m, n, accumulate, thread, one):
     a_row, a_col = _operand(row, A, ROW_STRIDE), _operand(row, A, COL_STRIDE)
     y_row, y_step = _operand(row, Y, ROW_STRIDE), _operand(row, Y, COL_STRIDE)
     c_row, out2_row = _operand(row, OUT, ROW_STRIDE), _operand(row, OUT2, ROW_STRIDE)
-    b_panel = get_int(row, PANEL)
+    b_row, b_panel = _operand(row, B, ROW_STRIDE), get_int(row, PANEL)
     product(
         m,
         n,
@@ -164,8 +166,8 @@ def _product_piece(row, bases, i, j, m, n, accumulate, thread, one):
         _address(row, bases, A) + i * a_row * item,
         a_row,
         a_col,
-        _address(row, bases, B) + j // panel_of(one) * b_panel * item,
-        _operand(row, B, ROW_STRIDE),
+        _address(row, bases, B) + (j * b_row if get_int(row, HOW) & PACK_T else j // panel_of(one) * b_panel) * item,
+        b_row,
         b_panel,
         _address(row, bases, OUT) + (i * c_row + j) * item,
         c_row,
@@ -252,7 +254,7 @@ def _run_block(row, bases, piece, accumulate, thread, one):
     op = get_int(row, OP)
     code = get_int(row, CODE)
     if op == PRODUCT and get_int(row, HOW) & SMALL:
-        _small_product(row, bases, accumulate, one)
+        _small_product(row, bases, accumulate, thread, one)
         return
     m_block, n_block = get_int(row, M_BLOCK), get_int(row, N_BLOCK)
     down = (get_int(row, M) + m_block - 1) // m_block

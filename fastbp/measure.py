@@ -71,7 +71,7 @@ class Network:
     name: str
     layers: tuple[int, ...]
     batch: int
-    activation: str = "sigmoid"
+    activation: str | tuple[str, ...] = "sigmoid"
     output: str = "sigmoid"
     loss: str = "half_sse"
 
@@ -525,7 +525,7 @@ def _row(
 
 
 def this_machine(peak: dict[int, float]) -> Machine:
-    """This machine and its versions, with the peak that was measured."""
+    """The machine and its versions, with the peak that was measured."""
     import fastbp
 
     return Machine(
@@ -584,7 +584,7 @@ def digits(x: float) -> str:
     return f"{x:.1f}" if abs(x) >= 9.995 else f"{x:.2f}" if abs(x) >= 0.995 else f"{x:.2g}"
 
 
-def _large(x: float) -> str:
+def large(x: float) -> str:
     """Three significant digits with a unit: 950, 1.23 k, 45.6 M."""
     for unit, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if x >= 0.9995 * unit:
@@ -606,10 +606,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.ratio_products:.2f}",
         f"{row.ratio_operations:.2f}",
         digits(row.step_us),
-        _large(row.rows_per_second),
+        large(row.rows_per_second),
         digits(row.gflops),
         digits(100 * row.peak_fraction),
-        f"{'~' * row.naive_extrapolated}{_large(row.naive_ratio)}",
+        f"{'~' * row.naive_extrapolated}{large(row.naive_ratio)}",
     )
 
 

@@ -5,6 +5,8 @@ Fusions, each a pattern of the graph that one instruction does in one pass:
 - f(x + y) and x f'(y) become one elementwise function of two values (``scalars.FUSED``);
 - a product followed by one elementwise function of it and another value becomes that product with an epilogue:
   act(X W + b) forward, (dZ Wᵀ) ⊙ act'(saved) backward;
+- the sum of an elementwise function, times a number (a loss), becomes one pass without the function's values stored;
+- c x f'(y) with a number c (the first delta, a mean's) becomes one function too;
 - where the pre-activation is needed too (gelu and silu take their derivative from it), the product stores both.
 """
 
@@ -16,7 +18,7 @@ from collections.abc import Mapping
 from fastbp import scalars
 from fastbp.errors import GraphError
 from fastbp.nodes import Node, ancestors
-from fastbp.ops import TABLE, columns
+from fastbp.ops import SCALAR, TABLE, columns
 from fastbp.program import Buffer, Instruction, Program
 
 _ACTS = {a.forward for a in scalars.ACTIVATIONS.values() if a.forward}
@@ -42,6 +44,8 @@ class _Planner:
         self.absorbed: set[int] = set()
         self.pairs: dict[int, tuple[str, Node, Node]] = {}
         self.products: dict[int, Node] = {}  # node -> the product whose epilogue it is
+        self.scales: dict[int, Node] = {}  # node -> the constant that its first operand, or its sum, is multiplied by
+        self.sums: dict[int, tuple[str, tuple[Node, ...]]] = {}  # sum, or its multiple -> the function and operands
         self.then: dict[int, Node] = {}  # node -> the activation of it that the same pass stores
         self.made_by: dict[int, int] = {}  # that activation -> the node
         self.buffers: list[Buffer] = []
@@ -59,6 +63,9 @@ class _Planner:
         for node in self.nodes:
             if node.id not in self.absorbed:
                 self._fuse_product(node)
+        for node in self.nodes:
+            if node.op == "sum" and node.attrs["axis"] is None:
+                self._fuse_sum(node)
 
     def _fuse_pair(self, node: Node) -> None:
         inputs = self.inputs[node.id]
@@ -71,7 +78,43 @@ class _Planner:
                 if f"mul_{y.op}" in scalars.FUSED and self._only_for(y, node):
                     self.pairs[node.id] = (f"mul_{y.op}", x, self.inputs[y.id][0])
                     self.absorbed.add(y.id)
+                    self._fuse_scale(node)
                     return
+
+    def _fuse_scale(self, node: Node) -> None:
+        """C x f'(y): its factor goes into the function."""
+        code, x, y = self.pairs[node.id]
+        if x.op != "mul" or not self._only_for(x, node):
+            return
+        for value, factor in (self.inputs[x.id], self.inputs[x.id][::-1]):
+            if factor.op == "const" and factor.shape == SCALAR and value.shape == node.shape and value.op != "matmul":
+                self.pairs[node.id] = (code, value, y)
+                self.scales[node.id] = factor
+                self.absorbed.add(x.id)
+                return
+
+    def _fuse_sum(self, node: Node) -> None:
+        """The sum of f(x) or f(x, y), and then c times it."""
+        (inside,) = self.inputs[node.id]
+        found = self._elementwise(inside)
+        free = not any(inside.id in taken for taken in (self.products, self.made_by, self.scales, self.absorbed))
+        alike = found is not None and all(x.shape in (inside.shape, SCALAR) for x in found[1])
+        if found is not None and alike and free and self._only_for(inside, node):
+            self.sums[node.id] = found
+            self.absorbed.add(inside.id)
+        function = self.sums.get(node.id, ("", (inside,)))
+        readers = self.readers[node.id]
+        if len(readers) != 1 or node.id in self.kept or readers[0].op != "mul" or readers[0].id in self.absorbed:
+            return
+        (times,) = readers
+        if times.id in self.pairs:
+            return
+        for factor in self.inputs[times.id]:
+            if factor.op == "const" and factor.shape == SCALAR:
+                self.sums[times.id] = function
+                self.scales[times.id] = factor
+                self.absorbed.add(node.id)
+                return
 
     def _elementwise(self, node: Node) -> tuple[str, tuple[Node, ...]] | None:
         """The function and operands of an elementwise node, fused pairs included."""
@@ -199,11 +242,16 @@ class _Planner:
 
     def _operands(self, node: Node) -> tuple[Node, ...]:
         """What an instruction reads, with what is fused into it looked through."""
+        if node.id in self.sums:
+            return (*self.sums[node.id][1], *self._factor(node))
         found = self._elementwise(node)
         operands = found[1] if found is not None else self.inputs[node.id]
         if node.id in self.products:
             return (*self.inputs[self.products[node.id].id], operands[1])
-        return operands
+        return (*operands, *self._factor(node))
+
+    def _factor(self, node: Node) -> tuple[Node, ...]:
+        return (self.scales[node.id],) if node.id in self.scales else ()
 
     def _output(self, node: Node) -> int:
         """The buffer of an output; what lies in the caller's own memory is copied out of it."""
@@ -215,6 +263,10 @@ class _Planner:
         return out
 
     def _emit(self, node: Node) -> None:
+        if node.id in self.sums:
+            code, operands = self.sums[node.id]
+            self._append("sum", node, operands, code=code)
+            return
         found = self._elementwise(node)
         if found is not None:
             code, operands = found
@@ -251,8 +303,10 @@ class _Planner:
         tb: bool = False,
         axis: int | None = None,
     ) -> None:
-        ins = tuple(self._buffer(i) for i in inputs)
-        self.instructions.append(Instruction(op, (self._buffer(node),), ins, code, ta=ta, tb=tb, axis=axis))
+        ins = tuple(self._buffer(i) for i in (*inputs, *self._factor(node)))
+        scaled = node.id in self.scales
+        out = (self._buffer(node),)
+        self.instructions.append(Instruction(op, out, ins, code, ta=ta, tb=tb, axis=axis, scaled=scaled))
 
     def _emit_product(self, product: Node, node: Node, code: str, operand: Node) -> None:
         outs = [self._buffer(node)]

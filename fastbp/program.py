@@ -46,8 +46,8 @@ class Instruction:
     op                      what it does
     ======================  ============================================================================
     matmul                  out = code(A B, y); A, B transposed if ta, tb; out2 = then(out)
-    map                     out = code(x) or code(x, y), elementwise with broadcasting
-    sum                     over rows (axis 0), columns (1) or all (None)
+    map                     out = code(x) or code(x, y), elementwise with broadcasting; code(c x, y) if scaled
+    sum                     over rows (axis 0), columns (1) or all (None), there of x, code(x) or code(x, y), c times
     softmax, log_softmax    a row at a time
     onehot                  labels to rows of 0 and 1
     transpose               out = xᵀ
@@ -64,6 +64,12 @@ class Instruction:
     ta: bool = False
     tb: bool = False
     axis: int | None = None
+    scaled: bool = False  # the last input is a number c
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """The inputs without the number."""
+        return self.ins[:-1] if self.scaled else self.ins
 
 
 @dataclass(frozen=True)
@@ -126,9 +132,10 @@ class Program:
         match instruction.op:
             case "matmul" | "map":
                 each = sum(ops.OPERATIONS[c] for c in (instruction.code, instruction.then) if c)
-                return self._product(instruction, n) + each * out
+                return self._product(instruction, n) + (each + instruction.scaled) * out
             case "sum":
-                return self.size(instruction.ins[0], n)
+                each = 1 + (ops.OPERATIONS[instruction.code] if instruction.code else 0)
+                return each * max(self.size(index, n) for index in instruction.operands) + instruction.scaled
             case "softmax" | "log_softmax":
                 return (ops.OPERATIONS["exp"] + 3) * out
             case "update":

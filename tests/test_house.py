@@ -51,6 +51,7 @@ HOUSE = [
     "checks",
     "pictures",
     "measure",
+    "explain",
     "cli",
 ]
 

@@ -129,9 +129,10 @@ def _matmul(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int)
 
 
 def _map(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
-    operands = [e._read(index, store, n) for index in i.ins]
-    table = scalars.UNARY if len(operands) == 1 else scalars.BINARY
-    result = table[i.code](e.emitter, *operands)
+    operands = [e._read(index, store, n) for index in i.operands]
+    if i.scaled:
+        operands[0] = operands[0] * e._read(i.ins[-1], store, n)
+    result = _elementwise(e, i.code, operands)
     shape = e.program.shape(i.outs[0], n)
     if result.shape != shape or result is operands[0]:
         result = e.xp.asarray(e.xp.broadcast_to(result, shape), copy=True)  # never a view of its operand
@@ -140,8 +141,14 @@ def _map(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) ->
 
 def _sum(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
     axis = (0, 1) if i.axis is None else i.axis
-    x = e._read(i.ins[0], store, n)
-    e._write(i.outs[0], e.xp.sum(x, axis=axis, keepdims=True), store, n)
+    operands = [e._read(index, store, n) for index in i.operands]
+    total = e.xp.sum(_elementwise(e, i.code, operands) if i.code else operands[0], axis=axis, keepdims=True)
+    e._write(i.outs[0], total * e._read(i.ins[-1], store, n) if i.scaled else total, store, n)
+
+
+def _elementwise(e: ArrayExecutable, code: str, operands: list[Array]) -> Array:
+    table = scalars.UNARY if len(operands) == 1 else scalars.BINARY
+    return table[code](e.emitter, *operands)
 
 
 def _log_softmax_of(xp: Any, z: Array) -> Array:

@@ -212,7 +212,8 @@ class _Binder:
         common, program, n = self.common, self.program, self.n
         part = Program(program.buffers, division.body, {})
         temps, size = place(part, chunks.rows, common.item, ALIGNMENT, division.rows)
-        common.places |= {index: (cpu.PRIVATE, offset) for index, offset in temps.items()}
+        scratch = _ceil(cpu.SUM_CHUNK * common.item, ALIGNMENT)  # comes first in a thread's memory
+        common.places |= {index: (cpu.PRIVATE, scratch + offset) for index, offset in temps.items()}
         sums = {index: (cpu.PARTIALS, offset) for index, offset in in_slot.items()}
         moves = np.zeros((common.slots.count, 2), np.int64)
         moves[cpu.PARTIALS, 1] = slot_bytes
@@ -241,7 +242,7 @@ class _Binder:
             tables.append(inner.words())
         self.kept += [*tables, moves]
         table.chunks(number, chunks, tables, moves)
-        return int(cpu.chunk_header.py_func(common.slots.count)) + size
+        return int(cpu.chunk_header.py_func(common.slots.count)) + scratch + size
 
 
 def _root(program: Program, index: int) -> int:
@@ -272,8 +273,31 @@ def fused_updates(program: Program, n: int, panel: int, item: int) -> dict[int, 
             cols = program.shape(i.outs[0], n)[1]
             later = [x for j in program.instructions[position:] if j is not update for x in j.ins]
             fits = k <= longest_of(k, cols, panel, item) and (update.code == "sgd" or cols <= panel)
-            if fits and not reads_part(program, n, later, update, i.outs[0]):
+            first, size = program.buffers[i.outs[0]].offset, program.size(i.outs[0], n)
+            if fits and not reads_range(program, n, later, update, first, size):
                 found[id(i)] = update
+    return found
+
+
+def bias_sums(program: Program, fused: dict[int, Instruction]) -> dict[int, Instruction]:
+    """Products Aᵀ dZ and the sums of dZ's rows that lie right behind them, dW and db: id(product) -> sum.
+
+    Such a sum is one more row of the product, with ones for A. Either both have an update fused into them or none.
+    """
+    found: dict[int, Instruction] = {}
+    for position, i in enumerate(program.instructions):
+        if i.op != "matmul" or not i.ta or i.tb or i.code or i.then:
+            continue
+        out = program.buffers[i.outs[0]]
+        for j in program.instructions[:position]:
+            if j.op != "sum" or j.axis != 0 or j.ins != i.ins[1:]:
+                continue
+            to = program.buffers[j.outs[0]]
+            size = out.shape[0].fixed * out.shape[1].fixed
+            adjacent = to.base is not None and (to.base, to.offset) == (out.base, out.offset + size)
+            between = program.instructions[program.instructions.index(j) : position]
+            if adjacent and fused.get(id(i)) is fused.get(id(j)) and not any(j.outs[0] in x.ins for x in between):
+                found[id(i)] = j
     return found
 
 
@@ -284,12 +308,8 @@ def only_for_update(program: Program, update: Instruction) -> int | None:
     return whole if readers == 1 and program.buffers[whole].kind == "temp" else None
 
 
-def reads_part(program: Program, n: int, reads: list[int], update: Instruction, part: int) -> bool:
-    """Whether any of the buffers shares elements with the place in theta or a state that a part of the gradient is for.
-
-    ``part`` is a buffer with an offset in the gradient.
-    """
-    first, size = program.buffers[part].offset, program.size(part, n)
+def reads_range(program: Program, n: int, reads: list[int], update: Instruction, first: int, size: int) -> bool:
+    """Whether any of the buffers shares one of ``size`` elements, from ``first`` on, with theta or a state."""
     for x in reads:
         for vector in update.outs:
             offset = program.buffers[x].offset
@@ -333,6 +353,7 @@ class _Table:
         self.rows: list[list[int]] = []
         self.fused: dict[int, Instruction] = {}
         self.updated: dict[int, list[tuple[int, int]]] = {}
+        self.biases: dict[int, Instruction] = {}
 
     def words(self) -> np.ndarray:
         return np.array(self.rows, np.int64).reshape(len(self.rows), cpu.WIDTH)
@@ -346,7 +367,11 @@ class _Table:
         """Rows for instructions. Those in ``fused`` do their part of an update; ``updated`` is what is done of each."""
         self.fused = fused or {}
         self.updated = updated or {}
+        self.biases = bias_sums(self.program, self.fused)
+        sums = {id(i) for i in self.biases.values()}
         for instruction in instructions:
+            if id(instruction) in sums:
+                continue  # it comes with its product
             self.instruction = instruction
             getattr(self, f"_{instruction.op}")(instruction)
 
@@ -408,11 +433,12 @@ class _Table:
         operations, moved = 0, 2 * self.item * sizes[0] * sizes[1]
         if not what:
             what = " ".join(filter(None, (i.op, "Aᵀ" * i.ta, "Bᵀ" * i.tb, i.code, i.then)))
-            operations = self.program.instruction_operations(i, total)
+            parts = [i, *([self.biases[id(i)]] if id(i) in self.biases else [])]
+            operations = sum(self.program.instruction_operations(x, total) for x in parts)
             moved = self.program.instruction_bytes(i, total, self.item)
         shape = sizes if op in (cpu.PRODUCT, cpu.PRODUCT_UPDATE) else sizes[:2]
-        parts = [f"{pieces} pieces" if pieces > 1 else "", *notes]
-        return Line(what, shape, operations, moved, ", ".join(filter(None, parts)), self.in_chunk, shared)
+        schedule = [f"{pieces} pieces" if pieces > 1 else "", *notes]
+        return Line(what, shape, operations, moved, ", ".join(filter(None, schedule)), self.in_chunk, shared)
 
     def _cost(self, i: Instruction) -> int:
         """A rough estimate in ns, to decide whether to share; nothing else depends on it."""
@@ -447,6 +473,9 @@ class _Table:
         if i.then:
             then = simd.UNARY_CODES[i.then]
             operands[cpu.OUT2] = self._operand(i.outs[1])
+        if id(i) in self.biases:
+            how |= gemm.ONES
+            operands[cpu.Y] = self.common.one
         if id(i) in self.fused:
             self._updating(i, (m, n, k), operands, b_panel, how)
         else:
@@ -459,7 +488,8 @@ class _Table:
         update, n = self.fused[id(i)], sizes[1]
         theta, _, *states, hyper = update.ins
         first = self.program.buffers[i.outs[0]].offset
-        self.updated.setdefault(id(update), []).append((first, self.program.size(i.outs[0], self.n)))
+        size = self.program.size(i.outs[0], self.n) + (n if how & gemm.ONES else 0)
+        self.updated.setdefault(id(update), []).append((first, size))
         for which, index in zip((cpu.OUT, cpu.Y, cpu.OUT2), (theta, *states), strict=False):
             slot, offset = self._where(index)
             operands[which] = (slot, offset + first * self.item, n, 1)
@@ -493,10 +523,12 @@ class _Table:
         far_b = not turned and b_panel == self.panel and b_row * self.item > FAR and n > self.panel and k >= PACKED_K
         far_a = a_row == 1 and a_col * self.item > FAR and k >= 4 * PACKED_K and n >= 2 * self.panel
         far_a = far_a and self.panel % TILE_ROWS == 0
+        if self.in_chunk:
+            far_a = far_b = False  # few rows, and no memory to pack into
         lowest = 4 * PACKED_ROWS if far_b or far_a or turned else TILE_ROWS
         narrowest = _ceil(-(-n // 2), self.panel) if far_a else self.panel
         if 2 * k * n * self.item <= first:
-            narrowest = n  # B stays in the first-level cache: whole rows, one after the other
+            narrowest = _ceil(n, self.panel)  # B stays in the first-level cache: whole rows, one after the other
         m_block, n_block = self._tiles(sizes, cost, lowest, narrowest)
         height, width = min(m, m_block), min(n, n_block)
         strip = max(1, m_block)
@@ -516,7 +548,12 @@ class _Table:
             room = (longest if rows else length) * self.panel + rows * length
             self.common.scratch = max(self.common.scratch, room * self.item)
         blocking = (block_of(k, n), longest, strip, how, b_panel)
-        signs = ((gemm.PACK_A, "A packed"), (gemm.PACK_B | gemm.PACK_T, "B packed"), (gemm.SGD, "sgd"))
+        signs = (
+            (gemm.PACK_A, "A packed"),
+            (gemm.PACK_B | gemm.PACK_T, "B packed"),
+            (gemm.SGD, "sgd"),
+            (gemm.ONES, "with db"),
+        )
         notes = [word for bit, word in signs if how & bit]
         self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, what, notes)
 
@@ -584,16 +621,18 @@ class _Table:
         """
         updates = {only_for_update(self.program, i): i for i in division.tail if i.op == "update" and i.code == "sgd"}
         updated: dict[int, list[tuple[int, int]]] = {}
-        for index, at in in_slot.items():
-            size = self.program.size(index, self.n)
-            b = (cpu.PARTIALS, at, stride, 1)
-            operands = {cpu.OUT: (*self._where(index), size, 1), cpu.A: self.common.one, cpu.B: b}
-            how, buffer = 0, self.program.buffers[index]
+        for first, at, size in self._runs(in_slot):
+            operands = {
+                cpu.OUT: (*self._where(first), size, 1),
+                cpu.A: self.common.one,
+                cpu.B: (cpu.PARTIALS, at, stride, 1),
+            }
+            how, buffer = 0, self.program.buffers[first]
             update = updates.get(buffer.base)
             self.instruction = division.body[-1] if update is None else update
             if update is not None:
                 reads = [x for j in division.tail if j is not update for x in j.ins]
-                if not reads_part(self.program, self.n, reads, update, index):
+                if not reads_range(self.program, self.n, reads, update, buffer.offset, size):
                     how = gemm.SGD
                     slot, offset = self._where(update.ins[0])
                     operands[cpu.OUT] = (slot, offset + buffer.offset * self.item, size, 1)
@@ -603,21 +642,44 @@ class _Table:
             self._product((1, size, pieces), operands, self.panel, cost, how, what="add pieces")
         return updated
 
+    def _runs(self, in_slot: dict[int, int]) -> list[tuple[int, int, int]]:
+        """(first buffer, offset in a slot, elements) of sums that follow each other without a gap in one buffer."""
+        runs: list[tuple[int, int, int]] = []
+        for index, at in in_slot.items():
+            buffer, size = self.program.buffers[index], self.program.size(index, self.n)
+            if runs:
+                first, start, length = runs[-1]
+                before = self.program.buffers[first]
+                if buffer.base is not None and (buffer.base, buffer.offset) == (before.base, before.offset + length):
+                    runs[-1] = (first, start, length + size)
+                    continue
+            runs.append((index, at, size))
+        return runs
+
     def _map(self, i: Instruction) -> None:
         m, n = self._shape(i.outs[0])
         cost = self._cost(i)
-        if all(self._shape(index) in ((m, n), (1, 1)) for index in i.ins):
+        buffers = (*i.outs, *i.operands)
+        if all(self._shape(index) in ((m, n), (1, 1)) for index in i.operands):
             m, n = 1, m * n  # contiguous and alike: one long row
-            operands = [(*self._where(x), 0, int(self.program.size(x, self.n) == n)) for x in (*i.outs, *i.ins)]
+            operands = [self._long(x, n) for x in buffers]
             block = (1, PIECE_ELEMENTS)
         else:
-            operands = [self._operand(x, (m, n)) for x in (*i.outs, *i.ins)]
+            operands = [self._operand(x, (m, n)) for x in buffers]
             block = (PIECE_ELEMENTS // max(n, 1), n)
-        places = dict(zip((cpu.OUT, cpu.A, cpu.B), operands, strict=False))
-        if len(i.ins) == 1:
+        places = dict(zip((cpu.OUT, cpu.A, cpu.B), operands, strict=False)) | {cpu.EXTRA: self._number(i)}
+        if len(i.operands) == 1:
             self._row(cpu.MAP_UNARY, (m, n, 0), block, cost, places, simd.UNARY_CODES[i.code])
         else:
             self._row(cpu.MAP_BINARY, (m, n, 0), block, cost, places, simd.BINARY_CODES[i.code])
+
+    def _long(self, index: int, size: int) -> Operand:
+        """An operand as one row of ``size`` elements, or one number for all."""
+        return (*self._where(index), 0, int(self.program.size(index, self.n) == size))
+
+    def _number(self, i: Instruction) -> Operand:
+        """The number that an instruction multiplies by."""
+        return self._operand(i.ins[-1]) if i.scaled else self.common.one
 
     def _sum(self, i: Instruction) -> None:
         rows, cols = self._shape(i.ins[0])
@@ -625,8 +687,14 @@ class _Table:
         out = self._operand(i.outs[0])
         cost = self._cost(i)
         if i.axis is None:
-            size = max(1, rows * cols)  # of the piece: there is one even where there is nothing to sum
-            self._row(cpu.SUM_ALL, (1, rows * cols, 0), (1, size), cost, {cpu.OUT: out, cpu.A: x})
+            size = max(self.program.size(index, self.n) for index in i.operands)
+            places = dict(zip((cpu.A, cpu.B), (self._long(index, size) for index in i.operands), strict=False))
+            places |= {cpu.OUT: out, cpu.EXTRA: self._number(i)}
+            count = len(i.operands)
+            code = -1 if not i.code else simd.UNARY_CODES[i.code] if count == 1 else simd.BINARY_CODES[i.code]
+            self.common.scratch = max(self.common.scratch, cpu.SUM_CHUNK * self.item)
+            # of a piece: there is one even where there is nothing to sum
+            self._row(cpu.SUM_ALL, (1, size, 0), (1, max(1, size)), cost, places, code, count)
         elif i.axis == 1:
             block = (PIECE_ELEMENTS // max(cols, 1), cols)
             self._row(cpu.SUM_COLUMNS, (rows, cols, 0), block, cost, {cpu.OUT: out, cpu.A: x})

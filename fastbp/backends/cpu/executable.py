@@ -118,8 +118,10 @@ class CpuExecutable:
         slots[machine.WORKSPACE] = slots[machine.PARTIALS] = (start, 0, 0)
         slots[machine.PRIVATE], slots[machine.PRIVATE_BYTES] = (start + shared, 0, 0), (private, 0, 0)
         slots[machine.CLOCK] = (clock, 0, 0)
-        places, bases = np.array(slots, np.int64), np.empty(len(slots), np.int64)
-        arguments = (_address(tables), _address(plan), len(plan), _address(places), len(slots), _address(bases))
+        bases = np.array([address for address, _, _ in slots], np.int64)
+        moving = [(k, *slot) for k, slot in enumerate(slots) if slot[1] or slot[2]]
+        places = np.array(moving, np.int64).reshape(-1, 4)
+        arguments = (_address(tables), _address(plan), len(plan), _address(places), len(places), _address(bases))
         self._team.run(threads, arguments)
         if workspace.size <= KEPT_WORKSPACE:
             self._spare[:] = [workspace]

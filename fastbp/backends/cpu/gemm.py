@@ -49,7 +49,8 @@ SGD = 4  # C is the gradient of theta, and theta - rate C is all that is stored
 PACK_A, PACK_B = 8, 16  # copy the part of A or B that is used next to memory that is contiguous
 BY_STRIP = 32  # the epilogue comes after a strip of rows, not after each tile
 PACK_T = 64  # B is given as its transpose, row by row, and packed panel by panel
-SMALL = 128  # one strip, one stretch of K, one panel of columns, nothing packed
+ONES = 128  # A has one more row, of ones: the sums of B's columns, which are the gradient of a bias
+SMALL = 256  # one strip, one stretch of K, one panel of columns, nothing packed
 
 
 @intrinsic
@@ -387,8 +388,8 @@ def apply_unary(code, n, out, x, x_step):
 
 
 @kernel
-def apply_binary(code, n, out, x, x_step, y, y_step):
-    map_binary(code, n, out, x, x_step, y, y_step)
+def apply_binary(code, n, out, x, x_step, y, y_step, scale):
+    map_binary(code, n, out, x, x_step, y, y_step, scale)
 
 
 @kernel
@@ -410,7 +411,7 @@ def epilogue(rows, cols, c, c_row, code, y, y_row, y_step, then, out2, out2_row,
     for i in range(rows):
         line = pointer(c, i * c_row, one)
         if code >= 0:
-            apply_binary(code, cols, line, line, 1, pointer(y, i * y_row, one), y_step)
+            apply_binary(code, cols, line, line, 1, pointer(y, i * y_row, one), y_step, one)
         if then >= 0:
             apply_unary(then, cols, pointer(out2, i * out2_row, one), line, 1)
 
@@ -499,6 +500,22 @@ def product(
                 then, out2 + top * out2_row * item, out2_row, one,
             )  # fmt: skip
         top += strip
+
+
+@kernel
+def row_of_ones(n, k, block, how, accumulate, one_at, b, b_row, b_panel, out, rate, one):
+    """out (1, N) = a row of ones times B, like a row of :func:`product`; ``one_at`` is the address of a one."""
+    lanes = lanes_of(one)
+    panel = panel_of(one)
+    gradient = _stack_tile(one)
+    for j in range(0, n, panel):
+        to = pointer(out, j, one)
+        sums = gradient if how & SGD else to
+        cols = min(n - j, panel)
+        strip_of_tiles(
+            1, _vectors_for(cols, lanes), cols, k, block, accumulate, how & SGD, pointer(one_at, 0, one), 0, 0,
+            pointer(b, j // panel * b_panel, one), b_row, sums, panel, to, panel, to, rate,
+        )  # fmt: skip
 
 
 @kernel

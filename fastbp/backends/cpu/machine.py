@@ -19,6 +19,7 @@ from numba import types
 
 from fastbp.backends.cpu.compiling import compile_entry, kernel, source_stamp
 from fastbp.backends.cpu.gemm import (
+    ONES,
     PACK_T,
     SGD,
     SMALL,
@@ -28,6 +29,7 @@ from fastbp.backends.cpu.gemm import (
     panel_of,
     product,
     product_update,
+    row_of_ones,
     small_product,
 )
 from fastbp.backends.cpu.simd import (
@@ -185,6 +187,27 @@ def _product_piece(row, bases, i, j, m, n, accumulate, thread, one):
 
 
 @kernel
+def _row_of_ones(row, bases, j, n, accumulate, one):
+    """The row after the last one of a product with ONES."""
+    item = itemsize_of(one)
+    b_panel = get_int(row, PANEL)
+    row_of_ones(
+        n,
+        get_int(row, K),
+        get_int(row, BLOCK),
+        get_int(row, HOW),
+        accumulate and get_int(row, SUMS),
+        _address(row, bases, Y),
+        _address(row, bases, B) + j // panel_of(one) * b_panel * item,
+        _operand(row, B, ROW_STRIDE),
+        b_panel,
+        _address(row, bases, OUT) + (get_int(row, M) * _operand(row, OUT, ROW_STRIDE) + j) * item,
+        _rate(row, bases, one),
+        one,
+    )
+
+
+@kernel
 def _product_update_piece(row, bases, rule, i, m, n, one):
     item = itemsize_of(one)
     a_row = _operand(row, A, ROW_STRIDE)
@@ -208,16 +231,39 @@ def _product_update_piece(row, bases, rule, i, m, n, one):
 
 
 @kernel
-def _sum_all(row, bases, accumulate, one):
+def _scale(row, bases, one):
+    """The number in EXTRA, 1 if there is none."""
+    return load_at(pointer(_address(row, bases, EXTRA), 0, one), 0)
+
+
+@kernel
+def _sum_all(row, bases, accumulate, thread, one):
+    """The sum of x, UNARY[code](x) or BINARY[code](x, y): the function's values exist for SUM_CHUNK elements only.
+
+    THEN says how many operands there are; EXTRA is the number that the sum is multiplied by.
+    """
+    code, operands = get_int(row, CODE), get_int(row, THEN)
+    x_step, y_step = _operand(row, A, COL_STRIDE), _operand(row, B, COL_STRIDE)
     out = pointer(_address(row, bases, OUT), 0, one)
-    total = load_at(out, 0) if accumulate else one - one
-    x = _address(row, bases, A)
+    values = pointer(_private(bases, thread), 0, one)
+    total = one - one
     size = get_int(row, N)
     start = 0
     while start < size:
-        total += sum_row(min(size - start, SUM_CHUNK), pointer(x, start, one))
+        length = min(size - start, SUM_CHUNK)
+        x = pointer(_address(row, bases, A), start * x_step, one)
+        if operands == 2:
+            apply_binary(
+                code, length, values, x, x_step, pointer(_address(row, bases, B), start * y_step, one), y_step, one
+            )
+            x = values
+        elif code >= 0:
+            apply_unary(code, length, values, x, x_step)
+            x = values
+        total += sum_row(length, x)
         start += SUM_CHUNK
-    store_at(out, 0, total)
+    total *= _scale(row, bases, one)
+    store_at(out, 0, total + load_at(out, 0) if accumulate else total)
 
 
 @kernel
@@ -255,6 +301,8 @@ def _run_block(row, bases, piece, accumulate, thread, one):
     code = get_int(row, CODE)
     if op == PRODUCT and get_int(row, HOW) & SMALL:
         _small_product(row, bases, accumulate, thread, one)
+        if get_int(row, HOW) & ONES:
+            _row_of_ones(row, bases, 0, get_int(row, N), accumulate, one)
         return
     m_block, n_block = get_int(row, M_BLOCK), get_int(row, N_BLOCK)
     down = (get_int(row, M) + m_block - 1) // m_block
@@ -264,12 +312,14 @@ def _run_block(row, bases, piece, accumulate, thread, one):
     n = min(n_block, get_int(row, N) - j)
     if op == PRODUCT:
         _product_piece(row, bases, i, j, m, n, accumulate, thread, one)
+        if get_int(row, HOW) & ONES and i + m == get_int(row, M):
+            _row_of_ones(row, bases, j, n, accumulate, one)
     elif op == MAP_BINARY:
         x_step, y_step = _operand(row, A, COL_STRIDE), _operand(row, B, COL_STRIDE)
         for r in range(i, i + m):
             out = _element(row, bases, OUT, r, j, one)
             x, y = _element(row, bases, A, r, j, one), _element(row, bases, B, r, j, one)
-            apply_binary(code, n, out, x, x_step, y, y_step)
+            apply_binary(code, n, out, x, x_step, y, y_step, _scale(row, bases, one))
     elif op == MAP_UNARY:
         for r in range(i, i + m):
             out, x = _element(row, bases, OUT, r, j, one), _element(row, bases, A, r, j, one)
@@ -283,7 +333,7 @@ def _run_block(row, bases, piece, accumulate, thread, one):
     elif op == GATHER:
         _gather(row, bases, i, m)
     elif op == SUM_ALL:
-        _sum_all(row, bases, accumulate and get_int(row, SUMS), one)
+        _sum_all(row, bases, accumulate and get_int(row, SUMS), thread, one)
     elif op == SUM_COLUMNS:
         for r in range(i, i + m):
             total = sum_row(n, _element(row, bases, A, r, 0, one))
@@ -407,8 +457,8 @@ def _make_enter(stamp: str) -> Any:
     def enter(thread, tables, steps, count, slots, slot_count, bases, control, one):
         """Run ``count`` steps, or help whoever does if thread > 0. All but ``one`` are int64, addresses included.
 
-        tables: (address, rows) of each bound table. steps: (table, position, step) of each step. slots: (address,
-        bytes a position, bytes a step) of each slot, from which the addresses of a step are made in ``bases``.
+        tables: (address, rows) of each bound table. steps: (table, position, step) of each step. slots: (slot, address,
+        bytes a position, bytes a step) of the slots whose addresses differ from step to step; ``bases`` has the others.
         """
         stamp  # noqa: B018  a part of the disk cache's key, see compiling.py
         if thread > 0:
@@ -417,8 +467,8 @@ def _make_enter(stamp: str) -> Any:
         for s in range(count):
             table, position, step = get_int(steps, 3 * s), get_int(steps, 3 * s + 1), get_int(steps, 3 * s + 2)
             for k in range(slot_count):
-                moved = position * get_int(slots, 3 * k + 1) + step * get_int(slots, 3 * k + 2)
-                set_int(bases, k, get_int(slots, 3 * k) + moved)
+                moved = position * get_int(slots, 4 * k + 2) + step * get_int(slots, 4 * k + 3)
+                set_int(bases, get_int(slots, 4 * k), get_int(slots, 4 * k + 1) + moved)
             _run_table(get_int(tables, 2 * table), get_int(tables, 2 * table + 1), bases, control, one)
 
     return enter

@@ -417,20 +417,23 @@ def map_unary(typingctx: Any, code: Any, n: Any, out: Any, x: Any, x_step: Any) 
 
 
 @intrinsic
-def map_binary(typingctx: Any, code: Any, n: Any, out: Any, x: Any, x_step: Any, y: Any, y_step: Any) -> Any:
-    """out_i = BINARY[code](x_(i x_step), y_(i y_step)) for i < n; overwrites, also in place. Steps are 0 or 1."""
-    signature = types.void(types.int64, types.int64, out, x, types.int64, y, types.int64)
+def map_binary(
+    typingctx: Any, code: Any, n: Any, out: Any, x: Any, x_step: Any, y: Any, y_step: Any, scale: Any
+) -> Any:
+    """out_i = BINARY[code](scale x_(i x_step), y_(i y_step)) for i < n; overwrites, also in place. Steps are 0 or 1."""
+    signature = types.void(types.int64, types.int64, out, x, types.int64, y, types.int64, scale)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        code, n, out, x, x_step, y, y_step = arguments
+        code, n, out, x, x_step, y, y_step, scale = arguments
         m = _emitter(builder, sig.args[2])
         x, y = _spread(m, x, x_step), _spread(m, y, y_step)
+        factor = m.splat(scale)
 
         def loop(formula: Callable[..., Any]) -> Callable[[], None]:
             def body(i: Any, mask: Any) -> None:
                 left = m.load(_offset(builder, x, builder.mul(i, x_step)), mask)
                 right = m.load(_offset(builder, y, builder.mul(i, y_step)), mask)
-                m.store(formula(m, left, right), _offset(builder, out, i), mask)
+                m.store(formula(m, left * factor, right), _offset(builder, out, i), mask)
 
             return lambda: vector_loop(m, n, body)
 

@@ -263,7 +263,7 @@ def test_markdown_table(report: Report) -> None:
 )
 def test_numbers(x: float, digits: str, large: str) -> None:
     assert measure.digits(x) == digits
-    assert measure._large(x) == large
+    assert measure.large(x) == large
 
 
 @pytest.mark.parametrize("which", ["two", "all"])
@@ -305,10 +305,12 @@ def script() -> Any:
 
 
 def test_table_goes_between_its_marks(script: Any) -> None:
-    text = "before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n"
-    expected = "before\n<!-- bench:begin -->\n\n| new |\n\n<!-- bench:end -->\nafter\n"
+    other = "<!-- peers:begin -->\nother\n<!-- peers:end -->\n"
+    text = f"before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n{other}"
+    expected = f"before\n<!-- bench:begin -->\n\n| new |\n\n<!-- bench:end -->\nafter\n{other}"
     assert script.with_table(text, "| new |\n") == expected
     assert script.with_table(expected, "| new |\n") == expected
+    assert script.with_table(text, "other", "peers") == text.replace("other", "\nother")
 
 
 @pytest.mark.parametrize("text", ["", "<!-- bench:begin -->", "<!-- bench:end --> <!-- bench:begin -->"])

@@ -41,6 +41,7 @@ INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 EXTRAS = {"cli": ("click", "rich"), "plots": ("matplotlib",), "demo": ("scikit-learn",)}
 STANDARDISED = ("mse", "mae", "huber", "half_sse", "sse")  # losses that need targets of the size of 1
 PIPE_WIDTH = 160  # columns of a table that goes to no terminal
+TEXT_WIDTH = 100  # columns of sentences, at most
 SHOWN_FEATURES = ("sse4.2", "avx", "f16c", "fma", "amx", "neon", "sve")  # how the names that matter here begin
 
 
@@ -125,6 +126,18 @@ def commands() -> click.Group:
         click.Option(["--quick"], is_flag=True, help="Fewer repetitions: rougher figures, sooner."),
         click.Option(["--json"], type=file, help="Write the figures: FILE.json."),
         click.Option(["--plot"], type=file, help="Draw the figures: FILE.png."),
+        click.Option(
+            ["--explain"],
+            metavar="NETWORK",
+            help="Where a step's time goes, line by line: one of the networks, or widths such as 784-30-10. "
+            "The options below are for it.",
+        ),
+        click.Option(["--batch"], type=int, help="Rows a step."),
+        click.Option(["--activation"], help="Of the hidden layers, one or one a layer; as in train."),
+        click.Option(["--output"], help="Activation of the last layer; follows the loss."),
+        click.Option(["--loss"], help=f"{', '.join(losses.LOSSES)}."),
+        click.Option(["--optimizer"], help=f"{', '.join(optim.OPTIMIZERS)}; sgd by default."),
+        click.Option(["--threads"], type=int, help="Threads that may be used."),
     ]
 
     def command(work: Callable[..., None], parameters: Sequence[click.Parameter] = ()) -> click.Command:
@@ -186,7 +199,7 @@ def train(
     fitted, held_out = fitted.scaled(scaling), held_out.scaled(scaling)
     net = MLP(
         [rows.n_features, *_widths(hidden), rows.n_outputs],
-        activation=activation.split(",") if "," in activation else activation,
+        activation=_activations(activation),
         output=output,
         loss=loss or ("cross_entropy" if rows.is_classification else "mse"),
         init=init,
@@ -295,6 +308,10 @@ def _widths(hidden: str) -> list[int]:
         return [int(width) for width in hidden.split(",")] if hidden.strip() else []
     except ValueError:
         raise InputError(f"--hidden {hidden!r}: needed widths such as 30 or 64,64") from None
+
+
+def _activations(names: str) -> str | list[str]:
+    return names.split(",") if "," in names else names
 
 
 def _targets_in_words(rows: Dataset) -> str:
@@ -520,11 +537,29 @@ def check(backends: Sequence[str], dtypes: Sequence[str]) -> None:
 
 
 def bench(
-    networks: Sequence[str], backends: Sequence[str], dtype: str, quick: bool, json: Path | None, plot: Path | None
+    networks: Sequence[str],
+    backends: Sequence[str],
+    dtype: str,
+    quick: bool,
+    json: Path | None,
+    plot: Path | None,
+    explain: str | None,
+    **of_one: Any,
 ) -> None:
-    """Measure training and prediction on this machine."""
+    """Measure training and prediction on this machine.
+
+    With --explain NETWORK: every line of one network's training step on the cpu backend, beside what this machine could
+    do at most.
+    """
     from fastbp import measure
 
+    given = [name for name, value in of_one.items() if value is not None]
+    if explain is not None:
+        _check_alone(networks, backends, plot)
+        _explain(explain, dtype, quick, json, **of_one)
+        return
+    if given:
+        raise InputError(f"--{given[0]} is for one network: say which with --explain NETWORK")
     _check_writable(json, plot)
     report = measure.run(
         list(networks) or None,
@@ -539,6 +574,44 @@ def bench(
         measure.save_json(report, json)
     if plot is not None:
         measure.draw(report, plot)
+
+
+def _check_alone(networks: Sequence[str], backends: Sequence[str], plot: Path | None) -> None:
+    """Refuse what does not go with --explain."""
+    for backend in map(fastbp.backends.resolve, backends):
+        if backend != "cpu":
+            raise InputError(f"--explain shows the lines of the cpu backend's table; --backend {backend} has none")
+    for option, value in (("--network", networks), ("--plot", plot)):
+        if value:
+            raise InputError(f"{option} does not go with --explain, which takes one network and prints a table")
+
+
+def _explain(
+    name: str,
+    dtype: str,
+    quick: bool,
+    json: Path | None,
+    *,
+    batch: int | None,
+    activation: str | None,
+    output: str | None,
+    loss: str | None,
+    optimizer: str | None,
+    threads: int | None,
+) -> None:
+    from fastbp import explain
+
+    _check_writable(json)
+    hidden = None if activation is None else _activations(activation)
+    network = explain.network_of(name, batch=batch, activation=hidden, output=output, loss=loss)
+    found = explain.explain(network, optimizer=optimizer or "sgd", dtype=dtype, threads=threads, quick=quick)
+    console = _console()
+    text = min(console.width, TEXT_WIDTH)
+    console.print(explain.summary(found), width=text)
+    console.print("", explain.table(found, console.width), "", sep="\n")
+    console.print(explain.notes(found), width=text)
+    if json is not None:
+        explain.save_json(found, json)
 
 
 def _console() -> Console:

@@ -41,6 +41,9 @@ class MLP:
         init: "glorot", "he", "lecun", "normal" or "zeros", see ``fastbp.initialisation``. None chooses a layer's by
             its activation: he for relu, leaky_relu, gelu and silu, glorot otherwise.
         dtype: "float32" or "float64"; everything is computed in it.
+        precision: "highest", or "bf16": leave to round the factors of large products (from 65,537 parameters on) to
+            bfloat16, 8 bits of mantissa, and add up in float32; parameters, activations and updates stay float32. Taken
+            by the cpu backend for float32 where the CPU has such products (``fastbp info`` says so), twice as fast.
         backend: "cpu" or "numpy"; None takes what :func:`fastbp.use_backend` set.
         seed: of the initialisation, and of the order of the rows in ``fit``; None draws one.
 
@@ -62,6 +65,7 @@ class MLP:
         reduction: str = "mean",
         init: str | None = None,
         dtype: Any = "float32",
+        precision: str = "highest",
         backend: str | None = None,
         seed: int | None = None,
     ) -> None:
@@ -74,6 +78,7 @@ class MLP:
             raise unknown("init", init, initialisation.INITS)
         self.init = init
         self._dtype = backends.resolve_dtype(dtype)
+        self.precision = backends.resolve_precision(precision)
         self._backend = backends.resolve(backend)
         self.seed = arrays.count("seed", seed, 0) if seed is not None else int(np.random.default_rng().integers(2**31))
         self.training: TrainingState | None = None
@@ -217,7 +222,7 @@ class MLP:
             program = plan({"loss": loss, "theta": optimizer.graph(theta, _packed_gradient(loss, views))})
             if gathered:
                 program = program.gathering(list(batch))
-            self._executables[key] = backends.executable(program, self._backend, self._dtype)
+            self._executables[key] = backends.executable(program, self._backend, self._dtype, self.precision)
         return self._executables[key]
 
     def operations_a_row(self) -> int:
@@ -228,7 +233,9 @@ class MLP:
         batch = tuple(values)
         key = (what, batch)
         if key not in self._executables:
-            self._executables[key] = backends.executable(self.program(what, batch), self._backend, self._dtype)
+            self._executables[key] = backends.executable(
+                self.program(what, batch), self._backend, self._dtype, self.precision
+            )
         return self._executables[key].run({**values, "theta": self._theta.reshape(1, -1)}, len(values["X"]))
 
     # ---- what users call -----------------------------------------------------------------------------------------
@@ -416,6 +423,7 @@ class MLP:
             "reduction": self.reduction,
             "init": self.init,
             "dtype": self._dtype,
+            "precision": self.precision,
             "seed": self.seed,
         }
 

@@ -30,6 +30,7 @@ HOUSE = [
     "backends.cpu.caches",
     "backends.cpu.compiling",
     "backends.cpu.simd",
+    "backends.cpu.bf16",
     "backends.cpu.gemm",
     "backends.cpu.team",
     "backends.cpu.machine",

@@ -11,6 +11,7 @@ from fastbp.program import Program
 
 BACKENDS = ("cpu", "numpy")
 DTYPES = ("float32", "float64")
+PRECISIONS = ("highest", "bf16")
 _default = "cpu"
 
 
@@ -73,12 +74,22 @@ def resolve_dtype(dtype: Any) -> str:
     return str(name)
 
 
-def executable(program: Program, backend: str, dtype: str) -> Executable:
-    """The Program, ready to run on a machine; the machine's code is imported here, when it is needed."""
+def resolve_precision(precision: Any) -> str:
+    """The precision itself, if it is one."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    return str(precision)
+
+
+def executable(program: Program, backend: str, dtype: str, precision: str = "highest") -> Executable:
+    """The Program, ready to run on a machine; the machine's code is imported here, when it is needed.
+
+    ``precision`` is leave, not an order: "bf16" allows products in bfloat16, of which numpy makes no use.
+    """
     if backend == "cpu":
         from fastbp.backends.cpu.executable import CpuExecutable
 
-        return CpuExecutable(program, dtype)
+        return CpuExecutable(program, dtype, precision)
     import numpy as np
 
     from fastbp.backends.array import ArrayExecutable

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastbp.backends.cpu import caches, gemm, schedule, simd
+from fastbp.backends.cpu import bf16, caches, gemm, schedule, simd
 from fastbp.backends.cpu import machine as cpu
 from fastbp.backends.cpu.gemm import TILE_ROWS, TILE_VECTORS
 from fastbp.backends.cpu.team import MAX_PIECES
@@ -33,6 +33,9 @@ NARROW, NARROW_K_BLOCK = 16, 64
 # Packing pays where rows of B, or columns of Aᵀ, lie further apart than FAR bytes (each on a page of its own, all in
 # the same few sets of the cache), and what is copied is used often enough.
 FAR = 2048
+# Products with so many parameters are done in bfloat16, if that is allowed: more than any that may go depth first, so
+# that a row of the output has the same bits in a batch of any size; and sums over so many rows.
+PAIRED_PARAMETERS, PAIRED_K = schedule.MOST_PARAMETERS, 32
 PACKED_ROWS, PACKED_K = 64, 128
 
 Operand = tuple[int, int, int, int]
@@ -92,9 +95,9 @@ class Slots:
         self.count = self.absolute + 1
 
 
-def bind(program: Program, slots: Slots, n: int, dtype: str) -> Bound:
-    """The table for n rows."""
-    return _Binder(program, slots, n, dtype).bound()
+def bind(program: Program, slots: Slots, n: int, dtype: str, precision: str = "highest") -> Bound:
+    """The table for n rows; ``precision`` "bf16" lets large products be done in bfloat16, where the CPU can."""
+    return _Binder(program, slots, n, dtype, precision).bound()
 
 
 def _ceil(x: int, multiple: int) -> int:
@@ -117,10 +120,11 @@ class _Common:
         lines: what the rows are, so far.
     """
 
-    def __init__(self, program: Program, slots: Slots, n: int, dtype: str) -> None:
+    def __init__(self, program: Program, slots: Slots, n: int, dtype: str, precision: str) -> None:
         self.program = program
         self.slots = slots
         self.n = n
+        self.pairs = precision == "bf16" and dtype == "float32" and bf16.HAS_BF16
         self.item = 4 if dtype == "float32" else 8
         self.panel = TILE_VECTORS * simd.VECTOR_BYTES // self.item
         consts = [i for i, b in enumerate(program.buffers) if b.kind == "const"]
@@ -137,10 +141,10 @@ class _Common:
 class _Binder:
     """A Program's table for n rows: depth first where that pays, else an instruction after the other."""
 
-    def __init__(self, program: Program, slots: Slots, n: int, dtype: str) -> None:
+    def __init__(self, program: Program, slots: Slots, n: int, dtype: str, precision: str) -> None:
         self.program = program
         self.n = n
-        self.common = _Common(program, slots, n, dtype)
+        self.common = _Common(program, slots, n, dtype, precision)
         self.kept = [self.common.consts]
 
     def bound(self) -> Bound:
@@ -517,6 +521,10 @@ class _Table:
         """A product with its blocking; see gemm.product."""
         m, n, k = sizes
         (_, _, a_row, a_col), (_, _, b_row, _) = operands[cpu.A], operands[cpu.B]
+        parameters = m * n if a_row == 1 else k * n
+        if self.common.pairs and not self.in_chunk and parameters > PAIRED_PARAMETERS and k >= PAIRED_K and a_row:
+            self._product_of_pairs(sizes, operands, cost, how, code, then)
+            return
         first, second = caches.first_level(), caches.second_level()
         longest = longest_of(k, n, self.panel, self.item)
         turned = bool(how & gemm.PACK_T)
@@ -556,6 +564,22 @@ class _Table:
         )
         notes = [word for bit, word in signs if how & bit]
         self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, what, notes)
+
+    def _product_of_pairs(
+        self, sizes: tuple[int, int, int], operands: dict[int, Operand], cost: int, how: int, code: int, then: int
+    ) -> None:
+        """A product in bfloat16; see gemm.product_of_pairs. All rows of a piece are packed once for all its columns."""
+        m, n, k = sizes
+        block = block_of(-(-k // 2), n)  # in pairs
+        longest = 2 * block * max(1, caches.second_level() // (4 * self.panel * self.item) // block)
+        m_block, n_block = self._tiles(sizes, cost, 4 * PACKED_ROWS, _ceil(-(-n // 2), self.panel))
+        room = (longest // 2 * self.panel + _ceil(min(m, m_block), self.panel) * -(-min(k, longest) // 2)) * self.item
+        self.common.scratch = max(self.common.scratch, room)
+        signs = ((gemm.PAIRS, "bfloat16"), (gemm.SGD, "sgd"), (gemm.ONES, "with db"))
+        how |= gemm.PAIRS
+        notes = [word for bit, word in signs if how & bit]
+        blocking = (block, longest, 0, how, self.panel)
+        self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, notes=notes)
 
     def _tiles(self, sizes: tuple[int, int, int], cost: int, lowest: int, narrowest: int) -> tuple[int, int]:
         """Piece of a product: all of it if it is not shared; else halved along its longer side until it is small."""

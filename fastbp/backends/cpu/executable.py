@@ -24,8 +24,9 @@ _ONE_STEP = np.zeros((1, 3), np.int64)  # the first table, position 0, step 0
 class CpuExecutable:
     """Runs a Program with the compiled kernels. Safe to call from several Python threads at once."""
 
-    def __init__(self, program: Program, dtype: str) -> None:
+    def __init__(self, program: Program, dtype: str, precision: str = "highest") -> None:
         self.program = program
+        self.precision = precision
         self.dtype = np.dtype(dtype)
         self.slots = Slots(program)
         self._bound: dict[int, Bound] = {}
@@ -50,7 +51,7 @@ class CpuExecutable:
         with self._lock:
             found = self._bound.get(n)
             if found is None:
-                found = bind(self.program, self.slots, n, self.dtype.name)
+                found = bind(self.program, self.slots, n, self.dtype.name, self.precision)
                 if len(self._bound) >= KEPT_BINDINGS:
                     self._bound.pop(next(iter(self._bound)))
                 self._bound[n] = found

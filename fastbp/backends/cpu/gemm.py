@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastbp import scalars
-from fastbp.backends.cpu import simd
+from fastbp.backends.cpu import bf16, simd
 from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.simd import (
     I64,
@@ -50,7 +50,11 @@ PACK_A, PACK_B = 8, 16  # copy the part of A or B that is used next to memory th
 BY_STRIP = 32  # the epilogue comes after a strip of rows, not after each tile
 PACK_T = 64  # B is given as its transpose, row by row, and packed panel by panel
 ONES = 128  # A has one more row, of ones: the sums of B's columns, which are the gradient of a bias
-SMALL = 256  # one strip, one stretch of K, one panel of columns, nothing packed
+PAIRS = 256  # A and B are rounded to bfloat16, see bf16.py
+SMALL = 512  # one strip, one stretch of K, one panel of columns, nothing packed
+
+
+Multiply = Callable[[simd.VectorEmitter, simd.Vector, simd.Vector, simd.Vector], simd.Vector]
 
 
 @intrinsic
@@ -85,10 +89,46 @@ def _strip(
     vector is masked. The loops over tiles and blocks are in here because a call a tile took 784 x 32 x 10 7.5 µs
     instead of 5.0.
     """
+    return _strip_signature(a, b, c, out, bias, rate), _emit_strips(lambda m, x, y, total: m.fma(x, y, total))
+
+
+@intrinsic
+def _strip_of_pairs(
+    typingctx: Any,
+    m: Any,
+    vectors: Any,
+    cols: Any,
+    k: Any,
+    block: Any,
+    begun: Any,
+    ending: Any,
+    a: Any,
+    a_row: Any,
+    a_col: Any,
+    b: Any,
+    b_row: Any,
+    c: Any,
+    c_row: Any,
+    out: Any,
+    out_row: Any,
+    bias: Any,
+    rate: Any,
+) -> Any:
+    """:func:`_strip` where A and B hold bfloat16 pairs and k counts them."""
+    return _strip_signature(a, b, c, out, bias, rate), _emit_strips(bf16.dot_pairs if bf16.works_for(a) else None)
+
+
+def _strip_signature(a: Any, b: Any, c: Any, out: Any, bias: Any, rate: Any) -> Any:
     i64 = types.int64
-    signature = types.void(i64, i64, i64, i64, i64, i64, i64, a, i64, i64, b, i64, c, i64, out, i64, bias, rate)
+    return types.void(i64, i64, i64, i64, i64, i64, i64, a, i64, i64, b, i64, c, i64, out, i64, bias, rate)
+
+
+def _emit_strips(multiply: Multiply | None) -> Callable[..., Any]:
+    """The code of a strip, by the number of its vectors; none without a multiplication."""
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        if multiply is None:
+            return context.get_dummy_value()
         m, vectors, cols, *rest = arguments
         emitter = simd.VectorEmitter(builder, str(sig.args[7].dtype))
         lanes = I64(emitter.lanes)
@@ -102,15 +142,17 @@ def _strip(
             mask = emitter.mask(cols) if with_mask else None
             last = I64(0) if with_mask else builder.sub(cols, lanes)
             columns = [I64(j * emitter.lanes) for j in range(v - 1)] + [last]
-            _emit_strip(emitter, m, columns, mask, *rest)
+            _emit_strip(emitter, multiply, m, columns, mask, *rest)
             builder.branch(end)
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return signature, codegen
+    return codegen
 
 
-def _emit_strip(m: simd.VectorEmitter, height: Any, columns: list[Any], mask: Any, *rest: Any) -> None:
+def _emit_strip(
+    m: simd.VectorEmitter, multiply: Multiply, height: Any, columns: list[Any], mask: Any, *rest: Any
+) -> None:
     """Tiles of TILE_ROWS rows as long as there are so many, then one of each smaller number that is needed."""
     builder = m.builder
     done = cgutils.alloca_once(builder, I64)
@@ -125,7 +167,7 @@ def _emit_strip(m: simd.VectorEmitter, height: Any, columns: list[Any], mask: An
         i = builder.load(done)
         builder.cbranch(builder.icmp_signed("<=", builder.add(i, I64(rows)), height), body, after)
         builder.position_at_end(body)
-        _emit_tile(m, i, rows, columns, mask, *rest)
+        _emit_tile(m, multiply, i, rows, columns, mask, *rest)
         builder.store(builder.add(i, I64(rows)), done)
         simd.keep_rolled(builder.branch(head))
         builder.position_at_end(after)
@@ -134,6 +176,7 @@ def _emit_strip(m: simd.VectorEmitter, height: Any, columns: list[Any], mask: An
 
 def _emit_tile(
     m: simd.VectorEmitter,
+    multiply: Multiply,
     i: Any,
     rows: int,
     columns: list[Any],
@@ -172,7 +215,7 @@ def _emit_tile(
     final = builder.icmp_signed("<=", left, block)
     length = builder.select(final, left, block)
     line, column = builder.gep(b, [builder.mul(at, b_row)]), builder.gep(of_a, [builder.mul(at, a_col)])
-    sums = _emit_sums(m, rows, columns, mask, length, column, a_row, a_col, line, b_row)
+    sums = _emit_sums(m, multiply, rows, columns, mask, length, column, a_row, a_col, line, b_row)
     adds = builder.or_(builder.icmp_signed(">", at, zero), builder.icmp_signed("!=", begun, zero))
     bits = builder.or_(builder.select(adds, I64(ADD), zero), builder.select(final, ending, zero))
     to, to_row = builder.select(final, of_out, of_c), builder.select(final, out_row, c_row)
@@ -199,6 +242,7 @@ Sums = list[list[simd.Vector]]
 
 def _emit_sums(
     m: simd.VectorEmitter,
+    multiply: Multiply,
     rows: int,
     columns: list[Any],
     mask: Any,
@@ -236,7 +280,7 @@ def _emit_sums(
     for i in range(rows):
         of_a = m.splat(builder.load(builder.gep(starts[i], [across])))
         for j in range(vectors):
-            new = m.fma(of_a, of_b[j], simd.Vector(m, sums[i][j]))
+            new = multiply(m, of_a, of_b[j], simd.Vector(m, sums[i][j]))
             sums[i][j].add_incoming(new.value, body)
     index.add_incoming(builder.add(index, I64(1)), body)
     simd.keep_rolled(builder.branch(head))
@@ -362,6 +406,15 @@ def strip_of_tiles(
     m, vectors, cols, k, block, begun, ending, a, a_row, a_col, b, b_row, c, c_row, out, out_row, bias, rate
 ):  # fmt: skip
     _strip(m, vectors, cols, k, block, begun, ending, a, a_row, a_col, b, b_row, c, c_row, out, out_row, bias, rate)
+
+
+@kernel
+def strip_of_pairs(
+    m, vectors, cols, k, block, begun, ending, a, a_row, a_col, b, b_row, c, c_row, out, out_row, bias, rate
+):  # fmt: skip
+    _strip_of_pairs(
+        m, vectors, cols, k, block, begun, ending, a, a_row, a_col, b, b_row, c, c_row, out, out_row, bias, rate
+    )  # fmt: skip
 
 
 @kernel
@@ -500,6 +553,67 @@ def product(
                 then, out2 + top * out2_row * item, out2_row, one,
             )  # fmt: skip
         top += strip
+
+
+@kernel
+def product_of_pairs(
+    m, n, k, block, longest, how, accumulate, a, a_row, a_col, b, b_row, out, out_row,
+    code, y, y_row, y_step, then, out2, out2_row, rate, scratch, one,
+):  # fmt: skip
+    """:func:`product` in bfloat16, float32 only: all rows are one strip, A and B are always packed.
+
+    ``longest`` is even. ``scratch`` has room for a panel of B and for all of A, as pairs along K: A row by row, or Aᵀ
+    in panels of rows.
+    """
+    panel = panel_of(one)
+    bias = pointer(y, 0, one)
+    gradient = _stack_tile(one)
+    has_epilogue = code >= 0 or then >= 0
+    packed_a = scratch + longest // 2 * panel * 4
+    start = 0
+    while start < k:
+        length = min(k - start, longest)
+        pairs = (length + 1) // 2
+        last = start + length >= k
+        if a_row == 1:
+            for i in range(0, m, panel):
+                width = _vectors_for(m - i, bf16.LANES)
+                source = pointer(a, i + start * a_col, one)
+                bf16.pairs_down(length, width, min(m - i, panel), pointer(packed_a, i * pairs, one), source, a_col)
+        else:
+            for i in range(m):
+                bf16.pairs_across(length, pointer(packed_a, i * pairs, one), pointer(a, i * a_row + start, one))
+        for j in range(0, n, panel):
+            vectors, cols = _vectors_for(n - j, bf16.LANES), min(n - j, panel)
+            if how & PACK_T:
+                bf16.pairs_transposed(length, vectors, cols, scratch, b + (j * b_row + start) * 4, b_row, one)
+            else:
+                of_b = pointer(b, start * b_row + j, one)
+                bf16.pairs_down(length, vectors, cols, pointer(scratch, 0, one), of_b, b_row)
+            ending = how & (BIAS | SGD) if last else 0
+            step = TILE_ROWS if has_epilogue else panel
+            for i in range(0, m, step):
+                rows = min(m - i, step)
+                of_a, row_a, col_a = packed_a + i * pairs * 4, pairs, 1
+                if a_row == 1:
+                    group = i // panel * panel
+                    of_a, row_a = packed_a + (group * pairs + i - group) * 4, 1
+                    col_a = _vectors_for(m - group, bf16.LANES) * bf16.LANES
+                to = pointer(out, i * out_row + j, one)
+                sums, sums_row = to, out_row
+                if how & SGD:
+                    sums, sums_row = gradient, panel
+                strip_of_pairs(
+                    rows, vectors, cols, pairs, block, start + accumulate, ending, pointer(of_a, 0, one), row_a, col_a,
+                    pointer(scratch, 0, one), vectors * bf16.LANES, sums, sums_row, to, out_row, shifted(bias, j), rate,
+                )  # fmt: skip
+                if last and has_epilogue:
+                    epilogue(
+                        rows, cols, out + (i * out_row + j) * 4, out_row, code,
+                        y + (i * y_row + j * y_step) * 4, y_row, y_step,
+                        then, out2 + (i * out2_row + j) * 4, out2_row, one,
+                    )  # fmt: skip
+        start += longest
 
 
 @kernel

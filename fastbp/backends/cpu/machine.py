@@ -21,6 +21,7 @@ from fastbp.backends.cpu.compiling import compile_entry, kernel, source_stamp
 from fastbp.backends.cpu.gemm import (
     ONES,
     PACK_T,
+    PAIRS,
     SGD,
     SMALL,
     apply_binary,
@@ -28,6 +29,7 @@ from fastbp.backends.cpu.gemm import (
     apply_update,
     panel_of,
     product,
+    product_of_pairs,
     product_update,
     row_of_ones,
     small_product,
@@ -187,6 +189,42 @@ def _product_piece(row, bases, i, j, m, n, accumulate, thread, one):
 
 
 @kernel
+def _pairs_piece(row, bases, i, j, m, n, thread, one):
+    item = itemsize_of(one)
+    a_row, a_col = _operand(row, A, ROW_STRIDE), _operand(row, A, COL_STRIDE)
+    b_row = _operand(row, B, ROW_STRIDE)
+    y_row, y_step = _operand(row, Y, ROW_STRIDE), _operand(row, Y, COL_STRIDE)
+    c_row, out2_row = _operand(row, OUT, ROW_STRIDE), _operand(row, OUT2, ROW_STRIDE)
+    how = get_int(row, HOW)
+    product_of_pairs(
+        m,
+        n,
+        get_int(row, K),
+        get_int(row, BLOCK),
+        get_int(row, LONGEST),
+        how,
+        0,
+        _address(row, bases, A) + i * a_row * item,
+        a_row,
+        a_col,
+        _address(row, bases, B) + (j * b_row if how & PACK_T else j) * item,
+        b_row,
+        _address(row, bases, OUT) + (i * c_row + j) * item,
+        c_row,
+        get_int(row, CODE),
+        _address(row, bases, Y) + (i * y_row + j * y_step) * item,
+        y_row,
+        y_step,
+        get_int(row, THEN),
+        _address(row, bases, OUT2) + (i * out2_row + j) * item,
+        out2_row,
+        _rate(row, bases, one),
+        _private(bases, thread),
+        one,
+    )
+
+
+@kernel
 def _row_of_ones(row, bases, j, n, accumulate, one):
     """The row after the last one of a product with ONES."""
     item = itemsize_of(one)
@@ -311,7 +349,10 @@ def _run_block(row, bases, piece, accumulate, thread, one):
     m = min(m_block, get_int(row, M) - i)
     n = min(n_block, get_int(row, N) - j)
     if op == PRODUCT:
-        _product_piece(row, bases, i, j, m, n, accumulate, thread, one)
+        if get_int(row, HOW) & PAIRS:
+            _pairs_piece(row, bases, i, j, m, n, thread, one)
+        else:
+            _product_piece(row, bases, i, j, m, n, accumulate, thread, one)
         if get_int(row, HOW) & ONES and i + m == get_int(row, M):
             _row_of_ones(row, bases, j, n, accumulate, one)
     elif op == MAP_BINARY:

@@ -504,6 +504,7 @@ def summary(e: Explanation) -> str:
     products = [part for part in e.lines if part.product]
     share = sum(part.share for part in products)
     speed = sum(part.share * part.peak_fraction for part in products) / share if share else 0.0
+    waiting = _between(e) if any(part.inside for part in e.lines) else 0.0
     lost = sorted(_leaves(e), key=_above_floor, reverse=True)[:3]
     most = ", ".join(f"{part.makes or _what(part)} {_percent(_above_floor(part))}" for part in lost)
     runs = [(name, len(list(same))) for name, same in itertools.groupby(e.activations)]
@@ -513,7 +514,7 @@ def summary(e: Explanation) -> str:
         f"A step takes {digits(e.step_us)} µs on {e.threads} thread{'s' * (e.threads > 1)}, at "
         f"{_percent(e.peak_fraction)} of the FMA peak.\n"
         f"Products take {_percent(share)} of it and run at {_percent(speed)} of the peak; everything else takes "
-        f"{_percent(1.0 - share)}.\n"
+        f"{_percent(1.0 - share - waiting)}{f', waiting {_percent(waiting)}' if waiting >= 0.005 else ''}.\n"
         f"Furthest above their floors, as a part of the step: {most}."
     )
 

@@ -26,6 +26,10 @@ from fastbp.errors import FastbpError
 # faster. Integer division follows NumPy, so that no division can raise.
 kernel = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
+# Numba optimises, and turns into machine code, every kernel with all that it calls, once for every level of calls: what
+# only hands arguments on is merged into its caller (cold compilation of float32: 22 s without).
+merged = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, inline="always")
+
 COMPILED_SOURCES = (
     "scalars.py",
     "polynomials.py",

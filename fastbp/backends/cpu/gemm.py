@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import int64, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -464,9 +464,9 @@ def epilogue(rows, cols, c, c_row, code, y, y_row, y_step, then, out2, out2_row,
     for i in range(rows):
         line = pointer(c, i * c_row, one)
         if code >= 0:
-            apply_binary(code, cols, line, line, 1, pointer(y, i * y_row, one), y_step, one)
+            apply_binary(code, cols, line, line, int64(1), pointer(y, i * y_row, one), y_step, one)
         if then >= 0:
-            apply_unary(then, cols, pointer(out2, i * out2_row, one), line, 1)
+            apply_unary(then, cols, pointer(out2, i * out2_row, one), line, int64(1))
 
 
 @kernel
@@ -627,7 +627,8 @@ def row_of_ones(n, k, block, how, accumulate, one_at, b, b_row, b_panel, out, ra
         sums = gradient if how & SGD else to
         cols = min(n - j, panel)
         strip_of_tiles(
-            1, _vectors_for(cols, lanes), cols, k, block, accumulate, how & SGD, pointer(one_at, 0, one), 0, 0,
+            int64(1), _vectors_for(cols, lanes), cols, k, block, accumulate, how & SGD,
+            pointer(one_at, 0, one), int64(0), int64(0),
             pointer(b, j // panel * b_panel, one), b_row, sums, panel, to, panel, to, rate,
         )  # fmt: skip
 
@@ -669,7 +670,8 @@ def product_update(rule, m, n, k, block, a, a_row, a_col, b, b_row, theta, first
     while i < m:
         rows = min(TILE_ROWS, m - i)
         strip_of_tiles(
-            rows, vectors, n, k, block, 0, 0, pointer(a, i * a_row, one), a_row, a_col, pointer(b, 0, one), b_row,
+            rows, vectors, n, k, block, int64(0), int64(0), pointer(a, i * a_row, one), a_row, a_col,
+            pointer(b, 0, one), b_row,
             gradient, n, gradient, n, gradient, one,
         )  # fmt: skip
         at = i * n

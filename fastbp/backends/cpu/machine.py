@@ -4,6 +4,8 @@ A bound Program is a table of int64 words, one row an instruction: what to do, t
 slot that holds its address, an offset and two strides. Steps of training (gather, forward, loss, backward, update) run
 inside :func:`enter` with no Python between them; running a Program once is a single step.
 
+Arguments of kernels are int64(0), not 0: Numba would compile a kernel once more for the literal.
+
 An instruction is done in pieces, which a team of threads may share. A piece of CHUNKS is a number of rows that goes
 through a whole table of its own, a chunk of rows after the other: depth first, so that a chunk's activations are still
 in the cache when its backward pass reads them (see schedule.py).
@@ -15,9 +17,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import int64, types
 
-from fastbp.backends.cpu.compiling import compile_entry, kernel, source_stamp
+from fastbp.backends.cpu.compiling import compile_entry, kernel, merged, source_stamp
 from fastbp.backends.cpu.gemm import (
     ONES,
     PACK_T,
@@ -109,19 +111,19 @@ def _element(row, bases, which, i, j, one):
     return pointer(_address(row, bases, which), index, one)
 
 
-@kernel
+@merged
 def _private(bases, thread):
     """Address of memory that no other thread uses."""
     return get_int(bases, PRIVATE) + thread * get_int(bases, PRIVATE_BYTES)
 
 
-@kernel
+@merged
 def _rate(row, bases, one):
     """The learning rate of a fused update by SGD, else any number."""
     return float_at(_address(row, bases, EXTRA), one) if get_int(row, HOW) & SGD else one
 
 
-@kernel
+@merged
 def _small_product(row, bases, accumulate, thread, one):
     small_product(
         get_int(row, M),
@@ -150,7 +152,7 @@ def _small_product(row, bases, accumulate, thread, one):
     )
 
 
-@kernel
+@merged
 def _product_piece(row, bases, i, j, m, n, accumulate, thread, one):
     item = itemsize_of(one)
     then = get_int(row, THEN)
@@ -188,7 +190,7 @@ def _product_piece(row, bases, i, j, m, n, accumulate, thread, one):
     )
 
 
-@kernel
+@merged
 def _pairs_piece(row, bases, i, j, m, n, thread, one):
     item = itemsize_of(one)
     a_row, a_col = _operand(row, A, ROW_STRIDE), _operand(row, A, COL_STRIDE)
@@ -203,7 +205,7 @@ def _pairs_piece(row, bases, i, j, m, n, thread, one):
         get_int(row, BLOCK),
         get_int(row, LONGEST),
         how,
-        0,
+        int64(0),
         _address(row, bases, A) + i * a_row * item,
         a_row,
         a_col,
@@ -224,7 +226,7 @@ def _pairs_piece(row, bases, i, j, m, n, thread, one):
     )
 
 
-@kernel
+@merged
 def _row_of_ones(row, bases, j, n, accumulate, one):
     """The row after the last one of a product with ONES."""
     item = itemsize_of(one)
@@ -245,7 +247,7 @@ def _row_of_ones(row, bases, j, n, accumulate, one):
     )
 
 
-@kernel
+@merged
 def _product_update_piece(row, bases, rule, i, m, n, one):
     item = itemsize_of(one)
     a_row = _operand(row, A, ROW_STRIDE)
@@ -268,7 +270,7 @@ def _product_update_piece(row, bases, rule, i, m, n, one):
     )
 
 
-@kernel
+@merged
 def _scale(row, bases, one):
     """The number in EXTRA, 1 if there is none."""
     return load_at(pointer(_address(row, bases, EXTRA), 0, one), 0)
@@ -340,7 +342,7 @@ def _run_block(row, bases, piece, accumulate, thread, one):
     if op == PRODUCT and get_int(row, HOW) & SMALL:
         _small_product(row, bases, accumulate, thread, one)
         if get_int(row, HOW) & ONES:
-            _row_of_ones(row, bases, 0, get_int(row, N), accumulate, one)
+            _row_of_ones(row, bases, int64(0), get_int(row, N), accumulate, one)
         return
     m_block, n_block = get_int(row, M_BLOCK), get_int(row, N_BLOCK)
     down = (get_int(row, M) + m_block - 1) // m_block
@@ -401,12 +403,12 @@ def _transpose(row, bases, i, j, m, n, one):
             transpose_tile(min(lanes, i + m - r), min(lanes, j + n - c), out, out_row, x, x_row)
 
 
-@kernel
+@merged
 def _began(clock):
     return nanoseconds() if clock != 0 else 0
 
 
-@kernel
+@merged
 def _ended(clock, row, began):
     """Add the time since ``began`` to the instruction's, if a clock is wanted."""
     if clock != 0:
@@ -419,7 +421,7 @@ def chunk_header(slots):
     return (8 * slots + 63) // 64 * 64
 
 
-@kernel
+@merged
 def _run_chunks(row, bases, piece, thread, one):
     """A piece of the rows through a table of instructions, a chunk after the other, by this thread alone.
 
@@ -444,43 +446,44 @@ def _run_chunks(row, bases, piece, thread, one):
             line = table + q * WIDTH * 8
             began = _began(clock)
             for part in range(get_int(line, PIECES)):
-                _run_block(line, own, part, at > first, 0, one)
+                _run_block(line, own, part, int64(at > first), int64(0), one)
             _ended(clock, line, began)
 
 
-@kernel
+@merged
 def run_piece(row, bases, piece, thread, one):
     """Do one piece of the instruction at ``row``."""
     if get_int(row, OP) == CHUNKS:
         _run_chunks(row, bases, piece, thread, one)
     else:
-        _run_block(row, bases, piece, 0, thread, one)
+        _run_block(row, bases, piece, int64(0), thread, one)
 
 
-@kernel
+@merged
 def _run_table(table, count, bases, control, one):
     clock = get_int(bases, CLOCK)
+    caller = int64(0)
     for q in range(count):
         row = table + q * WIDTH * 8
         pieces = get_int(row, PIECES)
         began = _began(clock)
         if control == 0 or get_int(row, SHARED) == 0:
             for piece in range(pieces):
-                run_piece(row, bases, piece, 0, one)
+                run_piece(row, bases, piece, caller, one)
         else:
             publish(control, row, bases, pieces)
-            piece = claim(control, 0)
+            piece = claim(control, caller)
             while piece >= 0:
-                run_piece(row, bases, piece, 0, one)
-                finish(control, 0)
-                piece = claim(control, 0)
+                run_piece(row, bases, piece, caller, one)
+                finish(control, caller)
+                piece = claim(control, caller)
             waited = 0
             while atomic_load(control, DONE) < pieces:
                 waited = spin(waited)
         _ended(clock, row, began)
 
 
-@kernel
+@merged
 def _help(control, thread, one):
     """Work for whoever has the team, until there has been nothing to do for a while."""
     waited = 0

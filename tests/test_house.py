@@ -32,6 +32,7 @@ HOUSE = [
     "backends.cpu.simd",
     "backends.cpu.bf16",
     "backends.cpu.gemm",
+    "backends.cpu.few_rows",
     "backends.cpu.team",
     "backends.cpu.machine",
     "backends.cpu.schedule",

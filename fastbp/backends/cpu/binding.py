@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastbp.backends.cpu import bf16, caches, gemm, schedule, simd
+from fastbp.backends.cpu import bf16, caches, few_rows, gemm, schedule, simd
 from fastbp.backends.cpu import machine as cpu
 from fastbp.backends.cpu.gemm import TILE_ROWS, TILE_VECTORS
 from fastbp.backends.cpu.team import MAX_PIECES
@@ -525,9 +525,13 @@ class _Table:
         if self.common.pairs and not self.in_chunk and parameters > PAIRED_PARAMETERS and k >= PAIRED_K and a_row:
             self._product_of_pairs(sizes, operands, cost, how, code, then)
             return
+        turned = bool(how & gemm.PACK_T)
+        plain = b_panel == self.panel and n > self.panel and not how & (gemm.SGD | gemm.ONES) and not self.in_chunk
+        if m <= few_rows.MOST_ROWS and a_row != 1 and plain and (k >= PACKED_K or not turned):
+            self._product_with_few_rows(sizes, operands, cost, how, code, then)
+            return
         first, second = caches.first_level(), caches.second_level()
         longest = longest_of(k, n, self.panel, self.item)
-        turned = bool(how & gemm.PACK_T)
         far_b = not turned and b_panel == self.panel and b_row * self.item > FAR and n > self.panel and k >= PACKED_K
         far_a = a_row == 1 and a_col * self.item > FAR and k >= 4 * PACKED_K and n >= 2 * self.panel
         far_a = far_a and self.panel % TILE_ROWS == 0
@@ -564,6 +568,17 @@ class _Table:
         )
         notes = [word for bit, word in signs if how & bit]
         self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, what, notes)
+
+    def _product_with_few_rows(
+        self, sizes: tuple[int, int, int], operands: dict[int, Operand], cost: int, how: int, code: int, then: int
+    ) -> None:
+        """A product that is shared by columns, if at all; see few_rows.py."""
+        m, n, k = sizes
+        n_block = n if cost < SHARE_FROM else max(self.panel, _ceil(-(-n // 4), self.panel))  # long rows
+        self.common.scratch = max(self.common.scratch, n_block * self.item)
+        blocking = (block_of(k, n), 0, 0, how | gemm.FEW_ROWS, self.panel)
+        note = "dot products" if how & gemm.PACK_T else "row by row"
+        self._row(cpu.PRODUCT, sizes, (m, n_block), cost, operands, code, then, blocking, notes=(note,))
 
     def _product_of_pairs(
         self, sizes: tuple[int, int, int], operands: dict[int, Operand], cost: int, how: int, code: int, then: int

@@ -20,7 +20,9 @@ import numpy as np
 from numba import int64, types
 
 from fastbp.backends.cpu.compiling import compile_entry, kernel, merged, source_stamp
+from fastbp.backends.cpu.few_rows import product_by_dots, product_by_rows
 from fastbp.backends.cpu.gemm import (
+    FEW_ROWS,
     ONES,
     PACK_T,
     PAIRS,
@@ -227,6 +229,30 @@ def _pairs_piece(row, bases, i, j, m, n, thread, one):
 
 
 @merged
+def _few_rows(row, bases, j, n, thread, one):
+    """All rows of a product with few of them, columns j …."""
+    item = itemsize_of(one)
+    m, k, how = get_int(row, M), get_int(row, K), get_int(row, HOW)
+    a, a_row = _address(row, bases, A), _operand(row, A, ROW_STRIDE)
+    b, b_row = _address(row, bases, B), _operand(row, B, ROW_STRIDE)
+    y, y_row, y_step = _address(row, bases, Y), _operand(row, Y, ROW_STRIDE), _operand(row, Y, COL_STRIDE)
+    out, out_row = _address(row, bases, OUT) + j * item, _operand(row, OUT, ROW_STRIDE)
+    out2, out2_row = _address(row, bases, OUT2) + j * item, _operand(row, OUT2, ROW_STRIDE)
+    code, then = get_int(row, CODE), get_int(row, THEN)
+    y += j * y_step * item
+    if how & PACK_T:
+        product_by_dots(
+            m, n, k, a, a_row, b + j * b_row * item, b_row, out, out_row, code, y, y_row, y_step,
+            then, out2, out2_row, one,
+        )  # fmt: skip
+    else:
+        product_by_rows(
+            m, n, k, get_int(row, BLOCK), how, a, a_row, _operand(row, A, COL_STRIDE), b + j * item, b_row,
+            out, out_row, code, y, y_row, y_step, then, out2, out2_row, _private(bases, thread), one,
+        )  # fmt: skip
+
+
+@merged
 def _row_of_ones(row, bases, j, n, accumulate, one):
     """The row after the last one of a product with ONES."""
     item = itemsize_of(one)
@@ -351,7 +377,9 @@ def _run_block(row, bases, piece, accumulate, thread, one):
     m = min(m_block, get_int(row, M) - i)
     n = min(n_block, get_int(row, N) - j)
     if op == PRODUCT:
-        if get_int(row, HOW) & PAIRS:
+        if get_int(row, HOW) & FEW_ROWS:
+            _few_rows(row, bases, j, n, thread, one)
+        elif get_int(row, HOW) & PAIRS:
             _pairs_piece(row, bases, i, j, m, n, thread, one)
         else:
             _product_piece(row, bases, i, j, m, n, accumulate, thread, one)

@@ -371,7 +371,7 @@ def vector_loop(m: VectorEmitter, n: Any, body: Callable[[Any, Any], None]) -> N
         body(full, m.mask(b.sub(n, full)))
 
 
-def _switch(builder: Any, code: Any, cases: Sequence[Callable[[], None]]) -> None:
+def switch(builder: Any, code: Any, cases: Sequence[Callable[[], None]]) -> None:
     """Run cases[code]; a code out of range does nothing."""
     end = builder.append_basic_block("switch.end")
     switch = builder.switch(code, end)
@@ -410,7 +410,7 @@ def map_unary(typingctx: Any, code: Any, n: Any, out: Any, x: Any, x_step: Any) 
 
             return lambda: vector_loop(m, n, body)
 
-        _switch(builder, code, [loop(f) for f in scalars.UNARY.values()])
+        switch(builder, code, [loop(f) for f in scalars.UNARY.values()])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -437,7 +437,7 @@ def map_binary(
 
             return lambda: vector_loop(m, n, body)
 
-        _switch(builder, code, [loop(f) for f in scalars.BINARY.values()])
+        switch(builder, code, [loop(f) for f in scalars.BINARY.values()])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -474,7 +474,7 @@ def update_vectors(typingctx: Any, code: Any, n: Any, theta: Any, g: Any, first:
 
             return run
 
-        _switch(builder, code, [loop(rule) for rule in scalars.UPDATES.values()])
+        switch(builder, code, [loop(rule) for rule in scalars.UPDATES.values()])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -540,7 +540,7 @@ def softmax_row(typingctx: Any, logarithm: Any, n: Any, out: Any, z: Any) -> Any
 
             vector_loop(m, n, body)
 
-        _switch(builder, logarithm, [probabilities, logarithms])
+        switch(builder, logarithm, [probabilities, logarithms])
         return context.get_dummy_value()
 
     return signature, codegen

@@ -6,6 +6,7 @@ Fusions, each a pattern of the graph that one instruction does in one pass:
 - a product followed by one elementwise function of it and another value becomes that product with an epilogue:
   act(X W + b) forward, (dZ Wᵀ) ⊙ act'(saved) backward;
 - the sum of an elementwise function, times a number (a loss), becomes one pass without the function's values stored;
+- what a log-softmax hands back, g - exp(y) Σg, is done a row at a time;
 - c x f'(y) with a number c (the first delta, a mean's) becomes one function too;
 - where the pre-activation is needed too (gelu and silu take their derivative from it), the product stores both.
 """
@@ -46,6 +47,7 @@ class _Planner:
         self.products: dict[int, Node] = {}  # node -> the product whose epilogue it is
         self.scales: dict[int, Node] = {}  # node -> the constant that its first operand, or its sum, is multiplied by
         self.sums: dict[int, tuple[str, tuple[Node, ...]]] = {}  # sum, or its multiple -> the function and operands
+        self.softmax_grads: dict[int, tuple[Node, Node]] = {}  # g - exp(y) Σg -> g, y
         self.then: dict[int, Node] = {}  # node -> the activation of it that the same pass stores
         self.made_by: dict[int, int] = {}  # that activation -> the node
         self.buffers: list[Buffer] = []
@@ -66,6 +68,8 @@ class _Planner:
         for node in self.nodes:
             if node.op == "sum" and node.attrs["axis"] is None:
                 self._fuse_sum(node)
+            if node.op == "sub" and node.id not in self.absorbed and node.id not in self.pairs:
+                self._fuse_log_softmax_grad(node)
 
     def _fuse_pair(self, node: Node) -> None:
         inputs = self.inputs[node.id]
@@ -80,6 +84,18 @@ class _Planner:
                     self.absorbed.add(y.id)
                     self._fuse_scale(node)
                     return
+
+    def _fuse_log_softmax_grad(self, node: Node) -> None:
+        """G - exp(y) Σg, with the sum over the columns: what a log-softmax y hands back of g."""
+        g, product = self.inputs[node.id]
+        if product.op != "mul" or product.id in self.pairs or not self._only_for(product, node):
+            return
+        power, total = self.inputs[product.id]
+        if power.op != "exp" or total.op != "sum" or total.attrs["axis"] != 1 or self.inputs[total.id] != (g,):
+            return
+        if self._only_for(power, product) and self._only_for(total, product) and g.shape == node.shape:
+            self.softmax_grads[node.id] = (g, self.inputs[power.id][0])
+            self.absorbed.update((product.id, power.id, total.id))
 
     def _fuse_scale(self, node: Node) -> None:
         """C x f'(y): its factor goes into the function."""
@@ -242,6 +258,8 @@ class _Planner:
 
     def _operands(self, node: Node) -> tuple[Node, ...]:
         """What an instruction reads, with what is fused into it looked through."""
+        if node.id in self.softmax_grads:
+            return self.softmax_grads[node.id]
         if node.id in self.sums:
             return (*self.sums[node.id][1], *self._factor(node))
         found = self._elementwise(node)
@@ -263,6 +281,9 @@ class _Planner:
         return out
 
     def _emit(self, node: Node) -> None:
+        if node.id in self.softmax_grads:
+            self._append("log_softmax_grad", node, self.softmax_grads[node.id])
+            return
         if node.id in self.sums:
             code, operands = self.sums[node.id]
             self._append("sum", node, operands, code=code)

@@ -49,6 +49,7 @@ class Instruction:
     map                     out = code(x) or code(x, y), elementwise with broadcasting; code(c x, y) if scaled
     sum                     over rows (axis 0), columns (1) or all (None), there of x, code(x) or code(x, y), c times
     softmax, log_softmax    a row at a time
+    log_softmax_grad        g - exp(y) Σg, from (g, y), a row at a time
     onehot                  labels to rows of 0 and 1
     transpose               out = xᵀ
     gather                  out_i = x[order_i]
@@ -136,7 +137,7 @@ class Program:
             case "sum":
                 each = 1 + (ops.OPERATIONS[instruction.code] if instruction.code else 0)
                 return each * max(self.size(index, n) for index in instruction.operands) + instruction.scaled
-            case "softmax" | "log_softmax":
+            case "softmax" | "log_softmax" | "log_softmax_grad":
                 return (ops.OPERATIONS["exp"] + 3) * out
             case "update":
                 return ops.count_update_operations(scalars.UPDATES[instruction.code]) * out

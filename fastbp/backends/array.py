@@ -169,6 +169,11 @@ def _log_softmax(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n:
     e._write(i.outs[0], _log_softmax_of(e.xp, e._read(i.ins[0], store, n)), store, n)
 
 
+def _log_softmax_grad(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    g, y = (e._read(index, store, n) for index in i.ins)
+    e._write(i.outs[0], g - e.xp.exp(y) * e.xp.sum(g, axis=1, keepdims=True), store, n)
+
+
 def _onehot(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
     labels = e._read(i.ins[0], store, n)
     classes = e.xp.reshape(e.xp.arange(e.program.shape(i.outs[0], n)[1], dtype=labels.dtype), (1, -1))
@@ -199,6 +204,7 @@ _INSTRUCTIONS: dict[str, Callable[[ArrayExecutable, Instruction, dict[int, Array
     "sum": _sum,
     "softmax": _softmax,
     "log_softmax": _log_softmax,
+    "log_softmax_grad": _log_softmax_grad,
     "onehot": _onehot,
     "transpose": _transpose,
     "gather": _gather,

@@ -14,6 +14,7 @@ from fastbp.backends.cpu import bf16, caches, few_rows, gemm, schedule, simd
 from fastbp.backends.cpu import machine as cpu
 from fastbp.backends.cpu.gemm import TILE_ROWS, TILE_VECTORS
 from fastbp.backends.cpu.team import MAX_PIECES
+from fastbp.ops import ONE
 from fastbp.program import Instruction, Program, const_value, place
 
 # An instruction is offered to other threads from SHARE_FROM ns on, as estimated at 100 operations and 100 bytes a ns:
@@ -290,7 +291,7 @@ def bias_sums(program: Program, fused: dict[int, Instruction]) -> dict[int, Inst
     """
     found: dict[int, Instruction] = {}
     for position, i in enumerate(program.instructions):
-        if i.op != "matmul" or not i.ta or i.tb or i.code or i.then:
+        if i.op != "matmul" or not i.ta or i.tb or i.code or i.then or program.buffers[i.outs[0]].shape[1] == ONE:
             continue
         out = program.buffers[i.outs[0]]
         for j in program.instructions[:position]:
@@ -480,10 +481,35 @@ class _Table:
         if id(i) in self.biases:
             how |= gemm.ONES
             operands[cpu.Y] = self.common.one
-        if id(i) in self.fused:
+        if n == 1 and (m > 1 or not i.ta):  # the same for one row as for many, so that its bits are
+            self._column(i, (m, k), operands, how, code, then)
+        elif id(i) in self.fused:
             self._updating(i, (m, n, k), operands, b_panel, how)
         else:
             self._product((m, n, k), operands, b_panel, self._cost(i), how, code, then)
+
+    def _column(
+        self, i: Instruction, sizes: tuple[int, int], operands: dict[int, Operand], how: int, code: int, then: int
+    ) -> None:
+        """A product with one column, done as its transpose, one row: a column would leave most of a vector empty.
+
+        bᵀ A for Aᵀ b, to the same bits; for A b the dot products of A's rows with b.
+        """
+        m, k = sizes
+        a, b = operands[cpu.A], operands[cpu.B]
+        turned = {which: (*place[:2], 0, place[2]) for which, place in operands.items()}  # a column is a row
+        turned[cpu.A] = (*b[:2], 0, b[2])
+        if i.ta:
+            turned[cpu.B] = (*a[:2], a[3], 1)
+            if id(i) in self.fused:
+                self._updating(i, (1, m, k), turned, self.panel)
+            else:
+                self._product((1, m, k), turned, self.panel, self._cost(i))
+            return
+        turned[cpu.B] = (*a[:2], a[2], 1)
+        if how & gemm.BIAS:
+            code = simd.BINARY_CODES["add"]
+        self._product_with_few_rows((1, m, k), turned, self._cost(i), gemm.PACK_T, code, then)
 
     def _updating(
         self, i: Instruction, sizes: tuple[int, int, int], operands: dict[int, Operand], panel: int, how: int = 0
@@ -526,8 +552,8 @@ class _Table:
             self._product_of_pairs(sizes, operands, cost, how, code, then)
             return
         turned = bool(how & gemm.PACK_T)
-        plain = b_panel == self.panel and n > self.panel and not how & (gemm.SGD | gemm.ONES) and not self.in_chunk
-        if m <= few_rows.MOST_ROWS and a_row != 1 and plain and (k >= PACKED_K or not turned):
+        few = m <= few_rows.MOST_ROWS and a_row != 1 and not how & (gemm.SGD | gemm.ONES) and not self.in_chunk
+        if few and (k >= PACKED_K if turned else b_panel == self.panel and n > self.panel):
             self._product_with_few_rows(sizes, operands, cost, how, code, then)
             return
         first, second = caches.first_level(), caches.second_level()
@@ -746,12 +772,18 @@ class _Table:
 
     def _softmax(self, i: Instruction) -> None:
         m, n = self._shape(i.outs[0])
-        operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self._operand(i.ins[0])}
-        cost = self._cost(i)
-        logarithm = int(i.op == "log_softmax")
-        self._row(cpu.SOFTMAX, (m, n, 0), (PIECE_ELEMENTS // max(n, 1), n), cost, operands, logarithm)
+        places = (self._operand(index) for index in (*i.outs, *i.ins))
+        operands = dict(zip((cpu.OUT, cpu.A, cpu.B), places, strict=False))
+        codes = {
+            "softmax": simd.PROBABILITIES,
+            "log_softmax": simd.LOGARITHMS,
+            "log_softmax_grad": simd.LOGARITHMS_GRAD,
+        }
+        block = (PIECE_ELEMENTS // max(n, 1), n)
+        self._row(cpu.SOFTMAX, (m, n, 0), block, self._cost(i), operands, codes[i.op])
 
     _log_softmax = _softmax
+    _log_softmax_grad = _softmax
 
     def _onehot(self, i: Instruction) -> None:
         m, n = self._shape(i.outs[0])

@@ -39,6 +39,7 @@ from fastbp.backends.cpu.gemm import (
     small_product,
 )
 from fastbp.backends.cpu.simd import (
+    LOGARITHMS_GRAD,
     copy_and_prefetch,
     float_at,
     get_int,
@@ -48,7 +49,9 @@ from fastbp.backends.cpu.simd import (
     nanoseconds,
     pointer,
     set_int,
+    softmax_lanes,
     softmax_row,
+    stack_square,
     store_at,
     sum_row,
     transpose_tile,
@@ -333,6 +336,29 @@ def _sum_all(row, bases, accumulate, thread, one):
 
 
 @kernel
+def _softmax(row, bases, i, m, one):
+    """Rows of a softmax, of its logarithm, or of what that hands back.
+
+    Narrow rows are transposed, so that each lane has a row: 206 rows of 3 took 6.5 µs a row at a time.
+    """
+    lanes = lanes_of(one)
+    code, n = get_int(row, CODE), get_int(row, N)
+    if n > lanes:
+        for r in range(i, i + m):
+            out, z = _element(row, bases, OUT, r, 0, one), _element(row, bases, A, r, 0, one)
+            softmax_row(code, n, out, z, _element(row, bases, B, r, 0, one))
+        return
+    z, y = stack_square(one), stack_square(one)
+    for r in range(i, i + m, lanes):
+        rows = min(lanes, i + m - r)
+        transpose_tile(rows, n, z, lanes, _element(row, bases, A, r, 0, one), n)
+        if code == LOGARITHMS_GRAD:
+            transpose_tile(rows, n, y, lanes, _element(row, bases, B, r, 0, one), n)
+        softmax_lanes(code, n, z, y)
+        transpose_tile(n, rows, _element(row, bases, OUT, r, 0, one), n, z, lanes)
+
+
+@kernel
 def _onehot(row, bases, i, m, one):
     zero = one - one
     classes = get_int(row, N)
@@ -410,8 +436,7 @@ def _run_block(row, bases, piece, accumulate, thread, one):
             total = sum_row(n, _element(row, bases, A, r, 0, one))
             store_at(_element(row, bases, OUT, r, 0, one), 0, total)
     elif op == SOFTMAX:
-        for r in range(i, i + m):
-            softmax_row(code, n, _element(row, bases, OUT, r, 0, one), _element(row, bases, A, r, 0, one))
+        _softmax(row, bases, i, m, one)
     elif op == ONEHOT:
         _onehot(row, bases, i, m, one)
     elif op == TRANSPOSE:

@@ -99,7 +99,7 @@ def _stays_in_its_rows(program: Program, i: Instruction) -> bool:
     match i.op:
         case "matmul":
             return not i.ta and not _has_rows(program, i.ins[1])
-        case "map" | "softmax" | "log_softmax" | "onehot" | "gather":
+        case "map" | "softmax" | "log_softmax" | "log_softmax_grad" | "onehot" | "gather":
             return True
         case "sum":
             return i.axis == 1

@@ -510,40 +510,111 @@ def sum_row(typingctx: Any, n: Any, x: Any) -> Any:
     return signature, codegen
 
 
+# What is done to a row z of a softmax, by code: probabilities exp(d)/s with d = z - max(z), s = Σ exp(d); their
+# logarithms d - log s; and what those hand back of y, z - exp(y) Σz.
+PROBABILITIES, LOGARITHMS, LOGARITHMS_GRAD = range(3)
+
+
+def _emit_softmax(
+    m: VectorEmitter,
+    code: Any,
+    fold: Callable[[float, Callable[[Vector, Vector], Vector]], Vector],
+    write: Callable[[Callable[[Vector, Callable[[], Vector]], Vector]], None],
+) -> None:
+    """The three functions, given what it means to fold over a row and to write one.
+
+    ``fold(start, step)`` folds step(total, z) over the row, the result in every lane that belongs to it;
+    ``write(formula)`` stores formula(z, y) for every element, y being a function that loads it.
+    """
+    lowest = float(np.finfo(m.numpy).min)  # -inf would make 0 · log 0 of the cross entropy NaN
+
+    def probabilities() -> None:
+        top = fold(-float("inf"), m.maximum)
+        r = 1.0 / fold(0.0, lambda total, z: total + m.exp(z - top))
+        write(lambda z, y: m.exp(z - top) * r)
+
+    def logarithms() -> None:
+        top = fold(-float("inf"), m.maximum)
+        shift = m.log(fold(0.0, lambda total, z: total + m.exp(z - top)))
+        write(lambda z, y: m.maximum(z - top, lowest) - shift)
+
+    def handed_back() -> None:
+        total = fold(0.0, lambda total, z: total + z)
+        write(lambda z, y: z - m.exp(y()) * total)
+
+    switch(m.builder, code, [probabilities, logarithms, handed_back])
+
+
 @intrinsic
-def softmax_row(typingctx: Any, logarithm: Any, n: Any, out: Any, z: Any) -> Any:
-    """out = exp(d)/s with d = z - max(z), s = sum exp(d), of n contiguous elements; or its logarithm, d - log s."""
-    signature = types.void(types.int64, types.int64, out, z)
+def softmax_row(typingctx: Any, code: Any, n: Any, out: Any, z: Any, y: Any) -> Any:
+    """One row of n contiguous elements."""
+    signature = types.void(types.int64, types.int64, out, z, y)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        logarithm, n, out, z = arguments
+        code, n, out, z, y = arguments
         m = _emitter(builder, sig.args[2])
 
         def at(pointer: Any, i: Any, mask: Any) -> Vector:
             return m.load(_offset(builder, pointer, i), mask)
 
-        largest = _accumulate(m, n, -float("inf"), lambda old, i, mask: m.maximum(old, at(z, i, mask)))
-        top = m.splat(m.reduce(largest, m.maximum))
-        total = _accumulate(m, n, 0.0, lambda old, i, mask: old + m.exp(at(z, i, mask) - top))
-        s = m.splat(m.reduce(total, lambda p, q: p + q))
+        def fold(start: float, step: Callable[[Vector, Vector], Vector]) -> Vector:
+            total = _accumulate(m, n, start, lambda old, i, mask: step(old, at(z, i, mask)))
+            combine = m.maximum if start else lambda p, q: p + q
+            return m.splat(m.reduce(total, combine))
 
-        def probabilities() -> None:
-            r = 1.0 / s
-            vector_loop(m, n, lambda i, mask: m.store(m.exp(at(z, i, mask) - top) * r, _offset(builder, out, i), mask))
-
-        def logarithms() -> None:
-            shift = m.log(s)
-            lowest = float(np.finfo(m.numpy).min)  # -inf would make 0 · log 0 of the cross entropy NaN
-
+        def write(formula: Callable[[Vector, Callable[[], Vector]], Vector]) -> None:
             def body(i: Any, mask: Any) -> None:
-                m.store(m.maximum(at(z, i, mask) - top, lowest) - shift, _offset(builder, out, i), mask)
+                m.store(formula(at(z, i, mask), lambda: at(y, i, mask)), _offset(builder, out, i), mask)
 
             vector_loop(m, n, body)
 
-        switch(builder, logarithm, [probabilities, logarithms])
+        _emit_softmax(m, code, fold, write)
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@intrinsic
+def softmax_lanes(typingctx: Any, code: Any, n: Any, z: Any, y: Any) -> Any:
+    """As many rows as a vector has lanes, a row in each lane: n vectors, overwritten in z."""
+    signature = types.void(types.int64, types.int64, z, y)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        code, n, z, y = arguments
+        m = _emitter(builder, sig.args[2])
+
+        def at(pointer: Any, k: Any) -> Any:
+            return _offset(builder, pointer, builder.mul(k, I64(m.lanes)))
+
+        def fold(start: float, step: Callable[[Vector, Vector], Vector]) -> Vector:
+            total = cgutils.alloca_once(builder, m.type)
+            builder.store(m.constant(start), total)
+            with cgutils.for_range(builder, n) as loop:
+                new = step(Vector(m, builder.load(total)), m.load(at(z, loop.index)))
+                builder.store(new.value, total)
+            return Vector(m, builder.load(total))
+
+        def write(formula: Callable[[Vector, Callable[[], Vector]], Vector]) -> None:
+            with cgutils.for_range(builder, n) as loop:
+                place = at(z, loop.index)
+                m.store(formula(m.load(place), lambda: m.load(at(y, loop.index))), place)
+
+        _emit_softmax(m, code, fold, write)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def stack_square(typingctx: Any, like: Any) -> Any:
+    """Room for as many vectors as one has lanes, on the stack of the calling function."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        m = VectorEmitter(builder, str(sig.args[0]))
+        room = cgutils.alloca_once(builder, ir.ArrayType(m.type, m.lanes))
+        return builder.bitcast(room, context.get_value_type(sig.return_type))
+
+    return types.CPointer(like)(like), codegen
 
 
 @intrinsic

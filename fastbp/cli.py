@@ -98,6 +98,12 @@ def commands() -> click.Group:
         click.Option(["--batch-size"], type=int, help="Rows a step; 32, or all if they are fewer."),
         click.Option(["--backend"], help="cpu (compiled) or numpy (plain array code)."),
         dtype,
+        click.Option(
+            ["--precision"],
+            default="highest",
+            show_default=True,
+            help="highest, or bf16: large products in bfloat16 where the CPU can.",
+        ),
         click.Option(["--seed"], type=int, default=0, show_default=True, help="Of the weights and the rows' order."),
         click.Option(
             ["--scale"], help=f"{', '.join(data.SCALES)}; by default unit for images, standard for .csv and .npz."
@@ -174,6 +180,7 @@ def train(
     batch_size: int | None,
     backend: str | None,
     dtype: str,
+    precision: str,
     seed: int,
     scale: str | None,
     target: str | None,
@@ -204,6 +211,7 @@ def train(
         loss=loss or ("cross_entropy" if rows.is_classification else "mse"),
         init=init,
         dtype=dtype,
+        precision=precision,
         backend=backend,
         seed=seed,
     )

@@ -23,7 +23,7 @@ SHARE_FROM = 20_000
 SMALL_PIECE = 100_000  # operations of a product below which a piece is not worth the claim
 PIECE_ELEMENTS = 16_384  # of elementwise work: stays in the second-level cache, lasts several µs
 PIECE_OPERATIONS = 1 << 22  # of a product: large enough to reuse its rows of B, small enough to share
-FEWEST_PIECES = 8
+FEWEST_PIECES, FEW_PIECES, MANY_PIECES = 8, 16, 64
 ALIGNMENT = 64  # bytes: temps, and the workspace itself, begin on cache lines
 
 # Products add up chains of K_BLOCK multiply-adds. One chain over all of K would do as well, but its rounding error
@@ -563,12 +563,18 @@ class _Table:
         far_a = far_a and self.panel % TILE_ROWS == 0
         if self.in_chunk:
             far_a = far_b = False  # few rows, and no memory to pack into
+        whole_b = 2 * k * _ceil(n, self.panel) * self.item <= second  # all of B fits the second-level cache
         lowest = 4 * PACKED_ROWS if far_b or far_a or turned else TILE_ROWS
         narrowest = _ceil(-(-n // 2), self.panel) if far_a else self.panel
-        if 2 * k * n * self.item <= first:
-            narrowest = _ceil(n, self.panel)  # B stays in the first-level cache: whole rows, one after the other
-        m_block, n_block = self._tiles(sizes, cost, lowest, narrowest)
+        if 2 * k * n * self.item <= first or (turned and whole_b and m > lowest):
+            narrowest = _ceil(n, self.panel)  # B stays in a cache: whole rows, one after the other
+        # with a long K every piece reads much of A and B, which do not stay in a cache
+        many = FEW_PIECES if a_row == 1 and k > longest else MANY_PIECES
+        m_block, n_block = self._tiles(sizes, cost, lowest, narrowest, many)
         height, width = min(m, m_block), min(n, n_block)
+        if a_row == 1 and k > longest:  # stretches of A and B that stay in the second-level cache, and C with them
+            block = block_of(k, n)
+            longest = min(longest, block * max(1, second // (2 * (height + width) * self.item) // block))
         strip = max(1, m_block)
         if far_b and height >= PACKED_ROWS:
             how |= gemm.PACK_B
@@ -577,13 +583,14 @@ class _Table:
             strip = _ceil(strip, self.panel)
         elif m <= m_block and n <= self.panel and k <= longest and m * n * self.item <= first:
             how |= gemm.SMALL | gemm.BY_STRIP
-        elif not how & (gemm.PACK_B | gemm.PACK_T) and k <= longest and 2 * k * width * self.item <= second:
+        elif not how & gemm.PACK_B and k <= longest and (whole_b or 2 * k * width * self.item <= second):
             how |= gemm.BY_STRIP
             strip = max(TILE_ROWS, first // (2 * max(1, width) * self.item) // TILE_ROWS * TILE_ROWS)
         if how & (gemm.PACK_A | gemm.PACK_B | gemm.PACK_T):
             rows = min(strip, _ceil(height, self.panel)) if how & gemm.PACK_A else 0
             length = min(k, longest)
-            room = (longest if rows else length) * self.panel + rows * length
+            across = _ceil(width, self.panel) if turned and how & gemm.BY_STRIP else self.panel
+            room = (longest if rows else length) * across + rows * length
             self.common.scratch = max(self.common.scratch, room * self.item)
         blocking = (block_of(k, n), longest, strip, how, b_panel)
         signs = (
@@ -622,14 +629,17 @@ class _Table:
         blocking = (block, longest, 0, how, self.panel)
         self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, notes=notes)
 
-    def _tiles(self, sizes: tuple[int, int, int], cost: int, lowest: int, narrowest: int) -> tuple[int, int]:
+    def _tiles(
+        self, sizes: tuple[int, int, int], cost: int, lowest: int, narrowest: int, many: int = MANY_PIECES
+    ) -> tuple[int, int]:
         """Piece of a product: all of it if it is not shared; else halved along its longer side until it is small."""
         m, n, k = sizes
         m_block, n_block = _ceil(m, TILE_ROWS), _ceil(n, self.panel)
         while cost >= SHARE_FROM and not self.in_chunk:
             work = 2 * m_block * n_block * max(k, 1)
             pieces = -(-m // max(m_block, 1)) * -(-n // max(n_block, 1))
-            if work <= SMALL_PIECE or (work <= PIECE_OPERATIONS and pieces >= FEWEST_PIECES):
+            small = work <= max(PIECE_OPERATIONS, 2 * m * n * k // many)
+            if work <= SMALL_PIECE or (small and pieces >= FEWEST_PIECES):
                 return m_block, n_block
             if m_block > lowest and (m_block >= n_block or n_block <= narrowest):
                 m_block = max(lowest, _ceil(m_block // 2, TILE_ROWS))

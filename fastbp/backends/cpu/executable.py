@@ -15,7 +15,7 @@ from fastbp.ops import N
 from fastbp.program import Program
 
 KEPT_BINDINGS = 16  # numbers of rows for which tables are kept; training needs two
-KEPT_WORKSPACE = 32 << 20  # bytes up to which a workspace is kept for the next call
+KEPT_WORKSPACE = 256 << 20  # bytes up to which a workspace is kept for the next call
 
 
 _ONE_STEP = np.zeros((1, 3), np.int64)  # the first table, position 0, step 0

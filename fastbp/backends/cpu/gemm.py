@@ -492,6 +492,11 @@ def product(
     bias = pointer(y, 0, one)
     gradient = _stack_tile(one)
     has_epilogue = code >= 0 or then >= 0
+    if how & PACK_T and how & BY_STRIP:  # all of B at once, for it stays in the second-level cache
+        for j in range(0, n, panel):
+            to = scratch + j * k * item
+            copy_panel_transposed(k, int64(TILE_VECTORS), min(n - j, panel), to, b + j * b_row * item, b_row, one)
+        b, b_row, b_panel, how = scratch, panel, k * panel, how - PACK_T
     # rows that go into one call: what is packed together, or a tile, if its epilogue shall find it in the cache
     step = TILE_ROWS if has_epilogue and not how & BY_STRIP else panel if how & PACK_A else strip
     top = 0

@@ -157,7 +157,7 @@ class _Fit:
         if self.gathered:
             drawn = self.order.epochs(self.first_epoch + epoch, self.first_epoch + last_epoch + 1)
             # followed by a batch of row numbers: gathering a batch asks for the next one's rows, see machine.py
-            order = np.zeros((drawn.size + self.batch, 1), np.int64)
+            order = np.zeros((drawn.size + 2 * self.batch, 1), np.int64)
             order[: drawn.size, 0] = drawn.reshape(-1)
             values["order"] = order
         values["hyper"] = self.training.optimizer.hyper(self.state.step + np.arange(last - first, dtype=np.float64))

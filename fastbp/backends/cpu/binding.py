@@ -36,7 +36,7 @@ NARROW, NARROW_K_BLOCK = 16, 64
 FAR = 2048
 # Products with so many parameters are done in bfloat16, if that is allowed: more than any that may go depth first, so
 # that a row of the output has the same bits in a batch of any size; and sums over so many rows.
-PAIRED_PARAMETERS, PAIRED_K = schedule.MOST_PARAMETERS, 32
+PAIRED_PARAMETERS, PAIRED_K = 65_536, 32
 PACKED_ROWS, PACKED_K = 64, 128
 
 Operand = tuple[int, int, int, int]
@@ -178,7 +178,7 @@ class _Binder:
         in_slot, slot_bytes = self._sums_in_slot(division)
         workspace = pieces * slot_bytes
         for index in program.lifetimes:
-            if index not in division.rows:
+            if index not in division.rows or index in division.ahead:
                 common.places[index] = (cpu.WORKSPACE, workspace)
                 workspace += _ceil(program.size(index, n) * common.item, ALIGNMENT)
         table = _Table(common, n, scratch=workspace)
@@ -275,7 +275,8 @@ def fused_updates(program: Program, n: int, panel: int, item: int) -> dict[int, 
             if not (product or sums) or program.buffers[i.outs[0]].base != whole:
                 continue
             k = program.shape(i.ins[0], n)[0 if i.ta or sums else 1]
-            cols = program.shape(i.outs[0], n)[1]
+            rows, cols = program.shape(i.outs[0], n)
+            cols = rows if cols == 1 else cols  # a column is done as a row
             later = [x for j in program.instructions[position:] if j is not update for x in j.ins]
             fits = k <= longest_of(k, cols, panel, item) and (update.code == "sgd" or cols <= panel)
             first, size = program.buffers[i.outs[0]].offset, program.size(i.outs[0], n)
@@ -554,7 +555,7 @@ class _Table:
         turned = bool(how & gemm.PACK_T)
         few = m <= few_rows.MOST_ROWS and a_row != 1 and not how & (gemm.SGD | gemm.ONES) and not self.in_chunk
         if few and (k >= PACKED_K if turned else b_panel == self.panel and n > self.panel):
-            self._product_with_few_rows(sizes, operands, cost, how, code, then)
+            self._product_with_few_rows(sizes, operands, cost, how, code, then, what)
             return
         first, second = caches.first_level(), caches.second_level()
         longest = longest_of(k, n, self.panel, self.item)
@@ -603,7 +604,14 @@ class _Table:
         self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, what, notes)
 
     def _product_with_few_rows(
-        self, sizes: tuple[int, int, int], operands: dict[int, Operand], cost: int, how: int, code: int, then: int
+        self,
+        sizes: tuple[int, int, int],
+        operands: dict[int, Operand],
+        cost: int,
+        how: int,
+        code: int,
+        then: int,
+        what: str = "",
     ) -> None:
         """A product that is shared by columns, if at all; see few_rows.py."""
         m, n, k = sizes
@@ -611,7 +619,7 @@ class _Table:
         self.common.scratch = max(self.common.scratch, n_block * self.item)
         blocking = (block_of(k, n), 0, 0, how | gemm.FEW_ROWS, self.panel)
         note = "dot products" if how & gemm.PACK_T else "row by row"
-        self._row(cpu.PRODUCT, sizes, (m, n_block), cost, operands, code, then, blocking, notes=(note,))
+        self._row(cpu.PRODUCT, sizes, (m, n_block), cost, operands, code, then, blocking, what, (note,))
 
     def _product_of_pairs(
         self, sizes: tuple[int, int, int], operands: dict[int, Operand], cost: int, how: int, code: int, then: int

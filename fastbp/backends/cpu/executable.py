@@ -108,24 +108,28 @@ class CpuExecutable:
         threads = get_num_threads() if any(b.shared for b in bindings) else 1
         shared, private = (max(getattr(b, what) for b in bindings) for what in ("workspace", "private"))
         shared = -(-shared // ALIGNMENT) * ALIGNMENT
-        workspace = self._borrow(shared + threads * private + ALIGNMENT)
         slots = [(0, 0, 0)] * self.slots.count
         for slot, name, a_position, a_step in self._sources:
             slots[slot] = (_address(values[name]), a_position, a_step)
         for slot, index in self._results:
             slots[slot] = (_address(outputs[index]), 0, strides[index])
-        start = _address(workspace)
-        start += -start % ALIGNMENT
-        slots[machine.WORKSPACE] = slots[machine.PARTIALS] = (start, 0, 0)
-        slots[machine.PRIVATE], slots[machine.PRIVATE_BYTES] = (start + shared, 0, 0), (private, 0, 0)
-        slots[machine.CLOCK] = (clock, 0, 0)
-        bases = np.array([address for address, _, _ in slots], np.int64)
+        slots[machine.PRIVATE_BYTES], slots[machine.CLOCK] = (private, 0, 0), (clock, 0, 0)
         moving = [(k, *slot) for k, slot in enumerate(slots) if slot[1] or slot[2]]
         places = np.array(moving, np.int64).reshape(-1, 4)
-        arguments = (_address(tables), _address(plan), len(plan), _address(places), len(places), _address(bases))
+        bases = np.array([address for address, _, _ in slots], np.int64)
+        kept = []
+
+        def arguments(count: int) -> tuple[int, ...]:
+            workspace = self._borrow(shared + count * private + ALIGNMENT)
+            kept.append(workspace)
+            start = _address(workspace)
+            start += -start % ALIGNMENT
+            bases[machine.WORKSPACE] = bases[machine.PARTIALS] = start
+            bases[machine.PRIVATE] = start + shared
+            return _address(tables), _address(plan), len(plan), _address(places), len(places), _address(bases)
+
         self._team.run(threads, arguments)
-        if workspace.size <= KEPT_WORKSPACE:
-            self._spare[:] = [workspace]
+        self._spare[:] = [workspace for workspace in kept if workspace.size <= KEPT_WORKSPACE]
 
     def _borrow(self, size: int) -> np.ndarray:
         """A workspace, if possible the one of the call before: fresh memory costs a page fault for every 4 KB.

@@ -7,22 +7,24 @@ head    what reads no row of the batch that an instruction computes: once, befor
 body    what can be done a chunk of rows at a time; its sums over rows add up,
 tail    what needs the sums: once, after.
 
-A Program in which a row depends on such a sum (a loss weighted by the sum of the weights of gathered rows) has no body:
-all its instructions are done for all rows, one after the other.
+A Program in which a row depends on such a sum has no body: all its instructions are done for all rows, one after the
+other. The sum of sample weights, on which every row of a weighted mean depends, is computed ahead, from the gathered
+weights if need be.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastbp.ops import ONE
 from fastbp.program import Instruction, Program
 
-# Elements of a chunk's products, and rows: they decide in which order sums are added up, so they are the same on any
-# machine. Activations and deltas of a chunk take a few times 100 KB, in a second-level cache together with the weights.
-CHUNK_ELEMENTS = 64_000
+# Elements of a chunk's forward products, and rows: they decide in which order sums are added up, so they are the same
+# on any machine. Activations and deltas of a chunk take a few times 100 KB, in the second-level cache with the weights.
+CHUNK_ELEMENTS = 32_000
 MOST_ROWS, FEWEST_ROWS = 256, 16
 MOST_PIECES = 32  # each has a gradient of its own
-MOST_PARAMETERS = 65_536  # elements of the operands that all rows share: they stay in the second-level cache
+MOST_PARAMETERS = 24_576  # elements: they, their transposes and gradients stay in the second-level cache
 FEWEST_CHUNKS = 4
 
 
@@ -32,6 +34,7 @@ class Division:
 
     Attributes:
         rows: temps of the body with rows of the batch.
+        ahead: those of them that the head computes too, for all rows.
         sums: what the body sums over rows, in order.
     """
 
@@ -39,29 +42,41 @@ class Division:
     body: tuple[Instruction, ...]
     tail: tuple[Instruction, ...]
     rows: frozenset[int]
+    ahead: frozenset[int]
     sums: tuple[int, ...]
 
 
 def divide(program: Program) -> Division | None:
     """The three parts, or None if no chunk of rows can go through on its own."""
-    head, body, tail = [], [], []
+    head: list[Instruction] = []
+    body: list[Instruction] = []
+    tail: list[Instruction] = []
     computed: set[int] = set()  # rows of the batch that an instruction computes
+    gathered: dict[int, Instruction] = {}  # columns of numbers that are only gathered: sample weights
+    ahead: set[int] = set()
     late: set[int] = set()  # what depends on a sum
     sums: list[int] = []
     for i in program.instructions:
         by_rows = any(_has_rows(program, b) for b in i.ins)
         if any(_has_rows(program, b) for b in i.outs):
-            if not _stays_in_its_rows(program, i) or late.intersection(i.ins):
+            if not _stays_in_its_rows(program, i) or _depends_on(program, i, late):
                 return None
             body.append(i)
             computed.update(i.outs)
+            if i.op == "gather" and program.buffers[i.outs[0]].shape[1] == ONE:
+                gathered[i.outs[0]] = i
+        elif i.op == "sum" and gathered.keys() >= computed.intersection(i.ins) and computed.intersection(i.ins):
+            columns = computed.intersection(i.ins)  # their sum is what rows depend on: gathered once more, ahead
+            head += [gathered[b] for b in sorted(columns - ahead)]
+            head.append(i)
+            ahead |= columns
         elif computed.intersection(i.ins):
-            if not _adds_up(i) or late.intersection(i.ins):
+            if not _adds_up(i) or _depends_on(program, i, late):
                 return None
             body.append(i)
             sums.extend(i.outs)
             late.update(i.outs)
-        elif by_rows and not late.intersection(i.ins):
+        elif by_rows and not _depends_on(program, i, late):
             head.append(i)  # of the input alone
         elif _depends_on(program, i, late):
             tail.append(i)
@@ -71,7 +86,7 @@ def divide(program: Program) -> Division | None:
     if not sums and not computed:
         return None
     temps = frozenset(b for b in computed if program.buffers[b].kind == "temp")
-    return Division(tuple(head), tuple(body), tuple(tail), temps, tuple(sums))
+    return Division(tuple(head), tuple(body), tuple(tail), temps, frozenset(ahead), tuple(sums))
 
 
 def _has_rows(program: Program, index: int) -> bool:
@@ -127,15 +142,16 @@ class Chunks:
 def chunks_for(program: Program, division: Division, n: int) -> Chunks | None:
     """Chunks for n rows, or None where one instruction after the other is as good.
 
-    It depends on the products alone, so that a gradient is the same with and without an update or gathered rows.
+    It depends on the forward products alone, so that a loss is the same with and without its gradient, and a gradient
+    with and without an update or gathered rows.
     """
     products = [i for i in division.body if i.op == "matmul"]
-    across = sum(program.buffers[i.outs[0]].shape[1].fixed for i in products if not i.ta)
-    shared = sum(program.size(i.ins[1], n) for i in products if not i.ta)
-    shared += sum(program.size(i.outs[0], n) for i in products if i.ta)
+    forward = [i for i in products if not i.ta and not i.tb]
+    across = sum(program.buffers[i.outs[0]].shape[1].fixed for i in forward)
+    shared = sum(program.size(i.ins[1], n) for i in forward)
     if not products or shared > MOST_PARAMETERS:
         return None
-    rows = max(FEWEST_ROWS, min(MOST_ROWS, CHUNK_ELEMENTS // across // FEWEST_ROWS * FEWEST_ROWS))
+    rows = max(FEWEST_ROWS, min(MOST_ROWS, CHUNK_ELEMENTS // max(1, across) // FEWEST_ROWS * FEWEST_ROWS))
     if n < FEWEST_CHUNKS * rows:
         return None
     count = -(-n // rows)

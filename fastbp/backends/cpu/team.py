@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -161,18 +162,23 @@ class Team:
         """Pieces that each thread has done so far, the calling thread first."""
         return [int(self._words()[RANGES + LINE * t + 1]) for t in range(len(self._bells) + 1)]
 
-    def run(self, threads: int, arguments: tuple[int, ...]) -> None:
-        """Run the steps with up to ``threads`` threads."""
+    def run(self, threads: int, arguments: Callable[[int], tuple[int, ...]]) -> None:
+        """Run the steps with up to ``threads`` threads.
+
+        ``arguments(count)`` gives the arguments of ``enter``, with memory for ``count`` threads of their own: for all
+        that were ever hired, since one that is late from an earlier run with more of them may still claim a piece.
+        """
         if threads < 2 or not self._busy.acquire(blocking=False):
-            self.compiled(0, *arguments, 0, self._one)
+            self.compiled(0, *arguments(1), 0, self._one)
             return
         try:
             while len(self._bells) < threads - 1 and self._hire():
                 pass
+            steps = arguments(len(self._bells) + 1)
             self._set_open(min(threads, len(self._bells) + 1))
             for bell in self._bells[: threads - 1]:
                 bell.release()
-            self.compiled(0, *arguments, self.control, self._one)
+            self.compiled(0, *steps, self.control, self._one)
         finally:
             self._set_open(0)
             self._busy.release()

@@ -1,0 +1,320 @@
+"""Each way in which the CPU machine does its work gives the same bits: on any number of threads, gathered or in order,
+in ``fit`` or in a loop of one's own, and for a row alone or in any batch.
+
+Every network here is made to go one of these ways, and every test asserts that it did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import fastbp
+from fastbp import MLP, optim
+from fastbp.backends import executable
+from fastbp.backends.cpu import caches
+from fastbp.backends.cpu.machine import team
+from fastbp.training import RowOrder
+
+RNG = np.random.default_rng(0)
+RULES = tuple(optim.OPTIMIZERS)
+THREADS = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A network and a batch that go one way through the machine; ``sign`` is what its schedule says then."""
+
+    layers: tuple[int, ...]
+    rows: int
+    batch: int
+    what: str = ""
+    sign: str = ""
+    activation: str = "tanh"
+
+    def data(self, dtype: str, target: str):
+        rng = np.random.default_rng(1)
+        x = rng.normal(size=(self.rows, self.layers[0])).astype(dtype)
+        if target.startswith("labels"):
+            t = rng.integers(0, self.layers[-1], self.rows)
+        else:
+            t = rng.normal(size=(self.rows, self.layers[-1])).astype(dtype)
+        weight = rng.uniform(0.1, 2.0, self.rows).astype(dtype) if "weighted" in target else None
+        return x, t, weight
+
+    def net(self, dtype: str, target: str, **options) -> MLP:
+        losses = {"labels": "cross_entropy", "numbers": "mse", "sums": "sse"}
+        loss = losses[target.partition(" ")[0]]
+        return MLP(self.layers, activation=self.activation, loss=loss, dtype=dtype, seed=3, **options)
+
+    def goes(self, lines, sign: str = "") -> bool:
+        """Whether the schedule says so, and it is work for several threads."""
+        return any(line.shared for line in lines) and any(
+            self.what in line.what and (sign or self.sign) in line.schedule for line in lines
+        )
+
+
+# batches that end with a chunk that is not whole, and epochs with a batch that is not
+DEPTH_FIRST = Way((13, 29, 10, 7), 3100, 1700, "depth first")
+DEPTH_FIRST_GELU = Way((13, 29, 7), 3100, 1700, "depth first", activation="gelu")
+MANY_CHUNKS = Way((5, 40, 3), 20_000, 11_000, "depth first", activation="relu")
+PACKED = Way((130, 1100, 100), 560, 530, "matmul", "packed")
+FUSED = Way((4001, 10, 3), 90, 33, "matmul Aᵀ")  # its schedule says which rule
+WAYS = {"depth first": DEPTH_FIRST, "gelu": DEPTH_FIRST_GELU, "many chunks": MANY_CHUNKS, "packed": PACKED}
+TARGETS = ("numbers", "labels", "numbers weighted", "labels weighted")
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    return WAYS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    before = fastbp.get_num_threads()
+    yield
+    fastbp.set_num_threads(before)
+
+
+def assert_same_for_any_threads(run, dtype):
+    """run() gives the same arrays for 1, 2, 3, 4 threads, with helpers that did work."""
+    fastbp.set_num_threads(1)
+    alone = run()
+    assert all(np.isfinite(x).all() for x in alone)
+    for threads in THREADS[1:]:
+        fastbp.set_num_threads(threads)
+        for _ in range(200):  # helpers may come late to a short run
+            before = team(dtype).pieces_done()
+            for got, expected in zip(run(), alone, strict=True):
+                np.testing.assert_array_equal(got, expected)
+            if sum(team(dtype).pieces_done()[1:]) > sum(before[1:]):
+                break
+        else:
+            pytest.fail(f"no helper of {threads} threads worked")
+
+
+# ---- threads -------------------------------------------------------------------------------------------------------
+
+
+def test_forward_and_deltas_with_threads(way, dtype):
+    x, t, _ = way.data(dtype, "numbers")
+    for what in ("forward", "deltas"):
+        run = executable(way.net(dtype, "numbers").program(what), "cpu", dtype)
+        assert way.goes(run.bound(way.rows).lines), what
+
+    def outputs():
+        net = way.net(dtype, "numbers")  # a new one: nothing is kept of how another number of threads did it
+        return [net.forward(x), *net.deltas(x, t)]
+
+    assert_same_for_any_threads(outputs, dtype)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_gradients_with_threads(way, dtype, target):
+    x, t, weight = way.data(dtype, target)
+    names = ("X", "labels" if "labels" in target else "T", *["weight"] * (weight is not None))
+    run = executable(way.net(dtype, target).program("gradient", names), "cpu", dtype)
+    assert way.goes(run.bound(way.rows).lines)
+    assert_same_for_any_threads(lambda: list(way.net(dtype, target).loss_and_grad(x, t, weight)), dtype)
+
+
+@pytest.mark.parametrize("shuffle", [True, False], ids=["gathered", "in order"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_training_with_threads(way, dtype, target, shuffle):
+    x, t, weight = way.data(dtype, target)
+    names = ("X", "labels" if "labels" in target else "T", *["weight"] * (weight is not None))
+    depth_first = way.what == "depth first"
+    if not (depth_first and shuffle and weight is not None):  # such a batch goes an instruction after the other
+        run = way.net(dtype, target).training_step(names, optim.SGD(0.01), shuffle)
+        assert way.goes(run.bound(way.batch).lines)
+
+    def train():
+        net = way.net(dtype, target)
+        net.fit(x, t, epochs=2, batch_size=way.batch, shuffle=shuffle, optimizer=optim.SGD(0.01), sample_weight=weight)
+        return [net.theta, np.array(net.history.loss)]
+
+    assert_same_for_any_threads(train, dtype)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("way", [DEPTH_FIRST, PACKED, FUSED], ids=["depth first", "packed", "fused"])
+def test_optimisers_with_threads(way, dtype, rule):
+    x, t, _ = way.data(dtype, "numbers")
+    optimizer = optim.OPTIMIZERS[rule](0.01)
+    lines = way.net(dtype, "numbers").training_step(("X", "T"), optimizer, True).bound(way.batch).lines
+    assert way.goes(lines, sign=optimizer.rule if way is FUSED else "")
+    if rule == "sgd":
+        assert any("sgd" in line.schedule for line in lines)
+
+    def train():
+        net = way.net(dtype, "numbers")
+        net.fit(x, t, epochs=2, batch_size=way.batch, optimizer=optimizer)
+        return [net.theta, *net.training.state.vectors]
+
+    assert_same_for_any_threads(train, dtype)
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+BATCHES = (1, 2, 7, 16, 255, 256, 257, 1023, 1024, 1025, 1279, 1281, 8191, 20_000)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "gelu", "relu"])
+@pytest.mark.parametrize("layers", [(4, 32, 16, 4), (1, 1), (17, 3), (50, 64, 2)], ids=str)
+def test_a_row_is_the_same_alone_and_depth_first(layers, activation, dtype):
+    """Its output and, where the loss is a sum over the rows, its deltas."""
+    net = MLP(layers, activation=activation, loss="sse", dtype=dtype, seed=0)
+    x, t = RNG.normal(size=(20_000, layers[0])), RNG.normal(size=(20_000, layers[-1]))
+    run = executable(net.program("forward"), "cpu", dtype)
+    assert [any(line.what == "depth first" for line in run.bound(n).lines) for n in (1, 20_000)] == [False, True]
+    fastbp.set_num_threads(2)
+    whole, whole_deltas = net.forward(x), net.deltas(x, t)
+    for n in BATCHES:
+        for start in {0, 20_000 - n, int(RNG.integers(0, 20_001 - n))}:
+            rows = slice(start, start + n)
+            np.testing.assert_array_equal(net.forward(x[rows]), whole[rows])
+            for got, expected in zip(net.deltas(x[rows], t[rows]), whole_deltas, strict=True):
+                np.testing.assert_array_equal(got, expected[rows])
+
+
+@pytest.mark.parametrize("target", ["numbers", "labels"])
+@pytest.mark.parametrize("way", [DEPTH_FIRST, PACKED], ids=["depth first", "packed"])
+def test_gathered_rows_are_rows(way, dtype, target):
+    """A shuffled epoch of one batch gives what the same rows give in that order."""
+    x, t, _ = way.data(dtype, target)
+    options = {"epochs": 1, "batch_size": way.rows, "optimizer": optim.Adam(0.01)}
+    shuffled, ordered = way.net(dtype, target), way.net(dtype, target)
+    shuffled.fit(x, t, **options)
+    order = RowOrder(way.rows, shuffled.seed, "epoch").epochs(0, 1)[0]
+    ordered.fit(x[order], t[order], shuffle=False, **options)
+    np.testing.assert_array_equal(shuffled.theta, ordered.theta)
+    assert shuffled.history.loss == ordered.history.loss
+
+
+# ---- a loop of one's own -------------------------------------------------------------------------------------------
+
+
+def by_hand(net, x, t, optimizer, batch, epochs, weight=None, order=None):
+    state = optimizer.init(net.theta)
+    for e in range(epochs):
+        for start in range(0, len(x), batch):
+            rows = slice(start, start + batch) if order is None else order[e][start : start + batch]
+            _, gradient = net.loss_and_grad(x[rows], t[rows], None if weight is None else weight[rows])
+            optimizer.update(net.theta, gradient, state, backend=net.backend)
+    return state
+
+
+def assert_same(net, other, state):
+    assert np.isfinite(net.theta).all()
+    np.testing.assert_array_equal(net.theta, other.theta)
+    for one, another in zip(net.training.state.vectors, state.vectors, strict=True):
+        np.testing.assert_array_equal(one, another)
+
+
+@pytest.mark.parametrize("clipped", [False, True], ids=["", "clipped"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("way", [DEPTH_FIRST, PACKED, FUSED], ids=["depth first", "packed", "fused"])
+def test_fit_is_the_loop(way, dtype, rule, clipped):
+    """A clipped gradient is no longer updated where it is made."""
+    x, t, _ = way.data(dtype, "numbers")
+    optimizer = optim.OPTIMIZERS[rule](0.01, clip_norm=0.1 if clipped else None)
+    net, other = way.net(dtype, "numbers"), way.net(dtype, "numbers")
+    if rule == "sgd":
+        lines = net.training_step(("X", "T"), optimizer, False).bound(way.batch).lines
+        assert any("sgd" in line.schedule for line in lines) != clipped
+    net.fit(x, t, epochs=2, batch_size=way.batch, optimizer=optimizer, shuffle=False)
+    assert_same(net, other, by_hand(other, x, t, optimizer, way.batch, 2))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_fit_in_order_is_the_loop(way, dtype, target):
+    x, t, weight = way.data(dtype, target)
+    net, other, optimizer = way.net(dtype, target), way.net(dtype, target), optim.SGD(0.02)
+    net.fit(x, t, epochs=2, batch_size=way.batch, optimizer=optimizer, shuffle=False, sample_weight=weight)
+    assert_same(net, other, by_hand(other, x, t, optimizer, way.batch, 2, weight))
+
+
+@pytest.mark.parametrize("sampling", ["epoch", "replacement"])
+@pytest.mark.parametrize("target", ["numbers", "labels", "sums weighted"])
+def test_fit_gathered_is_the_loop(way, dtype, target, sampling):
+    """... also with weights, where the loss is not divided by their sum."""
+    x, t, weight = way.data(dtype, target)
+    net, other = way.net(dtype, target), way.net(dtype, target)
+    optimizer = optim.Momentum(1e-6 if target.startswith("sums") else 0.02)
+    net.fit(x, t, epochs=2, batch_size=way.batch, optimizer=optimizer, sampling=sampling, sample_weight=weight)
+    order = RowOrder(way.rows, net.seed, sampling).epochs(0, 2)
+    assert_same(net, other, by_hand(other, x, t, optimizer, way.batch, 2, weight, order))
+
+
+# ---- networks that nobody chose ------------------------------------------------------------------------------------
+
+WIDTHS = st.lists(st.one_of(st.integers(1, 130), st.sampled_from([1, 2, 24, 25, 48, 49])), min_size=2, max_size=4)
+KINDS = {
+    "layers": WIDTHS,
+    "n": st.integers(1, 400),
+    "activation": st.sampled_from(["tanh", "gelu", "relu"]),
+    "dtype": st.sampled_from(["float32", "float64"]),
+}
+
+
+def random_net(layers, n, activation, dtype, backend="cpu"):
+    rng = np.random.default_rng(n)
+    x, t = (rng.normal(size=(n, width)).astype(dtype) for width in (layers[0], layers[-1]))
+    return MLP(layers, activation=activation, loss="half_sse", dtype=dtype, backend=backend, seed=1), x, t
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(batch=st.integers(1, 400), shuffle=st.booleans(), **KINDS)
+@example(batch=8, shuffle=False, layers=[60, 1], n=8, activation="tanh", dtype="float64")
+@example(batch=8, shuffle=True, layers=[3, 100, 1, 100], n=20, activation="tanh", dtype="float32")
+@settings(max_examples=25, deadline=None)
+def test_fit_of_a_random_network_is_the_loop(rule, batch, shuffle, layers, n, activation, dtype):
+    """... to the last bit, and the same loop on the array machine nearly so."""
+    batch = min(max(batch, n // 5), n)
+    kind = optim.OPTIMIZERS[rule]
+    optimizer = kind(1e-3)
+    net, x, t = random_net(layers, n, activation, dtype)
+    other, reference = (random_net(layers, n, activation, dtype, name)[0] for name in ("cpu", "numpy"))
+    net.fit(x, t, epochs=1, batch_size=batch, optimizer=optimizer, shuffle=shuffle)
+    order = RowOrder(n, net.seed, "epoch").epochs(0, 1) if shuffle else None
+    assert_same(net, other, by_hand(other, x, t, optimizer, batch, 1, order=order))
+    if dtype == "float64" and rule in ("sgd", "momentum", "nesterov"):  # the others divide by what may be nearly 0
+        by_hand(reference, x, t, optimizer, batch, 1, order=order)
+        np.testing.assert_allclose(net.theta, reference.theta, rtol=1e-10, atol=1e-12)
+
+
+@given(start=st.floats(0, 1), length=st.integers(1, 40), **KINDS)
+@settings(max_examples=150, deadline=None)
+def test_a_row_of_a_random_network_is_the_same_in_any_batch(start, length, layers, n, activation, dtype):
+    net, x, _ = random_net(layers, n, activation, dtype)
+    first = int(start * (n - 1))
+    rows = slice(first, first + length)
+    np.testing.assert_array_equal(net.forward(x[rows]), net.forward(x)[rows])
+
+
+# ---- caches --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(1 << 10, 16 << 10), (48 << 10, 2 << 20), (1 << 20, 1 << 30)], ids=str)
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    "way", [DEPTH_FIRST, PACKED, FUSED, Way((64, 70, 30), 600, 600)], ids=["depth first", "packed", "fused", "plain"]
+)
+def test_results_do_not_depend_on_the_caches(way, dtype, rule, sizes, monkeypatch):
+    """They decide how products are blocked and which updates are done in them, and no more."""
+    x, t, _ = way.data(dtype, "numbers")
+
+    def train():
+        net = way.net(dtype, "numbers")
+        net.fit(x, t, epochs=2, batch_size=way.batch, optimizer=optim.OPTIMIZERS[rule](0.01))
+        return net.theta, net.forward(x), net.loss_and_grad(x, t)[1]
+
+    expected = train()
+    monkeypatch.setattr(caches, "first_level", lambda: sizes[0])
+    monkeypatch.setattr(caches, "second_level", lambda: sizes[1])
+    for got, one in zip(train(), expected, strict=True):
+        np.testing.assert_array_equal(got, one)

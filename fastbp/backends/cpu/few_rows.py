@@ -1,7 +1,8 @@
 """Products with few rows of A, where B is read once and nothing of it can be used again: as fast as it is read.
 
 Register tiles would walk down B a panel at a time, a new page of memory for every row of it. Here whole rows of B
-follow each other, as memory likes it.
+follow each other, as memory likes it. Products row by row have the bits that tiles would give; dot products, which
+only deltas and products with one column are made of, add up in an order of their own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from functools import partial
 from typing import Any
 
 from numba import int64, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastbp.backends.cpu import simd
@@ -19,7 +19,7 @@ from fastbp.backends.cpu.gemm import BIAS, apply_binary, epilogue
 from fastbp.backends.cpu.simd import BINARY_CODES, I64, pointer
 
 MOST_ROWS = 4
-_TOGETHER = 4  # rows of B in one pass over a row of C; sums of a dot product
+_TOGETHER = 4  # rows of B in one pass over a row of C
 _ADD = BINARY_CODES["add"]
 
 
@@ -56,30 +56,17 @@ def _add_rows(typingctx: Any, count: Any, n: Any, fresh: Any, a: Any, a_col: Any
 
 @intrinsic
 def _dot(typingctx: Any, n: Any, x: Any, y: Any) -> Any:
-    """The dot product of two contiguous rows, with several vectors of sums, in an order that n alone decides."""
+    """The dot product of two contiguous rows, in an order that n alone decides."""
     signature = x.dtype(types.int64, x, y)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         n, x, y = arguments
         m = simd.VectorEmitter(builder, str(sig.return_type))
-        stride = _TOGETHER * m.lanes
-        totals = [cgutils.alloca_once_value(builder, m.constant(0.0)) for _ in range(_TOGETHER)]
 
-        def add(i: Any, which: int, mask: Any) -> None:
-            left, right = m.load(builder.gep(x, [i]), mask), m.load(builder.gep(y, [i]), mask)
-            total = m.fma(left, right, simd.Vector(m, builder.load(totals[which])))
-            builder.store(total.value, totals[which])
+        def step(total: simd.Vector, i: Any, mask: Any) -> simd.Vector:
+            return m.fma(m.load(builder.gep(x, [i]), mask), m.load(builder.gep(y, [i]), mask), total)
 
-        whole = builder.mul(builder.sdiv(n, I64(stride)), I64(stride))
-        with cgutils.for_range_slice(builder, I64(0), whole, I64(stride)) as (i, _):
-            for which in range(_TOGETHER):
-                add(builder.add(i, I64(which * m.lanes)), which, None)
-        for which in range(_TOGETHER):
-            at = builder.add(whole, I64(which * m.lanes))
-            with builder.if_then(builder.icmp_signed("<", at, n)):
-                add(at, which, m.mask(builder.sub(n, at)))
-        sums = [simd.Vector(m, builder.load(total)) for total in totals]
-        return m.reduce((sums[0] + sums[1]) + (sums[2] + sums[3]), lambda p, q: p + q)
+        return m.reduce(simd.fold(m, n, 0.0, step, simd.add), simd.add)
 
     return signature, codegen
 

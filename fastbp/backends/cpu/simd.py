@@ -480,20 +480,39 @@ def update_vectors(typingctx: Any, code: Any, n: Any, theta: Any, g: Any, first:
     return signature, codegen
 
 
-def _accumulate(m: VectorEmitter, n: Any, start: float, step: Callable[[Vector, Any, Any], Vector]) -> Vector:
-    """Fold full vectors, then the ragged end, into one vector that starts as ``start`` in every lane."""
-    total = cgutils.alloca_once(m.builder, m.type)
-    m.builder.store(m.constant(start), total)
+SUMS = 4  # vectors that a fold works on in turn, so that it does not wait for one sum after the other
 
-    def body(i: Any, mask: Any) -> None:
-        old = Vector(m, m.builder.load(total))
-        new = step(old, i, mask)
-        if mask is not None:  # lanes beyond the end keep what they had
-            new = Vector(m, m.builder.select(mask, new.value, old.value))
-        m.builder.store(new.value, total)
 
-    vector_loop(m, n, body)
-    return Vector(m, m.builder.load(total))
+def fold(
+    m: VectorEmitter,
+    n: Any,
+    start: float,
+    step: Callable[[Vector, Any, Any], Vector],
+    combine: Callable[[Vector, Vector], Vector],
+) -> Vector:
+    """step(total, i, mask) over full vectors, then the ragged end, with several totals; a vector of them combined.
+
+    The order depends on n alone. Lanes beyond the end keep what they had.
+    """
+    b = m.builder
+    stride = SUMS * m.lanes
+    totals = [cgutils.alloca_once_value(b, m.constant(start)) for _ in range(SUMS)]
+
+    def add(i: Any, which: int, mask: Any) -> None:
+        old = Vector(m, b.load(totals[which]))
+        new = step(old, i, mask).value
+        b.store(new if mask is None else b.select(mask, new, old.value), totals[which])
+
+    whole = b.mul(b.sdiv(n, I64(stride)), I64(stride))
+    with cgutils.for_range_slice(b, I64(0), whole, I64(stride)) as (i, _):
+        for which in range(SUMS):
+            add(b.add(i, I64(which * m.lanes)), which, None)
+    for which in range(SUMS):
+        at = b.add(whole, I64(which * m.lanes))
+        with b.if_then(b.icmp_signed("<", at, n)):
+            add(at, which, m.mask(b.sub(n, at)))
+    first, second, third, fourth = (Vector(m, b.load(total)) for total in totals)
+    return combine(combine(first, second), combine(third, fourth))
 
 
 @intrinsic
@@ -504,10 +523,18 @@ def sum_row(typingctx: Any, n: Any, x: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         n, x = arguments
         m = _emitter(builder, sig.args[1])
-        total = _accumulate(m, n, 0.0, lambda old, i, mask: old + m.load(_offset(builder, x, i), mask))
-        return m.reduce(total, lambda p, q: p + q)
+
+        def step(total: Vector, i: Any, mask: Any) -> Vector:
+            return total + m.load(_offset(builder, x, i), mask)
+
+        return m.reduce(fold(m, n, 0.0, step, add), add)
 
     return signature, codegen
+
+
+def add(x: Vector, y: Vector) -> Vector:
+    """X + y, to fold and to combine with."""
+    return x + y
 
 
 # What is done to a row z of a softmax, by code: probabilities exp(d)/s with d = z - max(z), s = Σ exp(d); their
@@ -518,28 +545,28 @@ PROBABILITIES, LOGARITHMS, LOGARITHMS_GRAD = range(3)
 def _emit_softmax(
     m: VectorEmitter,
     code: Any,
-    fold: Callable[[float, Callable[[Vector, Vector], Vector]], Vector],
+    over_row: Callable[[float, Callable[[Vector, Vector], Vector]], Vector],
     write: Callable[[Callable[[Vector, Callable[[], Vector]], Vector]], None],
 ) -> None:
     """The three functions, given what it means to fold over a row and to write one.
 
-    ``fold(start, step)`` folds step(total, z) over the row, the result in every lane that belongs to it;
+    ``over_row(start, step)`` folds step(total, z) over the row, the result in every lane that belongs to it;
     ``write(formula)`` stores formula(z, y) for every element, y being a function that loads it.
     """
     lowest = float(np.finfo(m.numpy).min)  # -inf would make 0 · log 0 of the cross entropy NaN
 
     def probabilities() -> None:
-        top = fold(-float("inf"), m.maximum)
-        r = 1.0 / fold(0.0, lambda total, z: total + m.exp(z - top))
+        top = over_row(-float("inf"), m.maximum)
+        r = 1.0 / over_row(0.0, lambda total, z: total + m.exp(z - top))
         write(lambda z, y: m.exp(z - top) * r)
 
     def logarithms() -> None:
-        top = fold(-float("inf"), m.maximum)
-        shift = m.log(fold(0.0, lambda total, z: total + m.exp(z - top)))
+        top = over_row(-float("inf"), m.maximum)
+        shift = m.log(over_row(0.0, lambda total, z: total + m.exp(z - top)))
         write(lambda z, y: m.maximum(z - top, lowest) - shift)
 
     def handed_back() -> None:
-        total = fold(0.0, lambda total, z: total + z)
+        total = over_row(0.0, add)
         write(lambda z, y: z - m.exp(y()) * total)
 
     switch(m.builder, code, [probabilities, logarithms, handed_back])
@@ -557,9 +584,9 @@ def softmax_row(typingctx: Any, code: Any, n: Any, out: Any, z: Any, y: Any) -> 
         def at(pointer: Any, i: Any, mask: Any) -> Vector:
             return m.load(_offset(builder, pointer, i), mask)
 
-        def fold(start: float, step: Callable[[Vector, Vector], Vector]) -> Vector:
-            total = _accumulate(m, n, start, lambda old, i, mask: step(old, at(z, i, mask)))
-            combine = m.maximum if start else lambda p, q: p + q
+        def over_row(start: float, step: Callable[[Vector, Vector], Vector]) -> Vector:
+            combine = m.maximum if start else add
+            total = fold(m, n, start, lambda old, i, mask: step(old, at(z, i, mask)), combine)
             return m.splat(m.reduce(total, combine))
 
         def write(formula: Callable[[Vector, Callable[[], Vector]], Vector]) -> None:
@@ -568,7 +595,7 @@ def softmax_row(typingctx: Any, code: Any, n: Any, out: Any, z: Any, y: Any) -> 
 
             vector_loop(m, n, body)
 
-        _emit_softmax(m, code, fold, write)
+        _emit_softmax(m, code, over_row, write)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -586,7 +613,7 @@ def softmax_lanes(typingctx: Any, code: Any, n: Any, z: Any, y: Any) -> Any:
         def at(pointer: Any, k: Any) -> Any:
             return _offset(builder, pointer, builder.mul(k, I64(m.lanes)))
 
-        def fold(start: float, step: Callable[[Vector, Vector], Vector]) -> Vector:
+        def over_row(start: float, step: Callable[[Vector, Vector], Vector]) -> Vector:
             total = cgutils.alloca_once(builder, m.type)
             builder.store(m.constant(start), total)
             with cgutils.for_range(builder, n) as loop:
@@ -599,7 +626,7 @@ def softmax_lanes(typingctx: Any, code: Any, n: Any, z: Any, y: Any) -> Any:
                 place = at(z, loop.index)
                 m.store(formula(m.load(place), lambda: m.load(at(y, loop.index))), place)
 
-        _emit_softmax(m, code, fold, write)
+        _emit_softmax(m, code, over_row, write)
         return context.get_dummy_value()
 
     return signature, codegen

@@ -470,7 +470,7 @@ def _measure(case: Case, effort: Effort) -> tuple[dict[str, list[float]], float 
         "loss call": _repeated(lambda: net.loss(X, T)),
         "gradient call": _repeated(lambda: net.loss_and_grad(X, T)),
     }
-    samples = _samples(case.runs | calls, effort)
+    samples = _samples(case.runs, effort) | _samples(calls, effort)  # a call of Python's lasts many compiled steps
     estimate = (net.theta.size + 1) * statistics.median(samples["loss call"])
     if estimate > effort.naive:
         return samples, None

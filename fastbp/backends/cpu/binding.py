@@ -164,9 +164,9 @@ class _Binder:
         """An instruction after the other, each for all rows; bytes of workspace and of private memory."""
         temps, size = place(self.program, self.n, self.common.item, ALIGNMENT)
         self.common.places |= {index: (cpu.WORKSPACE, offset) for index, offset in temps.items()}
-        table = _Table(self.common, self.n, scratch=size)
+        table = _Table(self.common, self.n)
         table.emit(self.program.instructions, fused_updates(self.program, self.n, self.common.panel, self.common.item))
-        return table, size + table.scratch_size, 0
+        return table, size, 0
 
     def _depth_first(self, division: schedule.Division, chunks: schedule.Chunks) -> tuple[_Table, int, int]:
         """Head, chunks, the sums over the pieces, tail; bytes of workspace and of private memory.
@@ -658,7 +658,7 @@ class _Table:
         return m_block, n_block
 
     def transposed(self, i: Instruction) -> Operand:
-        """Bᵀ of a product as a matrix in panels, in the scratch that follows the temps; they all use it in turn."""
+        """Bᵀ of a product as a matrix in panels, in the scratch that follows the temps."""
         self.instruction, index = i, i.ins[1]
         rows, cols = self._shape(index)
         self.scratch_size = max(self.scratch_size, cols * _ceil(rows, self.panel) * self.item)

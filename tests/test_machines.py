@@ -12,6 +12,15 @@ from fastbp.plan import plan
 from fastbp.program import Program
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """A test's numbers do not depend on which tests ran before it, in this process or another."""
+    global RNG
+    RNG = np.random.default_rng(0)
+
+
 SIZES = [(1, 1), (1, 17), (3, 1), (7, 13), (33, 97), (64, 48), (5, 1031), (257, 3)]
 
 

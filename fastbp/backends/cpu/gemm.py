@@ -52,7 +52,7 @@ PACK_T = 64  # B is given as its transpose, row by row, and packed panel by pane
 ONES = 128  # A has one more row, of ones: the sums of B's columns, which are the gradient of a bias
 PAIRS = 256  # A and B are rounded to bfloat16, see bf16.py
 FEW_ROWS = 512  # done by few_rows.py: by rows of B, or by dot products with them if B is given transposed
-SMALL = 1024  # one strip, one stretch of K, one panel of columns, nothing packed
+SMALL = 1024  # one strip, one stretch of K, one panel of columns, only a transposed B packed
 
 
 Multiply = Callable[[simd.VectorEmitter, simd.Vector, simd.Vector, simd.Vector], simd.Vector]
@@ -563,7 +563,7 @@ def product(
 
 @kernel
 def product_of_pairs(
-    m, n, k, block, longest, how, accumulate, a, a_row, a_col, b, b_row, out, out_row,
+    m, n, k, block, longest, how, a, a_row, a_col, b, b_row, out, out_row,
     code, y, y_row, y_step, then, out2, out2_row, rate, scratch, one,
 ):  # fmt: skip
     """:func:`product` in bfloat16, float32 only: all rows are one strip, A and B are always packed.
@@ -610,7 +610,7 @@ def product_of_pairs(
                 if how & SGD:
                     sums, sums_row = gradient, panel
                 strip_of_pairs(
-                    rows, vectors, cols, pairs, block, start + accumulate, ending, pointer(of_a, 0, one), row_a, col_a,
+                    rows, vectors, cols, pairs, block, start, ending, pointer(of_a, 0, one), row_a, col_a,
                     pointer(scratch, 0, one), vectors * bf16.LANES, sums, sums_row, to, out_row, shifted(bias, j), rate,
                 )  # fmt: skip
                 if last and has_epilogue:

@@ -160,75 +160,29 @@ def _small_product(row, bases, accumulate, thread, one):
 @merged
 def _product_piece(row, bases, i, j, m, n, accumulate, thread, one):
     item = itemsize_of(one)
-    then = get_int(row, THEN)
+    k, block, longest, how = get_int(row, K), get_int(row, BLOCK), get_int(row, LONGEST), get_int(row, HOW)
+    code, then = get_int(row, CODE), get_int(row, THEN)
     a_row, a_col = _operand(row, A, ROW_STRIDE), _operand(row, A, COL_STRIDE)
-    y_row, y_step = _operand(row, Y, ROW_STRIDE), _operand(row, Y, COL_STRIDE)
-    c_row, out2_row = _operand(row, OUT, ROW_STRIDE), _operand(row, OUT2, ROW_STRIDE)
     b_row, b_panel = _operand(row, B, ROW_STRIDE), get_int(row, PANEL)
-    product(
-        m,
-        n,
-        get_int(row, K),
-        get_int(row, BLOCK),
-        get_int(row, LONGEST),
-        get_int(row, STRIP),
-        get_int(row, HOW),
-        accumulate and get_int(row, SUMS),
-        _address(row, bases, A) + i * a_row * item,
-        a_row,
-        a_col,
-        _address(row, bases, B) + (j * b_row if get_int(row, HOW) & PACK_T else j // panel_of(one) * b_panel) * item,
-        b_row,
-        b_panel,
-        _address(row, bases, OUT) + (i * c_row + j) * item,
-        c_row,
-        get_int(row, CODE),
-        _address(row, bases, Y) + (i * y_row + j * y_step) * item,
-        y_row,
-        y_step,
-        then,
-        _address(row, bases, OUT2) + (i * out2_row + j) * item,
-        out2_row,
-        _rate(row, bases, one),
-        _private(bases, thread),
-        one,
-    )
-
-
-@merged
-def _pairs_piece(row, bases, i, j, m, n, thread, one):
-    item = itemsize_of(one)
-    a_row, a_col = _operand(row, A, ROW_STRIDE), _operand(row, A, COL_STRIDE)
-    b_row = _operand(row, B, ROW_STRIDE)
     y_row, y_step = _operand(row, Y, ROW_STRIDE), _operand(row, Y, COL_STRIDE)
-    c_row, out2_row = _operand(row, OUT, ROW_STRIDE), _operand(row, OUT2, ROW_STRIDE)
-    how = get_int(row, HOW)
-    product_of_pairs(
-        m,
-        n,
-        get_int(row, K),
-        get_int(row, BLOCK),
-        get_int(row, LONGEST),
-        how,
-        int64(0),
-        _address(row, bases, A) + i * a_row * item,
-        a_row,
-        a_col,
-        _address(row, bases, B) + (j * b_row if how & PACK_T else j) * item,
-        b_row,
-        _address(row, bases, OUT) + (i * c_row + j) * item,
-        c_row,
-        get_int(row, CODE),
-        _address(row, bases, Y) + (i * y_row + j * y_step) * item,
-        y_row,
-        y_step,
-        get_int(row, THEN),
-        _address(row, bases, OUT2) + (i * out2_row + j) * item,
-        out2_row,
-        _rate(row, bases, one),
-        _private(bases, thread),
-        one,
-    )
+    out_row, out2_row = _operand(row, OUT, ROW_STRIDE), _operand(row, OUT2, ROW_STRIDE)
+    a = _address(row, bases, A) + i * a_row * item
+    b = _address(row, bases, B) + (j * b_row if how & PACK_T else j // panel_of(one) * b_panel) * item
+    y = _address(row, bases, Y) + (i * y_row + j * y_step) * item
+    out = _address(row, bases, OUT) + (i * out_row + j) * item
+    out2 = _address(row, bases, OUT2) + (i * out2_row + j) * item
+    rate, scratch = _rate(row, bases, one), _private(bases, thread)
+    if how & PAIRS:
+        product_of_pairs(
+            m, n, k, block, longest, how, a, a_row, a_col, b, b_row, out, out_row,
+            code, y, y_row, y_step, then, out2, out2_row, rate, scratch, one,
+        )  # fmt: skip
+    else:
+        product(
+            m, n, k, block, longest, get_int(row, STRIP), how, accumulate and get_int(row, SUMS),
+            a, a_row, a_col, b, b_row, b_panel, out, out_row,
+            code, y, y_row, y_step, then, out2, out2_row, rate, scratch, one,
+        )  # fmt: skip
 
 
 @merged
@@ -405,8 +359,6 @@ def _run_block(row, bases, piece, accumulate, thread, one):
     if op == PRODUCT:
         if get_int(row, HOW) & FEW_ROWS:
             _few_rows(row, bases, j, n, thread, one)
-        elif get_int(row, HOW) & PAIRS:
-            _pairs_piece(row, bases, i, j, m, n, thread, one)
         else:
             _product_piece(row, bases, i, j, m, n, accumulate, thread, one)
         if get_int(row, HOW) & ONES and i + m == get_int(row, M):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Union, cast
 
 from fastbp import ops
 from fastbp.errors import GraphError, InputError
@@ -32,16 +32,17 @@ class Node:
     __slots__ = ("attrs", "id", "inputs", "op", "shape")
     __array_ufunc__ = None  # NumPy scalars on the left leave the operator to us
 
-    def __init__(self, op: str, inputs: Sequence[Node], attrs: Mapping[str, Any]) -> None:
+    def __init__(self, op: str, inputs: Iterable[Node], attrs: Mapping[str, Any]) -> None:
         self.id = next(_ids)
         self.op = op
         self.inputs = tuple(inputs)
         self.attrs = dict(attrs)
-        self.shape: Shape = TABLE[op].shape(self.attrs, *(i.shape for i in inputs))
-        for i in inputs:
-            if (i.attrs.get("dtype") == "int") != (op == "onehot"):
-                needed = "an int input" if op == "onehot" else "floats"
-                raise GraphError(f"{op}: {i!r} is not what it works on, which is {needed}")
+        self.shape: Shape = TABLE[op].shape(self.attrs, *(i.shape for i in self.inputs))
+        integer = TABLE[op].integer
+        for position, i in enumerate(self.inputs):
+            if (i.attrs.get("dtype") == "int") != (position == integer):
+                needed = "an int input" if position == integer else "floats"
+                raise GraphError(f"{op}: {i!r} is not what its argument {position} has to be, which is {needed}")
             if i.op == "update":
                 raise GraphError(f"{op}: {i!r} is an update, which comes after everything else: nothing can read it")
 
@@ -81,6 +82,24 @@ class Node:
     def __neg__(self) -> Node:
         return Node("neg", (self,), {})
 
+    def __pow__(self, exponent: Operand) -> Node:
+        return _power(self, exponent)
+
+    def __rpow__(self, base: Operand) -> Node:
+        return _binary("power", base, self)
+
+    def __gt__(self, other: Operand) -> Node:
+        return _binary("greater", self, other)
+
+    def __ge__(self, other: Operand) -> Node:
+        return _binary("greater_equal", self, other)
+
+    def __lt__(self, other: Operand) -> Node:
+        return _binary("greater", other, self)
+
+    def __le__(self, other: Operand) -> Node:
+        return _binary("greater_equal", other, self)
+
     def __matmul__(self, other: Node) -> Node:
         return self.matmul(other)
 
@@ -96,11 +115,40 @@ class Node:
     def minimum(self, other: Operand) -> Node:
         return _binary("minimum", self, other)
 
+    def clip(self, low: Operand, high: Operand) -> Node:
+        """Limited to [low, high]."""
+        return self.maximum(low).minimum(high)
+
+    def where(self, x: Operand, y: Operand) -> Node:
+        """X where this node is not 0, else y."""
+        operands = (self, _node(x), _node(y))
+        shape = ops.broadcast("where", *(o.shape for o in operands))
+        return Node("where", (_narrowed(o, operands, shape) for o in operands), {})
+
+    def stop_gradient(self) -> Node:
+        """This node, taken as a constant by :func:`gradients`."""
+        return Node("stop_gradient", (self,), {})
+
     def sum(self, axis: int | None = None) -> Node:
         """The sum over rows (axis 0: (1, d)), columns (axis 1: (n, 1)) or everything ((1, 1))."""
-        if axis not in (None, 0, 1):
-            raise InputError(f"sum: axis={axis!r} must be None, 0 (rows) or 1 (columns)")
-        return Node("sum", (self,), {"axis": axis})
+        return self._reduced("sum", axis)
+
+    def max(self, axis: int | None = None) -> Node:
+        """The largest element of every column (axis 0: (1, d)), every row (axis 1: (n, 1)) or of all ((1, 1))."""
+        return self._reduced("max", axis)
+
+    def min(self, axis: int | None = None) -> Node:
+        """The smallest element; see :meth:`max`."""
+        return -(-self).max(axis)
+
+    def logsumexp(self, axis: int | None = None) -> Node:
+        """Log Σ exp over rows (0), columns (1) or everything, without overflow."""
+        return self._reduced("logsumexp", axis)
+
+    def _reduced(self, op: str, axis: int | None) -> Node:
+        if axis not in (None, 0, 1) or isinstance(axis, bool):
+            raise InputError(f"{op}: axis={axis!r} must be None, 0 (rows) or 1 (columns)")
+        return Node(op, (self,), {"axis": axis})
 
     def mean(self, axis: int | None = None) -> Node:
         """The mean over rows (0), columns (1) or everything."""
@@ -120,6 +168,10 @@ class Node:
         """Binary cross entropy of logits with targets in [0, 1], elementwise."""
         return _binary("bce_logits", self, target)
 
+    def equal(self, other: Operand) -> Node:
+        """1 where equal, else 0; NaN where either is NaN."""
+        return _binary("equal", self, other)
+
     def onehot(self, classes: int) -> Node:
         """A column of labels 0 … classes - 1 as rows of 0 and 1."""
         return Node("onehot", (self,), {"classes": classes})
@@ -128,6 +180,40 @@ class Node:
     def T(self) -> Node:
         """The transpose."""
         return Node("transpose", (self,), {})
+
+    def take(self, index: Node) -> Node:
+        """Rows by number: row i is row ``index_i`` of this matrix (an embedding). Index: an (n, 1) int input."""
+        return Node("take", (self, index), {})
+
+    def scatter_add(self, index: Node, rows: Size | int) -> Node:
+        """A matrix of ``rows`` rows; row r is the sum of this matrix's rows i with ``index_i`` = r, in order."""
+        return Node("scatter_add", (self, index), {"rows": Size(0, rows) if isinstance(rows, int) else rows})
+
+    def reshape(self, shape: Shape | tuple[int, int]) -> Node:
+        """The same elements, row by row, in another shape; costs nothing."""
+        size = (_size(shape[0]), _size(shape[1]))
+        if size == self.shape:
+            return self
+        source = self.inputs[0] if self.op == "reshape" else self
+        return source.reshape(size) if source is not self else Node("reshape", (self,), {"shape": size})
+
+    def columns(self, start: int, stop: int) -> Node:
+        """Columns start to stop, without stop."""
+        return Node("columns", (self,), {"start": start, "stop": stop})
+
+    def pad(self, start: int, cols: int) -> Node:
+        """A matrix of ``cols`` columns, this one from column ``start`` on, zeros beside it."""
+        if not 0 <= start <= cols - ops.columns(self.shape):
+            raise InputError(f"pad: {self!r} from column {start} on does not fit into {cols} columns")
+        return Node("pad", (self,), {"start": start, "cols": cols})
+
+    def view(self, offset: int, rows: int, cols: int) -> Node:
+        """The (rows, cols) matrix that begins at element ``offset`` of this flat (1, P) vector; see :func:`view`."""
+        return view(self, offset, rows, cols)
+
+    def place(self, size: int, offset: int) -> Node:
+        """A flat vector of ``size`` zeros with this matrix's elements from ``offset`` on."""
+        return Node("place", (self,), {"size": size, "offset": offset})
 
     def broadcast_to(self, shape: Shape) -> Node:
         return self if self.shape == shape else Node("broadcast_to", (self,), {"shape": shape})
@@ -187,6 +273,42 @@ def _narrow(x: Node, other: Node, shape: Shape) -> Node:
     if x.op == "broadcast_to" and ops.broadcast("", x.inputs[0].shape, other.shape) == shape:
         return x.inputs[0]
     return x
+
+
+def _narrowed(x: Node, others: Sequence[Node], shape: Shape) -> Node:
+    """The same for any number of operands."""
+    rest = ops.broadcast("", *(o.shape for o in others if o is not x)) if any(o is not x for o in others) else SCALAR
+    if x.op == "broadcast_to" and ops.broadcast("", x.inputs[0].shape, rest) == shape:
+        return x.inputs[0]
+    return x
+
+
+def _power(x: Node, exponent: Operand) -> Node:
+    """x ** exponent, with small whole numbers and halves multiplied out, which is exact or nearly so."""
+    if isinstance(exponent, Node) or float(exponent) not in (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 3.0, 4.0):
+        return _binary("power", x, exponent)
+    match float(exponent):
+        case 1.0:
+            return x
+        case 2.0:
+            return Node("square", (x,), {})
+        case 3.0:
+            return Node("square", (x,), {}) * x
+        case 4.0:
+            return Node("square", (_power(x, 2.0),), {})
+        case 0.5:
+            return Node("sqrt", (x,), {})
+        case negative:
+            return 1.0 / _power(x, -negative)
+
+
+def _size(value: Size | int) -> Size:
+    return value if isinstance(value, Size) else Size(0, value)
+
+
+def concat(parts: Sequence[Node]) -> Node:
+    """Matrices with the same rows side by side."""
+    return parts[0] if len(parts) == 1 else Node("concat", tuple(parts), {})
 
 
 def _multiply(x: Node, y: Node) -> Node:
@@ -319,7 +441,10 @@ def gradients(target: Node, wrt: Sequence[Node]) -> list[Node]:
 
 
 def _apply_rule(node: Node, position: int, g: Node) -> Node | None:
-    rules = TABLE[node.op].gradient
+    op = TABLE[node.op]
+    rules = op.gradient
+    if op.variadic:
+        return cast(Callable[..., Node], rules[0])(g, node, position)
     if position >= len(rules):
         raise GraphError(f"operation {node.op!r} has no gradient rule for its argument {position}")
     rule = rules[position]

@@ -81,7 +81,9 @@ class Op:
         name: what ``Node.op`` says.
         shape: (attrs, *input shapes) -> output shape; raises GraphError if they do not fit.
         gradient: one rule an argument, see the module's text.
-        kind: "leaf", "unary", "binary" (elementwise, with broadcasting) or "special".
+        kind: "leaf", "unary", "binary", "ternary" (elementwise, with broadcasting) or "special".
+        variadic: any number of arguments with one rule for all, ``(g, out, position) -> node``.
+        integer: position of the argument that has to be an int input, None where all are floats.
         doc: the equation.
     """
 
@@ -89,6 +91,8 @@ class Op:
     shape: Callable[..., Shape]
     gradient: tuple[Rule, ...] = MISSING
     kind: str = "special"
+    variadic: bool = False
+    integer: int | None = None
     doc: str = field(default="", compare=False)
 
 
@@ -101,11 +105,14 @@ def _add(op: Op) -> None:
 
 def _unary(name: str, rule: Rule) -> None:
     doc = (scalars.UNARY[name].__doc__ or "").split("\n")[0]
-    _add(Op(name, lambda attrs, x: x, (rule,), "unary", doc))
+    _add(Op(name, lambda attrs, x: x, (rule,), "unary", doc=doc))
 
 
 def _binary(name: str, for_x: Rule, for_y: Rule) -> None:
     _add(Op(name, lambda attrs, x, y: broadcast(name, x, y), (for_x, for_y), "binary"))
+
+
+ELEMENTWISE = ("unary", "binary", "ternary")
 
 
 # ---- leaves --------------------------------------------------------------------------------------------------------
@@ -129,9 +136,23 @@ _binary("mul", lambda g, a, x, y: g * y, lambda g, a, x, y: g * x)
 _binary("div", lambda g, a, x, y: g / y, lambda g, a, x, y: -(g * a) / y)
 _binary("maximum", lambda g, a, x, y: g * (x - y).step(), lambda g, a, x, y: g * (1.0 - (x - y).step()))
 _binary("minimum", lambda g, a, x, y: g * (1.0 - (x - y).step()), lambda g, a, x, y: g * (x - y).step())
+_binary("greater", None, None)
+_binary("greater_equal", None, None)
+_binary("equal", None, None)
 _binary("bce_logits", lambda g, a, z, t: g * (z.sigmoid() - t), lambda g, a, z, t: -(g * z))
 
+_add(
+    Op(
+        "where",
+        lambda attrs, c, x, y: broadcast("where", c, x, y),
+        (None, lambda g, a, c, x, y: c.where(g, 0.0), lambda g, a, c, x, y: c.where(0.0, g)),
+        "ternary",
+        doc="x where c is not 0, else y",
+    )
+)
+
 _unary("copy", lambda g, a, x: g)
+_add(Op("stop_gradient", lambda attrs, x: x, (None,), doc="x itself, a constant to differentiation"))
 _unary("neg", lambda g, a, x: -g)
 _unary("square", lambda g, a, x: g * (x * 2.0))
 _unary("sqrt", lambda g, a, x: g * 0.5 / a)
@@ -206,7 +227,22 @@ def _sum_shape(attrs: Mapping[str, Any], x: Shape) -> Shape:
     return SCALAR if axis is None else (ONE, x[1]) if axis == 0 else (x[0], ONE)
 
 
+def _max_rule(g: Any, m: Any, x: Any) -> Any:
+    """Shared by the elements that are the largest, as in NumPy-like libraries."""
+    largest = x.equal(m)
+    return largest * (g / largest.sum(m.attrs["axis"]))
+
+
 _add(Op("sum", _sum_shape, (lambda g, s, x: g.broadcast_to(x.shape),), doc="over rows (0), columns (1) or all (None)"))
+_add(Op("max", _sum_shape, (_max_rule,), doc="the largest element of every column (0), every row (1) or of all (None)"))
+_add(
+    Op(
+        "logsumexp",
+        _sum_shape,
+        (lambda g, s, x: g * (x - s).exp(),),
+        doc="log sum exp(x), as max + log sum exp(x - max), over rows (0), columns (1) or all (None)",
+    )
+)
 
 
 def _broadcast_shape(attrs: Mapping[str, Any], x: Shape) -> Shape:
@@ -253,7 +289,39 @@ def _onehot_shape(attrs: Mapping[str, Any], labels: Shape) -> Shape:
     return (labels[0], Size(0, attrs["classes"]))
 
 
-_add(Op("onehot", _onehot_shape, (None,), doc="row i has 1 in column label_i, 0 elsewhere"))
+_add(Op("onehot", _onehot_shape, (None,), integer=0, doc="row i has 1 in column label_i, 0 elsewhere"))
+
+
+def _take_shape(attrs: Mapping[str, Any], table: Shape, index: Shape) -> Shape:
+    if index[1] != ONE:
+        raise GraphError(f"take: index must be a column, got {show(index)}")
+    return (index[0], table[1])
+
+
+def _scatter_add_shape(attrs: Mapping[str, Any], x: Shape, index: Shape) -> Shape:
+    if index != (x[0], ONE):
+        raise GraphError(f"scatter_add: index must be a column with a row for each of {show(x)}, got {show(index)}")
+    return (attrs["rows"], x[1])
+
+
+_add(
+    Op(
+        "take",
+        _take_shape,
+        (lambda g, y, table, index: g.scatter_add(index, table.shape[0]), None),
+        integer=1,
+        doc="row i is row index_i of the table",
+    )
+)
+_add(
+    Op(
+        "scatter_add",
+        _scatter_add_shape,
+        (lambda g, y, x, index: g.take(index), None),
+        integer=1,
+        doc="row r is the sum of the rows i of x with index_i = r",
+    )
+)
 
 
 def _view_shape(attrs: Mapping[str, Any], flat: Shape) -> Shape:
@@ -268,8 +336,101 @@ def _pack_shape(attrs: Mapping[str, Any], *parts: Shape) -> Shape:
     return fixed(1, sum(columns((p[1], p[0])) * columns(p) for p in parts))
 
 
-_add(Op("view", _view_shape, doc="a matrix inside a flat (1, P) vector; costs nothing"))
-_add(Op("pack", _pack_shape, doc="matrices side by side in one flat (1, P) vector; they are computed in their place"))
+def _place_shape(attrs: Mapping[str, Any], x: Shape) -> Shape:
+    return fixed(1, attrs["size"])
+
+
+def _view_rule(g: Any, y: Any, flat: Any) -> Any:
+    return g.place(columns(flat.shape), y.attrs["offset"])
+
+
+def _pack_rule(g: Any, y: Any, position: int) -> Any:
+    sizes = [columns(p.shape[::-1]) * columns(p.shape) for p in y.inputs]
+    return g.view(sum(sizes[:position]), *(s.fixed for s in y.inputs[position].shape))
+
+
+_add(Op("view", _view_shape, (_view_rule,), doc="a matrix inside a flat (1, P) vector; costs nothing"))
+_add(
+    Op(
+        "pack",
+        _pack_shape,
+        (_pack_rule,),
+        variadic=True,
+        doc="matrices side by side in one flat (1, P) vector; they are computed in their place",
+    )
+)
+_add(
+    Op(
+        "place",
+        _place_shape,
+        (lambda g, y, x: g.view(y.attrs["offset"], *(s.fixed for s in x.shape)),),
+        doc="a flat vector of zeros with a matrix at an offset: the gradient of a view",
+    )
+)
+
+
+def _reshape_shape(attrs: Mapping[str, Any], x: Shape) -> Shape:
+    shape: Shape = attrs["shape"]
+    if area(shape) != area(x):
+        raise GraphError(f"reshape: {show(x)} and {show(shape)} have different numbers of elements")
+    return shape
+
+
+def area(shape: Shape) -> tuple[int, int, int]:
+    """The number of elements as a polynomial in n."""
+    (a, b), (c, d) = ((s.per_row, s.fixed) for s in shape)
+    return a * c, a * d + b * c, b * d
+
+
+_add(
+    Op(
+        "reshape",
+        _reshape_shape,
+        (lambda g, y, x: g.reshape(x.shape),),
+        doc="the same elements, row by row, in another shape; costs nothing",
+    )
+)
+
+
+def _concat_shape(attrs: Mapping[str, Any], *parts: Shape) -> Shape:
+    if not parts or any(p[0] != parts[0][0] for p in parts):
+        raise GraphError(f"concat: {', '.join(map(show, parts)) or 'nothing'} have not the same number of rows")
+    return (parts[0][0], Size(0, sum(columns(p) for p in parts)))
+
+
+def _concat_rule(g: Any, y: Any, position: int) -> Any:
+    start = sum(columns(p.shape) for p in y.inputs[:position])
+    return g.columns(start, start + columns(y.inputs[position].shape))
+
+
+def _columns_shape(attrs: Mapping[str, Any], x: Shape) -> Shape:
+    start, stop = attrs["start"], attrs["stop"]
+    if not 0 <= start < stop <= columns(x):
+        raise GraphError(f"columns: {start} to {stop} do not lie in {show(x)}")
+    return (x[0], Size(0, stop - start))
+
+
+def _pad_shape(attrs: Mapping[str, Any], x: Shape) -> Shape:
+    return (x[0], Size(0, attrs["cols"]))
+
+
+_add(Op("concat", _concat_shape, (_concat_rule,), variadic=True, doc="matrices side by side"))
+_add(
+    Op(
+        "columns",
+        _columns_shape,
+        (lambda g, y, x: g.pad(y.attrs["start"], columns(x.shape)),),
+        doc="columns start to stop, without stop",
+    )
+)
+_add(
+    Op(
+        "pad",
+        _pad_shape,
+        (lambda g, y, x: g.columns(y.attrs["start"], y.attrs["start"] + columns(x.shape)),),
+        doc="a matrix from column start on, zeros beside it: the gradient of columns",
+    )
+)
 _add(
     Op(
         "update",
@@ -345,5 +506,5 @@ def count_update_operations(rule: scalars.UpdateRule) -> int:
 
 
 OPERATIONS: dict[str, int] = {name: count_operations(f, 1) for name, f in scalars.UNARY.items()} | {
-    name: count_operations(f, 2) for name, f in scalars.BINARY.items()
+    name: count_operations(f, arity) for arity, table in ((2, scalars.BINARY), (3, scalars.TERNARY)) for name, f in table.items()
 }

@@ -8,23 +8,29 @@ Fusions, each a pattern of the graph that one instruction does in one pass:
 - the sum of an elementwise function, times a number (a loss), becomes one pass without the function's values stored;
 - what a log-softmax hands back, g - exp(y) Σg, is done a row at a time;
 - c x f'(y) with a number c (the first delta, a mean's) becomes one function too;
-- where the pre-activation is needed too (gelu and silu take their derivative from it), the product stores both.
+- where the pre-activation is needed too (gelu and silu take their derivative from it), the product stores both;
+- what elementwise work is left over the same rows and columns, its sums included, becomes chains, each one pass over
+  memory (see :mod:`fastbp.chains`).
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Mapping
 
 from fastbp import scalars
+from fastbp.chains import Item, chains
 from fastbp.errors import GraphError
+from fastbp.lowering import lowered
 from fastbp.nodes import Node, ancestors
-from fastbp.ops import SCALAR, TABLE, columns
-from fastbp.program import Buffer, Instruction, Program
+from fastbp.ops import ELEMENTWISE, SCALAR, TABLE, Shape, broadcast, columns
+from fastbp.program import Buffer, Instruction, Program, Result, Step
 
 _ACTS = {a.forward for a in scalars.ACTIVATIONS.values() if a.forward}
 _COMMUTES = {"add", "mul", "maximum", "minimum"}
-_FREE = {"input", "param", "const", "view", "pack"}  # made by no instruction of their own: copied into a pack
+_LEAVES = {"input", "param", "const"}
+_FREE = _LEAVES | {"view", "pack", "reshape"}  # made by no instruction of their own: copied into a pack
 
 
 def plan(outputs: Mapping[str, Node]) -> Program:
@@ -34,6 +40,7 @@ def plan(outputs: Mapping[str, Node]) -> Program:
 
 class _Planner:
     def __init__(self, outputs: Mapping[str, Node]) -> None:
+        outputs = lowered(outputs)
         self.nodes, same = _share(ancestors(outputs.values()))
         self.outputs = {name: same[node.id] for name, node in outputs.items()}
         self.inputs = {node.id: tuple(same[i.id] for i in node.inputs) for node in self.nodes}
@@ -50,6 +57,7 @@ class _Planner:
         self.softmax_grads: dict[int, tuple[Node, Node]] = {}  # g - exp(y) Σg -> g, y
         self.then: dict[int, Node] = {}  # node -> the activation of it that the same pass stores
         self.made_by: dict[int, int] = {}  # that activation -> the node
+        self.chain_of: dict[int, tuple[Node, ...]] = {}  # node -> the nodes that are computed in one pass with it
         self.buffers: list[Buffer] = []
         self.index: dict[int, int] = {}
         self.instructions: list[Instruction] = []
@@ -137,7 +145,7 @@ class _Planner:
         if node.id in self.pairs:
             code, x, y = self.pairs[node.id]
             return code, (x, y)
-        if TABLE[node.op].kind in ("unary", "binary"):
+        if TABLE[node.op].kind in ELEMENTWISE:
             return node.op, self.inputs[node.id]
         return None
 
@@ -198,11 +206,11 @@ class _Planner:
                 buffer = Buffer(node.name, node.op, node.shape, attrs["dtype"])
             elif node.op == "const":
                 buffer = Buffer(node.name, "const", node.shape, value=(attrs["value"], attrs["per"]))
-            elif node.op == "view":
+            elif node.op in ("view", "reshape"):
                 source = self._buffer(self.inputs[node.id][0])
                 kind, base, start = self.buffers[source].kind, self.buffers[source].base, self.buffers[source].offset
                 root = source if base is None else base
-                buffer = Buffer(node.name, kind, node.shape, base=root, offset=start + attrs["offset"])
+                buffer = Buffer(node.name, kind, node.shape, base=root, offset=start + attrs.get("offset", 0))
             else:
                 buffer = Buffer(node.name, "output" if node.id in self.kept else "temp", node.shape)
             self.index[node.id] = self._new(buffer)
@@ -210,14 +218,96 @@ class _Planner:
 
     # ---- instructions ----------------------------------------------------------------------------------------------
 
+    # ---- chains ------------------------------------------------------------------------------------------------
+
+    def _chain(self) -> None:
+        """Find the nodes that become chains."""
+        items = []
+        for node in self.nodes:
+            if node.id in self.absorbed or node.op in _LEAVES or node.op == "update":
+                continue
+            sources = [self.made_by.get(o.id, o.id) for o in self._operands(node) if o.op not in _LEAVES]
+            domain = self._domain(node)
+            whole = frozenset(o.id for o in self._operands(node) if o.shape == domain and o.op != "const")
+            items.append(Item(node.id, domain, node.op in ("sum", "max") or node.id in self.sums, sources, whole))
+        by_id = {node.id: node for node in self.nodes}
+        for ids in chains(items, self.kept):
+            members = tuple(by_id[i] for i in ids)
+            self.chain_of |= dict.fromkeys(ids, members)
+
+    def _domain(self, node: Node) -> Shape | None:
+        """The shape that a node's elementwise work is done in; None where it is done in another way."""
+        if any(node.id in taken for taken in (self.products, self.softmax_grads, self.then)):
+            return None
+        if node.id in self.sums:
+            return broadcast("sum", *(x.shape for x in self.sums[node.id][1]))
+        if node.op in ("sum", "max"):
+            (x,) = self.inputs[node.id]
+            gradient_of_bias = node.op == "sum" and node.attrs["axis"] == 0 and self._is_delta(x)
+            return None if gradient_of_bias else x.shape
+        return node.shape if node.op == "broadcast_to" or self._elementwise(node) is not None else None
+
+    def _is_delta(self, x: Node) -> bool:
+        """Whether X is a dZ, with a product Aᵀ dZ that sums its rows too."""
+        return any(r.op == "matmul" and r.attrs["ta"] and self.inputs[r.id][1] is x for r in self.readers[x.id])
+
+    def _emit_chain(self, members: tuple[Node, ...]) -> None:
+        """One instruction for all members: their steps in order, and what becomes of the values."""
+        inside = {node.id for node in members}
+        domain = next(d for d in map(self._domain, members) if d is not None)
+        inputs: list[Node] = []
+        for node in members:
+            for operand in self._operands(node):
+                if operand.id not in inside and operand not in inputs:
+                    inputs.append(operand)
+        number = {node.id: k for k, node in enumerate(inputs)}
+        steps: list[Step] = []
+        results: list[Result] = []
+        outs: list[int] = []
+
+        def step(code: str, operands: tuple[Node, ...], scale: int = -1) -> int:
+            steps.append(Step(code, tuple(number[o.id] for o in operands), scale))
+            return len(inputs) + len(steps) - 1
+
+        for node in members:
+            factor = number[self.scales[node.id].id] if node.id in self.scales else -1
+            if node.id in self.sums or node.op in ("sum", "max"):
+                code, operands = self.sums.get(node.id, ("", self.inputs[node.id]))
+                value = step(code, operands) if code else number[operands[0].id]
+                how, axis = ("max" if node.op == "max" else "sum"), node.attrs.get("axis")
+                results.append(Result(value, how, axis, factor))
+                outs.append(self._buffer(node))
+                continue
+            if node.op in ("broadcast_to", "copy"):
+                number[node.id] = number[self.inputs[node.id][0].id]
+            else:
+                code, operands = self._elementwise(node) or ("", ())
+                number[node.id] = step(code, operands, factor)
+            if node.id in self.kept or any(self._reads(r) not in inside for r in self.readers[node.id]):
+                results.append(Result(number[node.id]))
+                outs.append(self._buffer(node))
+        ins = tuple(self._buffer(i) for i in inputs)
+        self.instructions.append(
+            Instruction("chain", tuple(outs), ins, steps=tuple(steps), results=tuple(results), domain=domain)
+        )
+
+    def _reads(self, reader: Node) -> int:
+        """The node that does what a reader does: the one that it was fused into, or itself."""
+        while reader.id in self.absorbed and reader.id not in self.made_by:
+            reader = self.readers[reader.id][0]
+        return reader.id
+
     def program(self) -> Program:
         self._fuse()
+        self._chain()
         self._place_packs()
         for node in self.nodes:
             if node.op in ("input", "param"):
                 self._buffer(node)
         for node in self._order():
-            if node.op != "update":
+            if node.id in self.chain_of:
+                self._emit_chain(self.chain_of[node.id])
+            elif node.op != "update":
                 self._emit(node)
         outputs = {name: self._output(node) for name, node in self.outputs.items() if node.op != "update"}
         for node in self.nodes:  # updates overwrite what the others read, so they come last
@@ -236,10 +326,13 @@ class _Planner:
         waiting: dict[int, int] = {}
         unlocks: dict[int, list[Node]] = {}
         ready: list[tuple[int, int, Node]] = []
+        first = {node.id: members[0].id for members in self.chain_of.values() for node in members}
         for node in self.nodes:
-            if node.id in self.absorbed:
+            if node.id in self.absorbed or first.get(node.id, node.id) != node.id:
                 continue
-            sources = {self.made_by.get(i.id, i.id) for i in self._operands(node)}
+            members = self.chain_of.get(node.id, (node,))
+            sources = {self.made_by.get(i.id, i.id) for member in members for i in self._operands(member)}
+            sources = {first.get(source, source) for source in sources} - {node.id}
             waiting[node.id] = len(sources)
             for source in sources:
                 unlocks.setdefault(source, []).append(node)
@@ -302,13 +395,19 @@ class _Planner:
                 self._append("matmul", node, inputs, ta=node.attrs["ta"], tb=node.attrs["tb"])
             case "sum":
                 self._append("sum", node, inputs, axis=node.attrs["axis"])
+            case "max":
+                self._emit_chain((node,))
             case "broadcast_to":
                 self._append("map", node, inputs, code="copy")
-            case "transpose" | "softmax" | "log_softmax" | "onehot":
+            case "transpose" | "softmax" | "log_softmax" | "logsumexp" | "onehot" | "take" | "scatter_add" | "concat":
                 self._append(node.op, node, inputs)
+            case "columns" | "pad":
+                self._append(node.op, node, inputs, start=node.attrs["start"])
+            case "place":
+                self._append(node.op, node, inputs, start=node.attrs["offset"])
             case "pack":
                 self._emit_copies(node)
-            case "input" | "param" | "const" | "view":
+            case "input" | "param" | "const" | "view" | "reshape":
                 pass
             case other:
                 raise GraphError(f"operation {other!r} cannot be planned")
@@ -323,11 +422,12 @@ class _Planner:
         ta: bool = False,
         tb: bool = False,
         axis: int | None = None,
+        start: int = 0,
     ) -> None:
         ins = tuple(self._buffer(i) for i in (*inputs, *self._factor(node)))
         scaled = node.id in self.scales
         out = (self._buffer(node),)
-        self.instructions.append(Instruction(op, out, ins, code, ta=ta, tb=tb, axis=axis, scaled=scaled))
+        self.instructions.append(Instruction(op, out, ins, code, ta=ta, tb=tb, axis=axis, scaled=scaled, start=start))
 
     def _emit_product(self, product: Node, node: Node, code: str, operand: Node) -> None:
         outs = [self._buffer(node)]
@@ -390,7 +490,7 @@ def _share(nodes: list[Node]) -> tuple[list[Node], dict[int, Node]]:
 
 
 def _check_names(buffers: list[Buffer]) -> None:
-    names = [b.name for b in buffers if b.kind in ("input", "param") and b.base is None]
-    for name in names:
-        if names.count(name) > 1:
+    names = Counter(b.name for b in buffers if b.kind in ("input", "param") and b.base is None)
+    for name, count in names.items():
+        if count > 1:
             raise GraphError(f"two different inputs or parameters are called {name!r}")

@@ -39,6 +39,38 @@ class Buffer:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One elementwise operation of a chain: code(c x, y, …).
+
+    Attributes:
+        code: name in ``scalars.UNARY``, ``BINARY`` or ``TERNARY``.
+        args: numbers of the values that it works on: the chain's inputs come first, then the steps.
+        scale: number of the value c, -1 for none; of binary functions only.
+    """
+
+    code: str
+    args: tuple[int, ...]
+    scale: int = -1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What becomes of a chain's value.
+
+    Attributes:
+        value: its number.
+        how: "" to store it; "sum" or "max" to reduce it.
+        axis: over rows (0), columns (1) or all (None).
+        scale: number of the value that a sum is multiplied by, -1 for none.
+    """
+
+    value: int
+    how: str = ""
+    axis: int | None = None
+    scale: int = -1
+
+
+@dataclass(frozen=True)
 class Instruction:
     """One row of the table. Buffers are given by index; outputs first.
 
@@ -48,11 +80,16 @@ class Instruction:
     matmul                  out = code(A B, y); A, B transposed if ta, tb; out2 = then(out)
     map                     out = code(x) or code(x, y), elementwise with broadcasting; code(c x, y) if scaled
     sum                     over rows (axis 0), columns (1) or all (None), there of x, code(x) or code(x, y), c times
+    chain                   ``steps`` of elementwise work in one pass; ``results`` says what becomes the outputs
+    logsumexp               log Σ exp of every row
     softmax, log_softmax    a row at a time
     log_softmax_grad        g - exp(y) Σg, from (g, y), a row at a time
     onehot                  labels to rows of 0 and 1
     transpose               out = xᵀ
-    gather                  out_i = x[order_i]
+    gather                  out_i = x[order_i]; take: the same of a table in a graph
+    scatter_add             out_r = Σ x_i over the rows i with index_i = r, in order
+    concat, columns, pad    matrices side by side; columns from ``start`` on; zeros beside x, which begins at ``start``
+    place                   a flat vector of zeros with x from element ``start`` on
     update                  an optimiser's rule ``code``, in place: (theta, *states) from (theta, g, *states, hyper)
     ======================  ============================================================================
     """
@@ -66,6 +103,10 @@ class Instruction:
     tb: bool = False
     axis: int | None = None
     scaled: bool = False  # the last input is a number c
+    start: int = 0
+    domain: Shape = ops.SCALAR  # of a chain: the shape that its work is done in
+    steps: tuple[Step, ...] = ()
+    results: tuple[Result, ...] = ()
 
     @property
     def operands(self) -> tuple[int, ...]:
@@ -137,8 +178,16 @@ class Program:
             case "sum":
                 each = 1 + (ops.OPERATIONS[instruction.code] if instruction.code else 0)
                 return each * max(self.size(index, n) for index in instruction.operands) + instruction.scaled
+            case "chain":
+                rows, cols = instruction.domain
+                each = sum(ops.OPERATIONS[s.code] + (s.scale >= 0) for s in instruction.steps)
+                return (each + sum(bool(r.how) for r in instruction.results)) * rows.at(n) * cols.at(n)
             case "softmax" | "log_softmax" | "log_softmax_grad":
                 return (ops.OPERATIONS["exp"] + 3) * out
+            case "logsumexp":
+                return (ops.OPERATIONS["exp"] + 2) * self.size(instruction.ins[0], n)
+            case "scatter_add":
+                return self.size(instruction.ins[0], n)
             case "update":
                 return ops.count_update_operations(scalars.UPDATES[instruction.code]) * out
         return 0

@@ -207,6 +207,15 @@ BINARY: dict[str, Callable[..., Value]] = {
     "maximum": lambda m, x, y: m.maximum(x, y),
     "minimum": lambda m, x, y: m.minimum(x, y),
     "bce_logits": bce_logits,
+    "greater": lambda m, x, y: m.where(x > y, 1.0, m.where(x <= y, 0.0, x + y)),
+    "greater_equal": lambda m, x, y: m.where(x >= y, 1.0, m.where(x < y, 0.0, x + y)),
+    "equal": lambda m, x, y: m.where(x > y, 0.0, m.where(x < y, 0.0, m.where(x >= y, 1.0, x + y))),
+}
+
+
+TERNARY: dict[str, Callable[..., Value]] = {
+    "where": lambda m, c, x, y: m.where(m.abs(c) > 0.0, x, m.where(c <= 0.0, y, c)),
+    "fma": lambda m, x, y, z: m.fma(x, y, z),
 }
 
 

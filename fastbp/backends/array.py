@@ -105,7 +105,8 @@ class ArrayExecutable:
             return self.xp.full((1, 1), const_value(buffer, n), dtype=getattr(self.xp, self.dtype))
         if buffer.base is None:
             return store[index]
-        return self.xp.reshape(store[buffer.base][0, self._flat_part(index, n)], self.program.shape(index, n))
+        whole = self.xp.reshape(store[buffer.base], (-1,))
+        return self.xp.reshape(whole[self._flat_part(index, n)], self.program.shape(index, n))
 
     def _write(self, index: int, value: Array, store: dict[int, Array], n: int) -> None:
         """Keep a result: as a value of its own, or in its place in the buffer that it is a part of."""
@@ -147,8 +148,73 @@ def _sum(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) ->
 
 
 def _elementwise(e: ArrayExecutable, code: str, operands: list[Array]) -> Array:
-    table = scalars.UNARY if len(operands) == 1 else scalars.BINARY
-    return table[code](e.emitter, *operands)
+    return _TABLES[len(operands)][code](e.emitter, *operands)
+
+
+_TABLES = {1: scalars.UNARY, 2: scalars.BINARY, 3: scalars.TERNARY}
+
+
+def _chain(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    values = [e._read(index, store, n) for index in i.ins]
+    for step in i.steps:
+        operands = [values[k] for k in step.args]
+        if step.scale >= 0:
+            operands[0] = operands[0] * values[step.scale]
+        values.append(_elementwise(e, step.code, operands))
+    rows, cols = i.domain
+    for out, result in zip(i.outs, i.results, strict=True):
+        value = e.xp.broadcast_to(values[result.value], (rows.at(n), cols.at(n)))
+        if result.how:
+            value = _reduced(e.xp, result.how, value, result.axis)
+        if result.scale >= 0:
+            value = value * values[result.scale]
+        e._write(out, e.xp.asarray(value, copy=True), store, n)
+
+
+def _reduced(xp: Any, how: str, x: Array, axis: int | None) -> Array:
+    over = (0, 1) if axis is None else axis
+    if how == "max" and not x.shape[0] and axis != 1:  # of nothing: -inf, as the sum of nothing is 0
+        x = xp.full((1, x.shape[1]), -float("inf"), dtype=x.dtype)
+    return (xp.sum if how == "sum" else xp.max)(x, axis=over, keepdims=True)
+
+
+def _logsumexp(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    xp, z = e.xp, e._read(i.ins[0], store, n)
+    top = xp.max(z, axis=1, keepdims=True) if z.shape[0] else z[:, :1]
+    top = xp.where(xp.isfinite(top), top, xp.where(xp.isnan(top), top, xp.zeros_like(top)))
+    e._write(i.outs[0], xp.log(xp.sum(xp.exp(z - top), axis=1, keepdims=True)) + top, store, n)
+
+
+def _concat(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    e._write(i.outs[0], e.xp.concat([e._read(index, store, n) for index in i.ins], axis=1), store, n)
+
+
+def _columns(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    cols = e.program.shape(i.outs[0], n)[1]
+    x = e._read(i.ins[0], store, n)
+    e._write(i.outs[0], e.xp.asarray(x[:, i.start : i.start + cols], copy=True), store, n)
+
+
+def _pad(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    x = e._read(i.ins[0], store, n)
+    out = e.xp.zeros(e.program.shape(i.outs[0], n), dtype=x.dtype)
+    out[:, i.start : i.start + x.shape[1]] = x
+    e._write(i.outs[0], out, store, n)
+
+
+def _place(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    x = e.xp.reshape(e._read(i.ins[0], store, n), (-1,))
+    out = e.xp.zeros(e.program.shape(i.outs[0], n), dtype=x.dtype)
+    out[0, i.start : i.start + x.shape[0]] = x
+    e._write(i.outs[0], out, store, n)
+
+
+def _scatter_add(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
+    x, index = e._read(i.ins[0], store, n), store[i.ins[1]]
+    out = e.xp.zeros(e.program.shape(i.outs[0], n), dtype=x.dtype)
+    for row, to in enumerate(e.xp.reshape(index, (-1,))):
+        out[int(to), :] += x[row, :]
+    e._write(i.outs[0], out, store, n)
 
 
 def _log_softmax_of(xp: Any, z: Array) -> Array:
@@ -185,7 +251,7 @@ def _transpose(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: i
 
 
 def _gather(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
-    data, order = store[i.ins[0]], store[i.ins[1]]
+    data, order = e._read(i.ins[0], store, n), store[i.ins[1]]
     e._write(i.outs[0], e.xp.take(data, e.xp.reshape(order, (-1,)), axis=0), store, n)
 
 
@@ -208,5 +274,13 @@ _INSTRUCTIONS: dict[str, Callable[[ArrayExecutable, Instruction, dict[int, Array
     "onehot": _onehot,
     "transpose": _transpose,
     "gather": _gather,
+    "take": _gather,
+    "scatter_add": _scatter_add,
+    "concat": _concat,
+    "columns": _columns,
+    "pad": _pad,
+    "place": _place,
+    "chain": _chain,
+    "logsumexp": _logsumexp,
     "update": _update,
 }

@@ -5,13 +5,14 @@ Pieces are cut by shape alone, never by the number of threads, so that results d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fastbp.backends.cpu import bf16, caches, few_rows, gemm, schedule, simd
 from fastbp.backends.cpu import machine as cpu
+from fastbp.backends.cpu.chain_table import Builder, Place, Work, added_pieces, flattened
 from fastbp.backends.cpu.gemm import TILE_ROWS, TILE_VECTORS
 from fastbp.backends.cpu.team import MAX_PIECES
 from fastbp.ops import ONE
@@ -118,6 +119,7 @@ class _Common:
     Attributes:
         places: slot and offset in bytes of every buffer that is not a part of another.
         scratch: bytes of private memory that packing needs, so far.
+        kept: arrays that the table has the addresses of.
         lines: what the rows are, so far.
     """
 
@@ -129,13 +131,16 @@ class _Common:
         self.item = 4 if dtype == "float32" else 8
         self.panel = TILE_VECTORS * simd.VECTOR_BYTES // self.item
         consts = [i for i, b in enumerate(program.buffers) if b.kind == "const"]
-        # the last one serves sums over rows
-        self.consts = np.array([*(const_value(program.buffers[i], n) for i in consts), 1.0], dtype)
+        # the last two serve sums over rows and the zeros beside a matrix
+        self.consts = np.array([*(const_value(program.buffers[i], n) for i in consts), 1.0, 0.0], dtype)
         self.places = {index: (slot, 0) for index, slot in slots.of.items()}
         for k, index in enumerate(consts):
             self.places[index] = (slots.absolute, self.consts.ctypes.data + k * self.item)
-        self.one: Operand = (slots.absolute, self.consts.ctypes.data + len(consts) * self.item, 0, 0)
+        at = self.consts.ctypes.data + len(consts) * self.item
+        self.one: Operand = (slots.absolute, at, 0, 0)
+        self.zero: Operand = (slots.absolute, at + self.item, 0, 0)
         self.scratch = 0
+        self.kept: list[np.ndarray] = [self.consts]
         self.lines: list[Line] = []
 
 
@@ -146,7 +151,6 @@ class _Binder:
         self.program = program
         self.n = n
         self.common = _Common(program, slots, n, dtype, precision)
-        self.kept = [self.common.consts]
 
     def bound(self) -> Bound:
         division = schedule.divide(self.program)
@@ -158,15 +162,15 @@ class _Binder:
         words = table.words()
         private = _ceil(max(private, self.common.scratch), ALIGNMENT)
         shared = bool(words[:, cpu.SHARED].any())
-        return Bound(words, tuple(self.kept), workspace, private, shared, tuple(self.common.lines))
+        return Bound(words, tuple(self.common.kept), workspace, private, shared, tuple(self.common.lines))
 
     def _in_order(self) -> tuple[_Table, int, int]:
         """An instruction after the other, each for all rows; bytes of workspace and of private memory."""
         temps, size = place(self.program, self.n, self.common.item, ALIGNMENT)
         self.common.places |= {index: (cpu.WORKSPACE, offset) for index, offset in temps.items()}
-        table = _Table(self.common, self.n)
+        table = _Table(self.common, self.n, scratch=size)
         table.emit(self.program.instructions, fused_updates(self.program, self.n, self.common.panel, self.common.item))
-        return table, size, 0
+        return table, size + table.scratch_needed, 0
 
     def _depth_first(self, division: schedule.Division, chunks: schedule.Chunks) -> tuple[_Table, int, int]:
         """Head, chunks, the sums over the pieces, tail; bytes of workspace and of private memory.
@@ -183,7 +187,8 @@ class _Binder:
                 workspace += _ceil(program.size(index, n) * common.item, ALIGNMENT)
         table = _Table(common, n, scratch=workspace)
         table.emit(division.head)
-        table.scratch, table.scratch_size = workspace, 0
+        workspace += table.scratch_needed
+        table.scratch, table.scratch_needed = workspace, 0
         transposed: dict[int, Operand] = {}
         for i in division.body:
             if i.op == "matmul" and i.tb and i.ins[1] not in transposed and min(program.shape(i.ins[1], n)) > 1:
@@ -193,7 +198,7 @@ class _Binder:
         private = self._chunks(table, division, chunks, transposed, in_slot, slot_bytes)
         updated = table.add_pieces(division, in_slot, pieces, slot_bytes // common.item)
         table.emit(division.tail, updated=updated)
-        return table, table.scratch + table.scratch_size, private
+        return table, table.scratch + max(table.scratch_size, table.scratch_needed), private
 
     def _sums_in_slot(self, division: schedule.Division) -> tuple[dict[int, int], int]:
         """Offset in bytes of every sum in a slot, and the slot's size; parts of one buffer lie as they do there."""
@@ -217,8 +222,6 @@ class _Binder:
         common, program, n = self.common, self.program, self.n
         part = Program(program.buffers, division.body, {})
         temps, size = place(part, chunks.rows, common.item, ALIGNMENT, division.rows)
-        scratch = _ceil(cpu.SUM_CHUNK * common.item, ALIGNMENT)  # comes first in a thread's memory
-        common.places |= {index: (cpu.PRIVATE, scratch + offset) for index, offset in temps.items()}
         sums = {index: (cpu.PARTIALS, offset) for index, offset in in_slot.items()}
         moves = np.zeros((common.slots.count, 2), np.int64)
         moves[cpu.PARTIALS, 1] = slot_bytes
@@ -239,13 +242,17 @@ class _Binder:
                 pieces > 1,
             )
         )
-        tables = []
-        for rows in (chunks.rows, n % chunks.rows or chunks.rows):
-            del common.lines[number + 1 :]  # the second table does what the first one does
+        tables: list[np.ndarray] = []
+        scratch = 0  # what instructions need comes first in a thread's memory: known when they have been laid out once
+        for rows in 2 * (chunks.rows, n % chunks.rows or chunks.rows):
+            del common.lines[number + 1 :]  # all do the same
+            common.places |= {index: (cpu.PRIVATE, scratch + offset) for index, offset in temps.items()}
             inner = _Table(common, rows, transposed=transposed, sums=sums)
             inner.emit(division.body)
+            scratch = max(scratch, _ceil(common.scratch, ALIGNMENT))
             tables.append(inner.words())
-        self.kept += [*tables, moves]
+        tables = tables[2:]
+        common.kept += [*tables, moves]
         table.chunks(number, chunks, tables, moves)
         return int(cpu.chunk_header.py_func(common.slots.count)) + scratch + size
 
@@ -330,11 +337,20 @@ def longest_of(k: int, n: int, panel: int, item: int) -> int:
     return block * max(1, caches.second_level() // (4 * panel * item) // block)
 
 
+def _few_pieces(sizes: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
+    """The block, doubled until there are no more pieces than a team can be handed."""
+    (m, n), (m_block, n_block) = sizes, (max(1, b) for b in block)
+    while -(-m // m_block) * -(-n // n_block) > MAX_PIECES:
+        m_block, n_block = (2 * m_block, n_block) if m // m_block > n // n_block else (m_block, 2 * n_block)
+    return m_block, n_block
+
+
 class _Table:
     """Rows of the machine's table.
 
     Attributes:
-        scratch, scratch_size: offset of memory for transposed operands in the workspace, and the bytes used of it.
+        scratch, scratch_size: offset of memory for transposed operands and sums of pieces in the workspace, and the bytes
+            in use; scratch_needed: the most that were.
     """
 
     def __init__(
@@ -352,7 +368,7 @@ class _Table:
         self.panel = common.panel
         self.n = n
         self.scratch = scratch
-        self.scratch_size = 0
+        self.scratch_size = self.scratch_needed = 0
         self.in_chunk = transposed is not None
         self.ready = transposed or {}
         self.sums = sums or {}
@@ -417,12 +433,12 @@ class _Table:
         notes: Iterable[str] = (),
     ) -> None:
         m, n, k = sizes
-        m_block, n_block = max(1, block[0]), max(1, block[1])
-        while -(-m // m_block) * -(-n // n_block) > MAX_PIECES:
-            m_block, n_block = (2 * m_block, n_block) if m // m_block > n // n_block else (m_block, 2 * n_block)
+        m_block, n_block = _few_pieces((m, n), block)
         pieces = -(-m // m_block) * -(-n // n_block)
+        if op == cpu.CHAIN:
+            pieces = max(1, pieces)  # a sum of nothing is written too
         if op in (cpu.SUM_ALL, cpu.SUM_COLUMNS):
-            pieces = -(-m // m_block)  # a sum of nothing is written too
+            pieces = -(-m // m_block)
         shared = int(pieces > 1 and nanoseconds >= SHARE_FROM and not self.in_chunk)
         number = len(self.common.lines)
         sums = int(any(index in self.sums for index in self.instruction.outs))
@@ -756,6 +772,43 @@ class _Table:
         else:
             self._row(cpu.MAP_BINARY, (m, n, 0), block, cost, places, simd.BINARY_CODES[i.code])
 
+    # ---- chains ----------------------------------------------------------------------------------------------------
+
+    def _chain(self, i: Instruction) -> None:
+        rows, cols = (size.at(self.n) for size in i.domain)
+        ins, outs = (tuple(Place(*self._where(b), *self._shape(b)) for b in side) for side in (i.ins, i.outs))
+        names = [step.code for step in i.steps]
+        what = f"chain {' '.join(names[:4])}{' …' if len(names) > 4 else ''}"
+        self._work(Work((rows, cols), ins, i.steps, i.results), outs, self._cost(i), what)
+
+    def _work(self, work: Work, outs: Sequence[Place], cost: int, what: str) -> None:
+        """A chain in pieces; sums of pieces are added up by another chain."""
+        work = flattened(work)
+        rows, cols = work.shape
+        builder = Builder(work, self.item)
+        height = builder.height
+        block = (rows, cols) if self.in_chunk else (_ceil(max(1, PIECE_ELEMENTS // max(1, cols)), height), cols)
+        if rows == 1 and not self.in_chunk:
+            block = (1, PIECE_ELEMENTS)
+        m_block, n_block = _few_pieces((rows, cols), block)
+        pieces = max(1, -(-rows // m_block) * -(-cols // n_block))
+        to, parts, size = list(outs), [], self.scratch_size
+        for k, (result, out) in enumerate(zip(work.results, outs, strict=True)):
+            if pieces > 1 and result.how and result.axis != 1:
+                each = out.rows * out.cols
+                to[k] = Place(cpu.WORKSPACE, self.scratch + size, out.rows, out.cols, each * self.item)
+                parts.append((result, Place(cpu.WORKSPACE, self.scratch + size, pieces, each), out))
+                size += _ceil(pieces * each * self.item, ALIGNMENT)
+        table = builder.table(to)
+        self.common.kept.append(table.words)
+        self.common.scratch = max(self.common.scratch, table.scratch)
+        self._row(cpu.CHAIN, (rows, cols, 0), (m_block, n_block), cost, {}, table.words.ctypes.data, what=what)
+        before, self.scratch_size = self.scratch_size, size
+        self.scratch_needed = max(self.scratch_needed, size)
+        for result, pieces_of, out in parts:
+            self._work(added_pieces(result, pieces_of), [out], pieces_of.rows * pieces_of.cols // 10, "add pieces")
+        self.scratch_size = before
+
     def _long(self, index: int, size: int) -> Operand:
         """An operand as one row of ``size`` elements, or one number for all."""
         return (*self._where(index), 0, int(self.program.size(index, self.n) == size))
@@ -789,19 +842,21 @@ class _Table:
                 self._product((1, cols, rows), operands, self.panel, cost)
 
     def _softmax(self, i: Instruction) -> None:
-        m, n = self._shape(i.outs[0])
+        m, n = self._shape(i.ins[0])
         places = (self._operand(index) for index in (*i.outs, *i.ins))
         operands = dict(zip((cpu.OUT, cpu.A, cpu.B), places, strict=False))
         codes = {
             "softmax": simd.PROBABILITIES,
             "log_softmax": simd.LOGARITHMS,
             "log_softmax_grad": simd.LOGARITHMS_GRAD,
+            "logsumexp": simd.LOG_SUM_EXP,
         }
         block = (PIECE_ELEMENTS // max(n, 1), n)
         self._row(cpu.SOFTMAX, (m, n, 0), block, self._cost(i), operands, codes[i.op])
 
     _log_softmax = _softmax
     _log_softmax_grad = _softmax
+    _logsumexp = _softmax
 
     def _onehot(self, i: Instruction) -> None:
         m, n = self._shape(i.outs[0])
@@ -812,7 +867,55 @@ class _Table:
         m, n = self._shape(i.outs[0])
         words = n * (2 if self.program.buffers[i.outs[0]].dtype == "int" else self.item // 4)
         operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self._operand(i.ins[0]), cpu.B: self._operand(i.ins[1])}
-        self._row(cpu.GATHER, (m, words, 0), (PIECE_ELEMENTS // max(n, 1), words), self._cost(i), operands)
+        self._row(cpu.GATHER, (m, words, 0 if i.op == "take" else m), (PIECE_ELEMENTS // max(n, 1), words), self._cost(i), operands)
+
+    _take = _gather
+
+    def _scatter_add(self, i: Instruction) -> None:
+        rows, cols = self._shape(i.outs[0])
+        count = self._shape(i.ins[0])[0]
+        operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self._operand(i.ins[0]), cpu.B: self._operand(i.ins[1])}
+        # every piece looks through all row numbers
+        self._row(cpu.SCATTER, (rows, cols, count), (-(-rows // FEWEST_PIECES), cols), self._cost(i), operands)
+
+    def _concat(self, i: Instruction) -> None:
+        wide, at = self._shape(i.outs[0])[1], 0
+        for part in i.ins:
+            cols = self._shape(part)[1]
+            self._copy(i, self._part(i.outs[0], at, wide), self._operand(part), cols)
+            at += cols
+
+    def _columns(self, i: Instruction) -> None:
+        wide, cols = self._shape(i.ins[0])[1], self._shape(i.outs[0])[1]
+        self._copy(i, self._operand(i.outs[0]), self._part(i.ins[0], i.start, wide), cols)
+
+    def _pad(self, i: Instruction) -> None:
+        wide, cols = self._shape(i.outs[0])[1], self._shape(i.ins[0])[1]
+        end = i.start + cols
+        self._copy(i, self._part(i.outs[0], i.start, wide), self._operand(i.ins[0]), cols)
+        for first, stop in ((0, i.start), (end, wide)):
+            if stop > first:
+                self._copy(i, self._part(i.outs[0], first, wide), self.common.zero, stop - first)
+
+    def _place(self, i: Instruction) -> None:
+        size, whole = self.program.size(i.ins[0], self.n), self._shape(i.outs[0])[1]
+        end = i.start + size
+        self._copy(i, self._part(i.outs[0], i.start, whole), (*self._where(i.ins[0]), size, 1), size, rows=1)
+        for first, stop in ((0, i.start), (end, whole)):
+            if stop > first:
+                self._copy(i, self._part(i.outs[0], first, whole), self.common.zero, stop - first, rows=1)
+
+    def _part(self, index: int, column: int, wide: int) -> Operand:
+        """A matrix from one of its columns on."""
+        slot, offset = self._where(index)
+        return slot, offset + column * self.item, wide, 1
+
+    def _copy(self, i: Instruction, to: Operand, source: Operand, cols: int, rows: int | None = None) -> None:
+        """Copy rows of ``cols`` elements."""
+        rows = self._shape(i.outs[0])[0] if rows is None else rows
+        block = (max(1, PIECE_ELEMENTS // cols), cols)
+        cost = 2 * self.item * rows * cols // 100
+        self._row(cpu.MAP_UNARY, (rows, cols, 0), block, cost, {cpu.OUT: to, cpu.A: source}, simd.UNARY_CODES["copy"])
 
     def _update(self, i: Instruction) -> None:
         theta, g, *states, hyper = i.ins

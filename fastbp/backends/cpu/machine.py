@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numba import int64, types
 
+from fastbp.backends.cpu.chain import ADD, run_chain
 from fastbp.backends.cpu.compiling import compile_entry, kernel, merged, source_stamp
 from fastbp.backends.cpu.few_rows import product_by_dots, product_by_rows
 from fastbp.backends.cpu.gemm import (
@@ -39,7 +40,9 @@ from fastbp.backends.cpu.gemm import (
     small_product,
 )
 from fastbp.backends.cpu.simd import (
+    LOG_SUM_EXP,
     LOGARITHMS_GRAD,
+    SUM,
     copy_and_prefetch,
     float_at,
     get_int,
@@ -53,7 +56,7 @@ from fastbp.backends.cpu.simd import (
     softmax_row,
     stack_square,
     store_at,
-    sum_row,
+    reduce_row,
     transpose_tile,
 )
 from fastbp.backends.cpu.team import BASES as CURRENT_BASES
@@ -78,6 +81,8 @@ from fastbp.backends.cpu.team import ROW as CURRENT_ROW
 PRODUCT, MAP_UNARY, MAP_BINARY, SUM_ALL, SUM_COLUMNS, SOFTMAX, ONEHOT, TRANSPOSE, GATHER, UPDATE = range(10)
 PRODUCT_UPDATE = 10  # a gradient's product and the update of what it is the gradient of
 CHUNKS = 11
+CHAIN = 12  # see chain.py
+SCATTER = 13
 # words of a row; M, N, K are sizes, a piece is M_BLOCK rows by N_BLOCK columns
 OP, CODE, THEN, M, N, K, M_BLOCK, N_BLOCK, PIECES, SHARED = range(10)
 # of a product (see gemm.py); PANEL also of a transposition
@@ -91,6 +96,7 @@ OUT, A, B, Y, OUT2, EXTRA = range(6)
 WIDTH = OPERANDS + 4 * 6
 # words of CHUNKS in place of M_BLOCK …: rows of a piece, of a chunk; addresses and lengths of the tables for a whole
 # chunk and for the rest; address of the bytes by which each slot moves a row and a piece; number of slots
+HEAD = CODE  # of a chain: the address of its table
 CHUNK, TABLE, COUNT, REST_TABLE, REST_COUNT, MOVES, SLOTS = N_BLOCK, CODE, THEN, K, BLOCK, LONGEST, STRIP
 # the first slots: memory of each thread's own and its bytes a thread; where the clock adds up, or
 # 0; the temps; the sums over the pieces of CHUNKS
@@ -283,7 +289,7 @@ def _sum_all(row, bases, accumulate, thread, one):
         elif code >= 0:
             apply_unary(code, length, values, x, x_step)
             x = values
-        total += sum_row(length, x)
+        total += reduce_row(int64(SUM), length, x)
         start += SUM_CHUNK
     total *= _scale(row, bases, one)
     store_at(out, 0, total + load_at(out, 0) if accumulate else total)
@@ -309,7 +315,8 @@ def _softmax(row, bases, i, m, one):
         if code == LOGARITHMS_GRAD:
             transpose_tile(rows, n, y, lanes, _element(row, bases, B, r, 0, one), n)
         softmax_lanes(code, n, z, y)
-        transpose_tile(n, rows, _element(row, bases, OUT, r, 0, one), n, z, lanes)
+        wide = 1 if code == LOG_SUM_EXP else n
+        transpose_tile(wide, rows, _element(row, bases, OUT, r, 0, one), wide, z, lanes)
 
 
 @kernel
@@ -329,15 +336,32 @@ def _onehot(row, bases, i, m, one):
 def _gather(row, bases, i, m):
     """Copy rows by words of 4 bytes: float32, float64 and int64 alike.
 
-    The rows of the next batch are asked for meanwhile (a batch of row numbers follows the order, see training.py):
-    784-30-10 on shuffled MNIST took 16.0 µs a step instead of 16.9.
+    The rows of the next batch, K row numbers on, are asked for meanwhile (a batch of row numbers follows the order, see
+    training.py): 784-30-10 on shuffled MNIST took 16.0 µs a step instead of 16.9.
     """
     words = get_int(row, N)
     data, out, order = _address(row, bases, A), _address(row, bases, OUT), _address(row, bases, B)
-    batch = get_int(row, M)
+    batch = get_int(row, K)
     for r in range(i, i + m):
         source = data + get_int(order, r) * words * 4
         copy_and_prefetch(words, out + r * words * 4, source, data + get_int(order, r + batch) * words * 4)
+
+
+@kernel
+def _scatter(row, bases, i, m, one):
+    """Rows i … i + m of a sum of rows: out_r = Σ x_k over the rows k with index_k = r, in order."""
+    cols, count = get_int(row, N), get_int(row, K)
+    step = int64(1)
+    for r in range(i, i + m):
+        out = _element(row, bases, OUT, r, 0, one)
+        for c in range(cols):
+            store_at(out, c, one - one)
+    index = _address(row, bases, B)
+    for k in range(count):
+        r = get_int(index, k)
+        if i <= r < i + m:
+            out = _element(row, bases, OUT, r, 0, one)
+            apply_binary(ADD, cols, out, out, step, _element(row, bases, A, k, 0, one), step, one)
 
 
 @kernel
@@ -351,12 +375,15 @@ def _run_block(row, bases, piece, accumulate, thread, one):
             _row_of_ones(row, bases, int64(0), get_int(row, N), accumulate, one)
         return
     m_block, n_block = get_int(row, M_BLOCK), get_int(row, N_BLOCK)
-    down = (get_int(row, M) + m_block - 1) // m_block
+    down = max(1, (get_int(row, M) + m_block - 1) // m_block)
     i = (piece % down) * m_block
     j = (piece // down) * n_block
     m = min(m_block, get_int(row, M) - i)
     n = min(n_block, get_int(row, N) - j)
-    if op == PRODUCT:
+    if op == CHAIN:
+        own = _private(bases, thread)
+        run_chain(code, bases, own, piece, i, j, m, n, accumulate and get_int(row, SUMS), one)
+    elif op == PRODUCT:
         if get_int(row, HOW) & FEW_ROWS:
             _few_rows(row, bases, j, n, thread, one)
         else:
@@ -385,10 +412,12 @@ def _run_block(row, bases, piece, accumulate, thread, one):
         _sum_all(row, bases, accumulate and get_int(row, SUMS), thread, one)
     elif op == SUM_COLUMNS:
         for r in range(i, i + m):
-            total = sum_row(n, _element(row, bases, A, r, 0, one))
+            total = reduce_row(int64(SUM), n, _element(row, bases, A, r, 0, one))
             store_at(_element(row, bases, OUT, r, 0, one), 0, total)
     elif op == SOFTMAX:
         _softmax(row, bases, i, m, one)
+    elif op == SCATTER:
+        _scatter(row, bases, i, m, one)
     elif op == ONEHOT:
         _onehot(row, bases, i, m, one)
     elif op == TRANSPOSE:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastbp.ops import ONE
+from fastbp.ops import ONE, N
 from fastbp.program import Instruction, Program
 
 # Elements of a chunk's forward products, and rows: they decide in which order sums are added up, so they are the same
@@ -58,11 +58,16 @@ def divide(program: Program) -> Division | None:
     sums: list[int] = []
     for i in program.instructions:
         by_rows = any(_has_rows(program, b) for b in i.ins)
+        if any(_root(program, b) != b and _root(program, b) in computed for b in i.ins):
+            return None  # rows in another shape
         if any(_has_rows(program, b) for b in i.outs):
             if not _stays_in_its_rows(program, i) or _depends_on(program, i, late):
                 return None
             body.append(i)
-            computed.update(i.outs)
+            computed.update(b for b in i.outs if _has_rows(program, b))
+            summed = [b for b in i.outs if not _has_rows(program, b)]
+            sums.extend(summed)
+            late.update(_root(program, b) for b in summed)
             if i.op == "gather" and program.buffers[i.outs[0]].shape[1] == ONE:
                 gathered[i.outs[0]] = i
         elif i.op == "sum" and gathered.keys() >= computed.intersection(i.ins) and computed.intersection(i.ins):
@@ -75,12 +80,12 @@ def divide(program: Program) -> Division | None:
                 return None
             body.append(i)
             sums.extend(i.outs)
-            late.update(i.outs)
+            late.update(_root(program, b) for b in i.outs)
         elif by_rows and not _depends_on(program, i, late):
             head.append(i)  # of the input alone
         elif _depends_on(program, i, late):
             tail.append(i)
-            late.update(i.outs)
+            late.update(_root(program, b) for b in i.outs)
         else:
             head.append(i)
     if not sums and not computed:
@@ -95,9 +100,8 @@ def _has_rows(program: Program, index: int) -> bool:
 
 
 def _depends_on(program: Program, i: Instruction, late: set[int]) -> bool:
-    """Whether an instruction reads a late buffer, a part of one, or what has one as a part."""
-    roots = {_root(program, b) for b in late}
-    return any(_root(program, b) in roots for b in i.ins)
+    """Whether an instruction reads a late buffer or a part of one; ``late`` holds those that are no parts."""
+    return any(_root(program, b) in late for b in i.ins)
 
 
 def _root(program: Program, index: int) -> int:
@@ -109,13 +113,21 @@ def _stays_in_its_rows(program: Program, i: Instruction) -> bool:
     """Whether row r of the output needs row r of the inputs alone."""
     for b in i.outs:
         rows, cols = program.buffers[b].shape
+        if i.op == "chain" and not rows.per_row and not cols.per_row:
+            continue  # a sum
         if cols.per_row or (rows.per_row, rows.fixed) != (1, 0) or program.buffers[b].base is not None:
             return False
     match i.op:
+        case "chain":
+            return i.domain[0] == N and _sums_add_up(i)
         case "matmul":
             return not i.ta and not _has_rows(program, i.ins[1])
-        case "map" | "softmax" | "log_softmax" | "log_softmax_grad" | "onehot" | "gather":
+        case "map" | "softmax" | "log_softmax" | "log_softmax_grad" | "logsumexp" | "onehot" | "gather":
             return True
+        case "concat" | "columns" | "pad":
+            return True
+        case "take":
+            return not _has_rows(program, i.ins[0])
         case "sum":
             return i.axis == 1
     return False
@@ -128,7 +140,14 @@ def _adds_up(i: Instruction) -> bool:
             return i.ta and not i.tb and not i.code and not i.then
         case "sum":
             return i.axis != 1
+        case "chain":
+            return i.domain[0] == N and _sums_add_up(i)
     return False
+
+
+def _sums_add_up(chain: Instruction) -> bool:
+    """Whether what a chain reduces over rows is a sum."""
+    return not any(r.how == "max" and r.axis != 1 for r in chain.results)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
 UNARY_CODES = {name: code for code, name in enumerate(scalars.UNARY)}
 BINARY_CODES = {name: code for code, name in enumerate(scalars.BINARY)}
+TERNARY_CODES = {name: code for code, name in enumerate(scalars.TERNARY)}
 UPDATE_CODES = {name: code for code, name in enumerate(scalars.UPDATES)}
 
 
@@ -444,6 +445,31 @@ def map_binary(
 
 
 @intrinsic
+def map_ternary(
+    typingctx: Any, code: Any, n: Any, out: Any, x: Any, x_step: Any, y: Any, y_step: Any, z: Any, z_step: Any
+) -> Any:
+    """out_i = TERNARY[code](x_(i x_step), y_(i y_step), z_(i z_step)) for i < n; overwrites. Steps are 0 or 1."""
+    signature = types.void(types.int64, types.int64, out, x, types.int64, y, types.int64, z, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        code, n, out, *places = arguments
+        m = _emitter(builder, sig.args[2])
+        operands = [(_spread(m, p, step), step) for p, step in zip(places[::2], places[1::2], strict=True)]
+
+        def loop(formula: Callable[..., Any]) -> Callable[[], None]:
+            def body(i: Any, mask: Any) -> None:
+                values = (m.load(_offset(builder, p, builder.mul(i, step)), mask) for p, step in operands)
+                m.store(formula(m, *values), _offset(builder, out, i), mask)
+
+            return lambda: vector_loop(m, n, body)
+
+        switch(builder, code, [loop(f) for f in scalars.TERNARY.values()])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
 def update_vectors(typingctx: Any, code: Any, n: Any, theta: Any, g: Any, first: Any, second: Any, hyper: Any) -> Any:
     """theta, first, second = UPDATES[code](h, theta, g, first, second) in place for n elements.
 
@@ -483,20 +509,16 @@ def update_vectors(typingctx: Any, code: Any, n: Any, theta: Any, g: Any, first:
 SUMS = 4  # vectors that a fold works on in turn, so that it does not wait for one sum after the other
 
 
-def fold(
-    m: VectorEmitter,
-    n: Any,
-    start: float,
-    step: Callable[[Vector, Any, Any], Vector],
-    combine: Callable[[Vector, Vector], Vector],
-) -> Vector:
-    """step(total, i, mask) over full vectors, then the ragged end, with several totals; a vector of them combined.
+def _fold_apart(
+    m: VectorEmitter, n: Any, starts: Sequence[Vector], step: Callable[[Vector, Any, Any], Vector]
+) -> list[Vector]:
+    """step(total, i, mask) over full vectors, then the ragged end, with SUMS totals that take turns.
 
     The order depends on n alone. Lanes beyond the end keep what they had.
     """
     b = m.builder
     stride = SUMS * m.lanes
-    totals = [cgutils.alloca_once_value(b, m.constant(start)) for _ in range(SUMS)]
+    totals = [cgutils.alloca_once_value(b, start.value) for start in starts]
 
     def add(i: Any, which: int, mask: Any) -> None:
         old = Vector(m, b.load(totals[which]))
@@ -511,23 +533,74 @@ def fold(
         at = b.add(whole, I64(which * m.lanes))
         with b.if_then(b.icmp_signed("<", at, n)):
             add(at, which, m.mask(b.sub(n, at)))
-    first, second, third, fourth = (Vector(m, b.load(total)) for total in totals)
+    return [Vector(m, b.load(total)) for total in totals]
+
+
+def fold(
+    m: VectorEmitter,
+    n: Any,
+    start: float,
+    step: Callable[[Vector, Any, Any], Vector],
+    combine: Callable[[Vector, Vector], Vector],
+) -> Vector:
+    """All SUMS totals of :func:`_fold_apart` combined: a vector."""
+    first, second, third, fourth = _fold_apart(m, n, [Vector(m, m.constant(start))] * SUMS, step)
     return combine(combine(first, second), combine(third, fourth))
 
 
+# What a row is reduced to, by code.
+SUM, MAX = range(2)
+
+
+def _reductions(m: VectorEmitter) -> list[tuple[float, Callable[[Vector, Vector], Vector]]]:
+    """Where each begins, and how it goes on."""
+    return [(0.0, add), (-float("inf"), m.maximum)]
+
+
 @intrinsic
-def sum_row(typingctx: Any, n: Any, x: Any) -> Any:
-    """The sum of n contiguous elements, in an order that n alone decides."""
-    signature = x.dtype(types.int64, x)
+def reduce_row(typingctx: Any, code: Any, n: Any, x: Any) -> Any:
+    """The sum or the maximum of n contiguous elements, in an order that n alone decides."""
+    signature = x.dtype(types.int64, types.int64, x)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        n, x = arguments
-        m = _emitter(builder, sig.args[1])
+        code, n, x = arguments
+        m = _emitter(builder, sig.args[2])
+        result = cgutils.alloca_once(builder, m.element)
 
-        def step(total: Vector, i: Any, mask: Any) -> Vector:
-            return total + m.load(_offset(builder, x, i), mask)
+        def case(start: float, combine: Callable[[Vector, Vector], Vector]) -> Callable[[], None]:
+            def run() -> None:
+                total = fold(m, n, start, lambda old, i, mask: combine(old, m.load(_offset(builder, x, i), mask)), combine)
+                builder.store(m.reduce(total, combine), result)
 
-        return m.reduce(fold(m, n, 0.0, step, add), add)
+            return run
+
+        switch(builder, code, [case(*reduction) for reduction in _reductions(m)])
+        return builder.load(result)
+
+    return signature, codegen
+
+
+@intrinsic
+def reduce_into(typingctx: Any, code: Any, n: Any, running: Any, x: Any) -> Any:
+    """n contiguous elements join SUMS vectors of running sums or maxima, element i in place i modulo their lanes."""
+    signature = types.void(types.int64, types.int64, running, x)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        code, n, running, x = arguments
+        m = _emitter(builder, sig.args[2])
+        places = [_offset(builder, running, I64(k * m.lanes)) for k in range(SUMS)]
+
+        def case(start: float, combine: Callable[[Vector, Vector], Vector]) -> Callable[[], None]:
+            def run() -> None:
+                step = lambda old, i, mask: combine(old, m.load(_offset(builder, x, i), mask))  # noqa: E731
+                totals = _fold_apart(m, n, [m.load(place) for place in places], step)
+                for total, place in zip(totals, places, strict=True):
+                    m.store(total, place)
+
+            return run
+
+        switch(builder, code, [case(*reduction) for reduction in _reductions(m)])
+        return context.get_dummy_value()
 
     return signature, codegen
 
@@ -538,8 +611,8 @@ def add(x: Vector, y: Vector) -> Vector:
 
 
 # What is done to a row z of a softmax, by code: probabilities exp(d)/s with d = z - max(z), s = Σ exp(d); their
-# logarithms d - log s; and what those hand back of y, z - exp(y) Σz.
-PROBABILITIES, LOGARITHMS, LOGARITHMS_GRAD = range(3)
+# logarithms d - log s; what those hand back of y, z - exp(y) Σz; and one number a row, max(z) + log s.
+PROBABILITIES, LOGARITHMS, LOGARITHMS_GRAD, LOG_SUM_EXP = range(4)
 
 
 def _emit_softmax(
@@ -547,11 +620,13 @@ def _emit_softmax(
     code: Any,
     over_row: Callable[[float, Callable[[Vector, Vector], Vector]], Vector],
     write: Callable[[Callable[[Vector, Callable[[], Vector]], Vector]], None],
+    write_one: Callable[[Vector], None],
 ) -> None:
-    """The three functions, given what it means to fold over a row and to write one.
+    """The functions, given what it means to fold over a row and to write one.
 
     ``over_row(start, step)`` folds step(total, z) over the row, the result in every lane that belongs to it;
-    ``write(formula)`` stores formula(z, y) for every element, y being a function that loads it.
+    ``write(formula)`` stores formula(z, y) for every element, y being a function that loads it; ``write_one`` stores a
+    number a row.
     """
     lowest = float(np.finfo(m.numpy).min)  # -inf would make 0 · log 0 of the cross entropy NaN
 
@@ -569,7 +644,13 @@ def _emit_softmax(
         total = over_row(0.0, add)
         write(lambda z, y: z - m.exp(y()) * total)
 
-    switch(m.builder, code, [probabilities, logarithms, handed_back])
+    def log_sum_exp() -> None:
+        top = over_row(-float("inf"), m.maximum)
+        size = m.abs(top)
+        shift = m.where(size < float("inf"), top, m.where(size > 0.0, 0.0, top))  # inf - inf would be NaN
+        write_one(m.log(over_row(0.0, lambda total, z: total + m.exp(z - shift))) + shift)
+
+    switch(m.builder, code, [probabilities, logarithms, handed_back, log_sum_exp])
 
 
 @intrinsic
@@ -595,7 +676,10 @@ def softmax_row(typingctx: Any, code: Any, n: Any, out: Any, z: Any, y: Any) -> 
 
             vector_loop(m, n, body)
 
-        _emit_softmax(m, code, over_row, write)
+        def write_one(value: Vector) -> None:
+            builder.store(builder.extract_element(value.value, I32(0)), out)
+
+        _emit_softmax(m, code, over_row, write, write_one)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -626,7 +710,7 @@ def softmax_lanes(typingctx: Any, code: Any, n: Any, z: Any, y: Any) -> Any:
                 place = at(z, loop.index)
                 m.store(formula(m.load(place), lambda: m.load(at(y, loop.index))), place)
 
-        _emit_softmax(m, code, over_row, write)
+        _emit_softmax(m, code, over_row, write, lambda value: m.store(value, z))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -753,6 +837,16 @@ def set_int(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@intrinsic
+def lowest_of(typingctx: Any, like: Any) -> Any:
+    """Minus infinity of ``like``'s type."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return ir.Constant(context.get_value_type(sig.return_type), -float("inf"))
+
+    return like(like), codegen
 
 
 @intrinsic

@@ -1,0 +1,268 @@
+"""The table of a chain (see chain.py): places, registers, blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fastbp.backends.cpu import chain, simd
+from fastbp.program import Result, Step
+
+# Bytes of the first-level cache that a block's values may take together; a block has at least FEWEST elements, since
+# an operation takes about 5 ns to start, and at most MOST.
+BLOCK_BYTES = 24 << 10
+FEWEST, MOST = 256, 1024
+
+_TABLES = {
+    1: (chain.UNARY, simd.UNARY_CODES),
+    2: (chain.BINARY, simd.BINARY_CODES),
+    3: (chain.TERNARY, simd.TERNARY_CODES),
+}
+_CODES = {"sum": simd.SUM, "max": simd.MAX}
+_COMBINE = {"sum": chain.ADD, "max": chain.MAXIMUM}
+ALIGNMENT = 64  # bytes
+NONE = -1  # in the place of an operand
+
+
+@dataclass(frozen=True)
+class Place:
+    """A matrix in memory: slot, offset in bytes, rows and columns, and the bytes from one piece's to the next."""
+
+    slot: int
+    offset: int
+    rows: int
+    cols: int
+    a_piece: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a chain does: steps, and what becomes of their values, over a matrix of some shape; see program.py."""
+
+    shape: tuple[int, int]
+    ins: tuple[Place, ...]
+    steps: tuple[Step, ...]
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A chain for one number of rows.
+
+    Attributes:
+        words: what chain.py reads.
+        scratch: bytes of private memory.
+    """
+
+    words: np.ndarray
+    scratch: int
+
+
+def flattened(work: Work) -> Work:
+    """The same work over one long row, where rows do not matter.
+
+    Reductions over a single element become results; a result is the value of a step, and each of another one.
+    """
+    rows, cols = work.shape
+    plain = all((p.rows, p.cols) in (work.shape, (1, 1)) for p in work.ins)
+    if rows == 1 or cols == 1 or (plain and not any(r.how and r.axis is not None for r in work.results)):
+        rows, cols = 1, rows * cols
+    steps, results, stored = list(work.steps), [], set()
+
+    def step(code: str, *args: int) -> int:
+        steps.append(Step(code, args))
+        return len(work.ins) + len(steps) - 1
+
+    for result in work.results:
+        how, axis, value, scale = result.how, result.axis, result.value, result.scale
+        if how and axis is not None and work.shape[axis] == 1:
+            how = ""
+        if how and rows == 1:
+            axis = None
+        if not how and scale >= 0:
+            value, scale = step("mul", value, scale), -1
+        if value < len(work.ins) or (not how and value in stored):
+            value = step("copy", value)
+        if not how:
+            stored.add(value)
+        results.append(Result(value, how, axis if how else None, scale))
+    return Work((rows, cols), work.ins, tuple(steps), tuple(results))
+
+
+def with_multiply_adds(work: Work) -> tuple[Step | None, ...]:
+    """The steps with x y + z as one, where nobody else reads the product; None for a step that went into another."""
+    first = len(work.ins)
+    reads = [0] * (first + len(work.steps) + 1)
+    for value in (v for s in work.steps for v in (*s.args, s.scale)):
+        reads[value] += 1
+    for result in work.results:
+        reads[result.value] += 1
+    found: list[Step | None] = list(work.steps)
+    for k, step in enumerate(work.steps):
+        if step.code != "add" or step.scale >= 0:
+            continue
+        for product, other in (step.args, step.args[::-1]):
+            source = found[product - first] if product >= first else None
+            if source is not None and source.code == "mul" and source.scale < 0 and reads[product] == 1:
+                found[k], found[product - first] = Step("fma", (*source.args, other)), None
+                break
+    return tuple(found)
+
+
+class Builder:
+    """Decides where the values of a chain live, and how large its blocks are.
+
+    Attributes:
+        height, width: rows and columns of a block.
+    """
+
+    def __init__(self, work: Work, item: int) -> None:
+        """For flattened work; ``item`` is the bytes of an element."""
+        self.work = work
+        self.item = item
+        self.rows, self.cols = work.shape
+        self.steps = with_multiply_adds(work)
+        self.tall = self.rows > 1 and self.cols <= MOST // 2  # blocks of several rows
+        wanted = MOST
+        blocks = self._most_registers() + sum((p.rows, p.cols) != (1, 1) for p in work.ins)
+        wanted = max(FEWEST, min(MOST, BLOCK_BYTES // (item * max(1, blocks)) // FEWEST * FEWEST))
+        self.height = max(1, min(self.rows, wanted // self.cols)) if self.tall else 1
+        whole_rows = self.tall or any(r.how and r.axis == 1 for r in work.results)
+        self.width = max(1, self.cols if whole_rows else min(self.cols, wanted))
+        self.still: list[list[int]] = []
+        self.moving: list[list[int]] = []
+        self.prologue: list[list[int]] = []
+        self.body: list[list[int]] = []
+        self.epilogue: list[list[int]] = []
+        self.private: list[tuple[tuple[bool, int], int]] = []  # places of private memory and their elements
+        self.free: list[tuple[bool, int]] = []
+
+    def _last_reads(self) -> dict[int, int]:
+        """The last step that reads each value."""
+        return {v: k for k, s in enumerate(self.steps) if s is not None for v in (*s.args, s.scale)}
+
+    def _most_registers(self) -> int:
+        """Values of steps that live at the same time, at most."""
+        last, first = self._last_reads(), len(self.work.ins)
+        ends: dict[int, int] = {}
+        alive = most = 0
+        for k, step in enumerate(self.steps):
+            alive += step is not None
+            most = max(most, alive)
+            ends[last.get(first + k, k)] = ends.get(last.get(first + k, k), 0) + (step is not None)
+            alive -= ends.get(k, 0)
+        return most
+
+    # ---- places: a pair (moves, number), numbered when all are known ---------------------------------------------
+
+    def _memory(self, place: Place, *, still: bool = False) -> tuple[bool, int]:
+        across = place.cols == self.cols if self.rows > 1 else place.rows * place.cols == self.cols
+        down = self.rows > 1 and place.rows > 1
+        steps = (place.cols * self.item * down, self.item * across)
+        words = [place.slot, place.offset, *((0, 0) if still else steps), place.a_piece, int(across)]
+        return self._add(words, not still and any(steps))
+
+    def _own(self, elements: int, a_column: int = 0) -> tuple[bool, int]:
+        """Private memory; its offset is known in the end."""
+        found = self._add([chain.OWN, 0, 0, a_column, 0, 1], bool(a_column))
+        self.private.append((found, elements))
+        return found
+
+    def _add(self, words: list[int], moves: bool) -> tuple[bool, int]:
+        table = self.moving if moves else self.still
+        table.append(words)
+        return moves, len(table) - 1
+
+    def _register(self) -> tuple[bool, int]:
+        return self.free.pop() if self.free else self._own(self.height * self.width)
+
+    # ---- operations ----------------------------------------------------------------------------------------------
+
+    def table(self, outs: Sequence[Place]) -> Table:
+        """The table, with the places where the results go."""
+        first, last = len(self.work.ins), self._last_reads()
+        at: dict[int, Any] = {k: self._input(place) for k, place in enumerate(self.work.ins)}
+        at[NONE] = NONE
+        stored = {r.value: out for r, out in zip(self.work.results, outs, strict=True) if not r.how}
+        reduced: dict[int, list[tuple[Result, Place]]] = {}
+        for r, out in zip(self.work.results, outs, strict=True):
+            if r.how:
+                reduced.setdefault(r.value, []).append((r, out))
+        ends: dict[int, list[int]] = {}
+        for k, step in enumerate(self.steps):
+            if step is None:
+                continue
+            value = first + k
+            self.free.extend(at[v] for v in ends.get(k, []))
+            at[value] = self._memory(stored[value]) if value in stored else self._register()
+            kind, codes = _TABLES[len(step.args)]
+            operands = [at[v] for v in step.args] + [NONE] * (3 - len(step.args))
+            self.body.append([kind, codes[step.code], at[value], *operands, at[step.scale]])
+            for result, out in reduced.get(value, []):
+                self._reduce(at[value], result, out, at[result.scale])
+            if value not in stored:
+                if value in last:
+                    ends.setdefault(last[value], []).append(value)
+                else:
+                    self.free.append(at[value])
+        return self._words()
+
+    def _input(self, place: Place) -> Any:
+        """Where an input is read: tiled or spread over blocks of several rows, if it is a row or a column."""
+        shape = (place.rows, place.cols)
+        if not self.tall or shape in (self.work.shape, (1, 1)):
+            return self._memory(place)
+        register = self._own(self.height * self.width)
+        if place.rows == 1:
+            self.prologue.append([chain.TILE, 0, register, self._memory(place, still=True), NONE, NONE, NONE])
+        else:
+            self.body.append([chain.SPREAD, 0, register, self._memory(place), NONE, NONE, NONE])
+        return register
+
+    def _reduce(self, value: Any, result: Result, out: Place, scale: Any) -> None:
+        code = _CODES[result.how]
+        clear = chain.CLEAR_MAX if result.how == "max" else chain.CLEAR
+        if result.axis == 1:
+            self.body.append([chain.REDUCE_ROWS, code, self._memory(out), value, NONE, NONE, scale])
+            return
+        to = self._memory(out, still=True)
+        if result.axis is None:
+            length = chain.RUNNING * simd.VECTOR_BYTES // self.item
+            running = self._own(length)
+            self.body.append([chain.REDUCE_ALL, code, running, value, NONE, NONE, NONE])
+            self.epilogue.append([chain.END_ALL, code, to, running, NONE, NONE, scale])
+        else:
+            length = self.height * self.cols
+            running = here = self._own(length)
+            if self.width < self.cols:  # the same memory, seen from the block's first column
+                here = self._add([chain.OWN, 0, 0, self.item, 0, 1], True)
+                self.private.append((here, -1))
+            self.body.append([chain.BINARY, _COMBINE[result.how], here, here, value, NONE, NONE])
+            self.epilogue.append([chain.END_COLUMNS, code, to, running, NONE, NONE, scale])
+        self.prologue.append([clear, length, running, NONE, NONE, NONE, NONE])
+
+    def _words(self) -> Table:
+        places = [*self.still, *self.moving]
+        size = 16 * len(places)
+        start = size
+        for (moves, number), elements in self.private:
+            if elements >= 0:
+                start = size + -size % ALIGNMENT
+                size = start + elements * self.item
+            (self.moving if moves else self.still)[number][chain.OFFSET] = start
+        still = len(self.still)
+        words = [len(places), still, len(self.prologue), len(self.body), len(self.epilogue)]
+        words += [self.height, self.width, self.cols]
+        for place in places:
+            words += place
+        for kind, code, *operands in (*self.prologue, *self.body, *self.epilogue):
+            words += [kind, code, *(o if o == NONE else o[1] + still * o[0] for o in operands)]
+        return Table(np.array(words, np.int64), size)
+
+
+def added_pieces(result: Result, pieces: Place) -> Work:
+    """The work that brings together what each piece made: a row a piece."""
+    return Work((pieces.rows, pieces.cols), (pieces,), (), (replace(result, value=0, axis=0, scale=-1),))

@@ -126,7 +126,7 @@ class Node:
         return Node("where", (_narrowed(o, operands, shape) for o in operands), {})
 
     def stop_gradient(self) -> Node:
-        """This node, taken as a constant by :func:`gradients`."""
+        """The same value, taken as a constant by :func:`gradients`."""
         return Node("stop_gradient", (self,), {})
 
     def sum(self, axis: int | None = None) -> Node:

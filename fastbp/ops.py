@@ -506,5 +506,7 @@ def count_update_operations(rule: scalars.UpdateRule) -> int:
 
 
 OPERATIONS: dict[str, int] = {name: count_operations(f, 1) for name, f in scalars.UNARY.items()} | {
-    name: count_operations(f, arity) for arity, table in ((2, scalars.BINARY), (3, scalars.TERNARY)) for name, f in table.items()
+    name: count_operations(f, arity)
+    for arity, table in ((2, scalars.BINARY), (3, scalars.TERNARY))
+    for name, f in table.items()
 }

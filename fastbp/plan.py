@@ -254,7 +254,7 @@ class _Planner:
     def _emit_chain(self, members: tuple[Node, ...]) -> None:
         """One instruction for all members: their steps in order, and what becomes of the values."""
         inside = {node.id for node in members}
-        domain = next(d for d in map(self._domain, members) if d is not None)
+        domain = self._domain(members[0]) or self.inputs[members[0].id][0].shape
         inputs: list[Node] = []
         for node in members:
             for operand in self._operands(node):
@@ -378,13 +378,14 @@ class _Planner:
             self._append("log_softmax_grad", node, self.softmax_grads[node.id])
             return
         if node.id in self.sums:
-            code, operands = self.sums[node.id]
-            self._append("sum", node, operands, code=code)
+            self._emit_chain((node,))
             return
         found = self._elementwise(node)
         if found is not None:
             code, operands = found
-            if node.id in self.products:
+            if len(operands) == 3:
+                self._emit_chain((node,))
+            elif node.id in self.products:
                 self._emit_product(self.products[node.id], node, code, operands[1])
             else:
                 self._append("map", node, operands, code=code)
@@ -393,9 +394,9 @@ class _Planner:
         match node.op:
             case "matmul":
                 self._append("matmul", node, inputs, ta=node.attrs["ta"], tb=node.attrs["tb"])
-            case "sum":
-                self._append("sum", node, inputs, axis=node.attrs["axis"])
-            case "max":
+            case "sum" if node.attrs["axis"] == 0:
+                self._append("sum", node, inputs)
+            case "sum" | "max":
                 self._emit_chain((node,))
             case "broadcast_to":
                 self._append("map", node, inputs, code="copy")
@@ -421,13 +422,12 @@ class _Planner:
         code: str = "",
         ta: bool = False,
         tb: bool = False,
-        axis: int | None = None,
         start: int = 0,
     ) -> None:
         ins = tuple(self._buffer(i) for i in (*inputs, *self._factor(node)))
         scaled = node.id in self.scales
         out = (self._buffer(node),)
-        self.instructions.append(Instruction(op, out, ins, code, ta=ta, tb=tb, axis=axis, scaled=scaled, start=start))
+        self.instructions.append(Instruction(op, out, ins, code, ta=ta, tb=tb, scaled=scaled, start=start))
 
     def _emit_product(self, product: Node, node: Node, code: str, operand: Node) -> None:
         outs = [self._buffer(node)]

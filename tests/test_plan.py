@@ -47,8 +47,8 @@ def test_where_the_derivative_needs_z_one_product_stores_both(activation):
 
 def test_equal_subexpressions_are_computed_once():
     x, y = graph.input("x", 3), graph.input("y", 3)
-    program = plan({"a": (x * y).exp() + (x * y).exp()})
-    assert [i.code for i in program.instructions] == ["mul", "exp", "add"]
+    (chain,) = plan({"a": (x * y).exp() + (x * y).exp()}).instructions
+    assert [step.code for step in chain.steps] == ["mul", "exp", "add"]
 
 
 def test_nothing_is_computed_that_nobody_reads():

@@ -141,10 +141,7 @@ def _map(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) ->
 
 
 def _sum(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
-    axis = (0, 1) if i.axis is None else i.axis
-    operands = [e._read(index, store, n) for index in i.operands]
-    total = e.xp.sum(_elementwise(e, i.code, operands) if i.code else operands[0], axis=axis, keepdims=True)
-    e._write(i.outs[0], total * e._read(i.ins[-1], store, n) if i.scaled else total, store, n)
+    e._write(i.outs[0], e.xp.sum(e._read(i.ins[0], store, n), axis=0, keepdims=True), store, n)
 
 
 def _elementwise(e: ArrayExecutable, code: str, operands: list[Array]) -> Array:

@@ -129,7 +129,7 @@ def run_chain(head, bases, private, piece, i, j, m, n, accumulate, one):
     operations = places + count * 8 * PLACE
     for k in range(still):
         _point(places, k, bases, private, int64(0), int64(0), piece)
-    for q in range(get_int(head, PROLOGUE)):
+    for _ in range(get_int(head, PROLOGUE)):
         _once(private, operations, height, columns, accumulate, one)
         operations += 8 * OPERATION
     body = get_int(head, BODY)
@@ -142,7 +142,7 @@ def run_chain(head, bases, private, piece, i, j, m, n, accumulate, one):
             for q in range(body):
                 _operate(private, operations + q * 8 * OPERATION, rows, cols, one)
     operations += body * 8 * OPERATION
-    for q in range(get_int(head, EPILOGUE)):
+    for _ in range(get_int(head, EPILOGUE)):
         _once(private, operations, height, columns, accumulate, one)
         operations += 8 * OPERATION
 

@@ -25,6 +25,7 @@ _CODES = {"sum": simd.SUM, "max": simd.MAX}
 _COMBINE = {"sum": chain.ADD, "max": chain.MAXIMUM}
 ALIGNMENT = 64  # bytes
 NONE = -1  # in the place of an operand
+Ref = tuple[bool, int]  # a place: whether it moves from block to block, and its number among those that do, or do not
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,11 @@ class Builder:
         self.width = max(1, self.cols if whole_rows else min(self.cols, wanted))
         self.still: list[list[int]] = []
         self.moving: list[list[int]] = []
-        self.prologue: list[list[int]] = []
-        self.body: list[list[int]] = []
-        self.epilogue: list[list[int]] = []
-        self.private: list[tuple[tuple[bool, int], int]] = []  # places of private memory and their elements
-        self.free: list[tuple[bool, int]] = []
+        self.prologue: list[list[Any]] = []
+        self.body: list[list[Any]] = []
+        self.epilogue: list[list[Any]] = []
+        self.private: list[tuple[Ref, int]] = []  # places of private memory and their elements
+        self.free: list[Ref] = []
 
     def _last_reads(self) -> dict[int, int]:
         """The last step that reads each value."""
@@ -156,27 +157,27 @@ class Builder:
             alive -= ends.get(k, 0)
         return most
 
-    # ---- places: a pair (moves, number), numbered when all are known ---------------------------------------------
+    # ---- places ----------------------------------------------------------------------------------------------------
 
-    def _memory(self, place: Place, *, still: bool = False) -> tuple[bool, int]:
+    def _memory(self, place: Place, *, still: bool = False) -> Ref:
         across = place.cols == self.cols if self.rows > 1 else place.rows * place.cols == self.cols
         down = self.rows > 1 and place.rows > 1
         steps = (place.cols * self.item * down, self.item * across)
         words = [place.slot, place.offset, *((0, 0) if still else steps), place.a_piece, int(across)]
         return self._add(words, not still and any(steps))
 
-    def _own(self, elements: int, a_column: int = 0) -> tuple[bool, int]:
+    def _own(self, elements: int, a_column: int = 0) -> Ref:
         """Private memory; its offset is known in the end."""
         found = self._add([chain.OWN, 0, 0, a_column, 0, 1], bool(a_column))
         self.private.append((found, elements))
         return found
 
-    def _add(self, words: list[int], moves: bool) -> tuple[bool, int]:
+    def _add(self, words: list[int], moves: bool) -> Ref:
         table = self.moving if moves else self.still
         table.append(words)
         return moves, len(table) - 1
 
-    def _register(self) -> tuple[bool, int]:
+    def _register(self) -> Ref:
         return self.free.pop() if self.free else self._own(self.height * self.width)
 
     # ---- operations ----------------------------------------------------------------------------------------------
@@ -210,7 +211,7 @@ class Builder:
                     self.free.append(at[value])
         return self._words()
 
-    def _input(self, place: Place) -> Any:
+    def _input(self, place: Place) -> Ref:
         """Where an input is read: tiled or spread over blocks of several rows, if it is a row or a column."""
         shape = (place.rows, place.cols)
         if not self.tall or shape in (self.work.shape, (1, 1)):

@@ -569,7 +569,9 @@ def reduce_row(typingctx: Any, code: Any, n: Any, x: Any) -> Any:
 
         def case(start: float, combine: Callable[[Vector, Vector], Vector]) -> Callable[[], None]:
             def run() -> None:
-                total = fold(m, n, start, lambda old, i, mask: combine(old, m.load(_offset(builder, x, i), mask)), combine)
+                total = fold(
+                    m, n, start, lambda old, i, mask: combine(old, m.load(_offset(builder, x, i), mask)), combine
+                )
                 builder.store(m.reduce(total, combine), result)
 
             return run

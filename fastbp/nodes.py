@@ -353,10 +353,11 @@ def input(name: str, cols: int, *, rows: int | None = None, dtype: str = "float"
     """A matrix that comes in with every call: (n, cols), or (rows, cols) if rows is given.
 
     Args:
-        dtype: "float" for the Program's own dtype, "int" for int64 (labels).
+        dtype: "float" for the Program's own dtype, "int" for int64 (labels, row numbers), "double" for float64 whatever
+            the Program's (the key of :func:`dropout`).
     """
-    if dtype not in ("float", "int"):
-        raise InputError(f"graph.input: dtype must be 'float' or 'int', got {dtype!r}")
+    if dtype not in ("float", "int", "double"):
+        raise InputError(f"graph.input: dtype must be 'float', 'int' or 'double', got {dtype!r}")
     size = N if rows is None else Size(0, _length("input", "rows", rows))
     return _leaf("input", name, (size, Size(0, _length("input", "cols", cols))), dtype)
 
@@ -366,6 +367,21 @@ def param(name: str, shape: tuple[int, int]) -> Node:
     if not isinstance(shape, tuple) or len(shape) != 2:
         raise InputError(f"graph.param: shape must be a pair of integers, got {shape!r}")
     return _leaf("param", name, ops.fixed(*(_length("param", "shape", s) for s in shape)), "float")
+
+
+def dropout(x: Node, rate: float, key: Node, number: int = 0) -> Node:
+    """X with a part ``rate`` of its elements set to 0, the others times 1/(1 - rate) (Srivastava et al. 2014).
+
+    Args:
+        key: a (1, 2) input of dtype "double": seed and step, whole numbers below 2³². The mask depends on them, on
+            ``number`` and on the element's place in x alone, so it is the same on every machine.
+        number: sets several dropouts of one network apart.
+    """
+    if not 0.0 <= rate < 1.0:
+        raise InputError(f"dropout: rate must lie in [0, 1), got {rate!r}")
+    if rate == 0.0:
+        return x
+    return x * Node("dropout_mask", (key,), {"rate": float(rate), "number": number, "shape": x.shape})
 
 
 def view(flat: Node, offset: int, rows: int, cols: int) -> Node:

@@ -151,6 +151,15 @@ _add(
     )
 )
 
+_add(
+    Op(
+        "dropout_mask",
+        lambda attrs, key: attrs["shape"],
+        (None,),
+        doc="0 with probability rate, else 1/(1 - rate): random bits of (seed, step) = key, the mask and the element",
+    )
+)
+
 _unary("copy", lambda g, a, x: g)
 _add(Op("stop_gradient", lambda attrs, x: x, (None,), doc="x itself, a constant to differentiation"))
 _unary("neg", lambda g, a, x: -g)

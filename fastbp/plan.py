@@ -245,7 +245,7 @@ class _Planner:
             (x,) = self.inputs[node.id]
             gradient_of_bias = node.op == "sum" and node.attrs["axis"] == 0 and self._is_delta(x)
             return None if gradient_of_bias else x.shape
-        return node.shape if node.op == "broadcast_to" or self._elementwise(node) is not None else None
+        return node.shape if node.op in ("broadcast_to", "dropout_mask") or self._elementwise(node) is not None else None
 
     def _is_delta(self, x: Node) -> bool:
         """Whether X is a dZ, with a product Aᵀ dZ that sums its rows too."""
@@ -278,7 +278,11 @@ class _Planner:
                 results.append(Result(value, how, axis, factor))
                 outs.append(self._buffer(node))
                 continue
-            if node.op in ("broadcast_to", "copy"):
+            if node.op == "dropout_mask":
+                bits = (node.attrs["number"] << 32) + int(node.attrs["rate"] * 2.0**32)
+                steps.append(Step(node.op, (number[self.inputs[node.id][0].id],), bits=bits))
+                number[node.id] = len(inputs) + len(steps) - 1
+            elif node.op in ("broadcast_to", "copy"):
                 number[node.id] = number[self.inputs[node.id][0].id]
             else:
                 code, operands = self._elementwise(node) or ("", ())
@@ -396,7 +400,7 @@ class _Planner:
                 self._append("matmul", node, inputs, ta=node.attrs["ta"], tb=node.attrs["tb"])
             case "sum" if node.attrs["axis"] == 0:
                 self._append("sum", node, inputs)
-            case "sum" | "max":
+            case "sum" | "max" | "dropout_mask":
                 self._emit_chain((node,))
             case "broadcast_to":
                 self._append("map", node, inputs, code="copy")

@@ -13,6 +13,7 @@ from functools import cached_property
 from fastbp import ops, scalars
 from fastbp.ops import Shape, Size
 
+MASK_OPERATIONS = 6 * scalars.PHILOX_ROUNDS
 UNKNOWN_ROWS = Size(0, 0)  # a data set's: its rows are gathered, never all read
 
 
@@ -45,12 +46,15 @@ class Step:
     Attributes:
         code: name in ``scalars.UNARY``, ``BINARY`` or ``TERNARY``.
         args: numbers of the values that it works on: the chain's inputs come first, then the steps.
+            A "dropout_mask" has the key for its argument.
         scale: number of the value c, -1 for none; of binary functions only.
+        bits: of a mask, its number · 2³² + its rate · 2³².
     """
 
     code: str
     args: tuple[int, ...]
     scale: int = -1
+    bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ class Program:
                 return self.size(instruction.ins[0], n)
             case "chain":
                 rows, cols = instruction.domain
-                each = sum(ops.OPERATIONS[s.code] + (s.scale >= 0) for s in instruction.steps)
+                each = sum(ops.OPERATIONS.get(s.code, MASK_OPERATIONS) + (s.scale >= 0) for s in instruction.steps)
                 return (each + sum(bool(r.how) for r in instruction.results)) * rows.at(n) * cols.at(n)
             case "softmax" | "log_softmax" | "log_softmax_grad":
                 return (ops.OPERATIONS["exp"] + 3) * out

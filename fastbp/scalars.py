@@ -169,6 +169,31 @@ def bce_logits(m: Emitter, z: Value, t: Value) -> Value:
     return m.where(z < 0.0, 0.0, z) - z * t + m.log1p(m.exp(-m.abs(z)))
 
 
+# ---- random bits ---------------------------------------------------------------------------------------------------
+
+PHILOX_MULTIPLIER, PHILOX_WEYL, PHILOX_ROUNDS = 0xD256D193, 0x9E3779B9, 10
+DROPOUT_KEY = 0x85EBCA6B  # sets the keys of a network's dropouts apart
+
+
+class IntegerEmitter(Protocol):
+    """What a machine supplies for arithmetic on unsigned integers of 32 bits."""
+
+    def multiply(self, x: Value, constant: int) -> tuple[Value, Value]:
+        """The upper and the lower half of a product."""
+
+    def add(self, x: Value, constant: int) -> Value: ...
+    def xor(self, x: Value, y: Value) -> Value: ...
+
+
+def philox(m: IntegerEmitter, counter: Value, step: Value, key: Value) -> Value:
+    """32 random bits for every counter and step: Philox 2x32-10 (Salmon, Moraes, Dror and Shaw 2011)."""
+    for _ in range(PHILOX_ROUNDS):
+        high, low = m.multiply(counter, PHILOX_MULTIPLIER)
+        counter, step = m.xor(m.xor(high, key), step), low
+        key = m.add(key, PHILOX_WEYL)
+    return counter
+
+
 # ---- the tables that every machine implements ----------------------------------------------------------------------
 
 UNARY: dict[str, Callable[..., Value]] = {

@@ -774,8 +774,12 @@ class _Table:
 
     def _chain(self, i: Instruction) -> None:
         rows, cols = (size.at(self.n) for size in i.domain)
-        ins, outs = (tuple(Place(*self._where(b), *self._shape(b)) for b in side) for side in (i.ins, i.outs))
+        ins, outs = (tuple(self._in_memory(b) for b in side) for side in (i.ins, i.outs))
         self._work(Work((rows, cols), ins, i.steps, i.results), outs, self._cost(i))
+
+    def _in_memory(self, index: int) -> Place:
+        shape = (1, 1) if self.program.buffers[index].dtype == "double" else self._shape(index)  # a mask's key
+        return Place(*self._where(index), *shape)
 
     def _work(self, work: Work, outs: Sequence[Place], cost: int, what: str = "") -> None:
         """A chain in pieces; sums of pieces are added up by another chain."""

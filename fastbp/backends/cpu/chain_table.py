@@ -47,6 +47,7 @@ class Work:
     ins: tuple[Place, ...]
     steps: tuple[Step, ...]
     results: tuple[Result, ...]
+    row: int = 0  # elements of a row before rows became one
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def flattened(work: Work) -> Work:
         if not how:
             stored.add(value)
         results.append(Result(value, how, axis if how else None, scale))
-    return Work((rows, cols), work.ins, tuple(steps), tuple(results))
+    return Work((rows, cols), work.ins, tuple(steps), tuple(results), work.shape[1])
 
 
 def with_multiply_adds(work: Work) -> tuple[Step | None, ...]:
@@ -199,9 +200,12 @@ class Builder:
             value = first + k
             self.free.extend(at[v] for v in ends.get(k, []))
             at[value] = self._memory(stored[value]) if value in stored else self._register()
-            kind, codes = _TABLES[len(step.args)]
             operands = [at[v] for v in step.args] + [NONE] * (3 - len(step.args))
-            self.body.append([kind, codes[step.code], at[value], *operands, at[step.scale]])
+            kind, codes = _TABLES[len(step.args)]
+            if step.code == "dropout_mask":
+                self.body.append([chain.MASK, step.bits, at[value], *operands, NONE])
+            else:
+                self.body.append([kind, codes[step.code], at[value], *operands, at[step.scale]])
             for result, out in reduced.get(value, []):
                 self._reduce(at[value], result, out, at[result.scale])
             if value not in stored:
@@ -256,7 +260,7 @@ class Builder:
             (self.moving if moves else self.still)[number][chain.OFFSET] = start
         still = len(self.still)
         words = [len(places), still, len(self.prologue), len(self.body), len(self.epilogue)]
-        words += [self.height, self.width, self.cols]
+        words += [self.height, self.width, self.cols, self.work.row]
         for place in places:
             words += place
         for kind, code, *operands in (*self.prologue, *self.body, *self.epilogue):

@@ -96,8 +96,8 @@ WIDTH = OPERANDS + 4 * 6
 HEAD = CODE  # of a chain: the address of its table
 CHUNK, TABLE, COUNT, REST_TABLE, REST_COUNT, MOVES, SLOTS = N_BLOCK, CODE, THEN, K, BLOCK, LONGEST, STRIP
 # the first slots: memory of each thread's own and its bytes a thread; where the clock adds up, or
-# 0; the temps; the sums over the pieces of CHUNKS
-PRIVATE, PRIVATE_BYTES, CLOCK, WORKSPACE, PARTIALS = range(5)
+# 0; the number of rows before the chunk; the temps; the sums over the pieces of CHUNKS
+PRIVATE, PRIVATE_BYTES, CLOCK, FIRST_ROW, WORKSPACE, PARTIALS = range(6)
 
 
 @kernel
@@ -347,7 +347,8 @@ def _run_block(row, bases, piece, accumulate, thread, one):
     n = min(n_block, get_int(row, N) - j)
     if op == CHAIN:
         own = _private(bases, thread)
-        run_chain(code, bases, own, piece, i, j, m, n, accumulate and get_int(row, SUMS), one)
+        adds, first = accumulate and get_int(row, SUMS), get_int(bases, FIRST_ROW)
+        run_chain(code, bases, own, piece, i, j, m, n, adds, first, one)
     elif op == PRODUCT:
         if get_int(row, HOW) & FEW_ROWS:
             _few_rows(row, bases, j, n, thread, one)
@@ -432,6 +433,7 @@ def _run_chunks(row, bases, piece, thread, one):
             set_int(own, k, get_int(bases, k) + moved)
         set_int(own, PRIVATE, own + chunk_header(slots))
         set_int(own, PRIVATE_BYTES, 0)
+        set_int(own, FIRST_ROW, at)
         table, count = get_int(row, TABLE), get_int(row, COUNT)
         if end - at < chunk:
             table, count = get_int(row, REST_TABLE), get_int(row, REST_COUNT)

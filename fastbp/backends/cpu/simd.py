@@ -506,6 +506,66 @@ def update_vectors(typingctx: Any, code: Any, n: Any, theta: Any, g: Any, first:
     return signature, codegen
 
 
+class _Integers:
+    """Vectors of unsigned integers of 32 bits, see scalars.philox."""
+
+    def __init__(self, m: VectorEmitter) -> None:
+        self.builder = m.builder
+        self.lanes = m.lanes
+        self.type = ir.VectorType(I32, m.lanes)
+        self.wide = ir.VectorType(I64, m.lanes)
+
+    def splat(self, x: Any) -> Any:
+        b, nothing = self.builder, ir.Constant(self.type, ir.Undefined)
+        return b.shuffle_vector(b.insert_element(nothing, x, I32(0)), nothing, self.constant(0))
+
+    def constant(self, x: int) -> Any:
+        return ir.Constant(self.type, [x] * self.lanes)
+
+    def multiply(self, x: Any, constant: int) -> tuple[Any, Any]:
+        b = self.builder
+        product = b.mul(b.zext(x, self.wide), ir.Constant(self.wide, [constant] * self.lanes))
+        high = b.lshr(product, ir.Constant(self.wide, [32] * self.lanes))
+        return b.trunc(high, self.type), b.trunc(product, self.type)
+
+    def add(self, x: Any, constant: int) -> Any:
+        return self.builder.add(x, self.constant(constant))
+
+    def xor(self, x: Any, y: Any) -> Any:
+        return self.builder.xor(x, y)
+
+
+@intrinsic
+def dropout_mask(typingctx: Any, bits: Any, n: Any, out: Any, key: Any, first: Any) -> Any:
+    """n elements of a mask from element ``first`` on: 0 or 1/(1 - rate); key points to seed and step, float64."""
+    signature = types.void(types.int64, types.int64, out, types.CPointer(types.float64), types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        bits, n, out, key, first = arguments
+        b, m = builder, _emitter(builder, sig.args[2])
+        integers = _Integers(m)
+        seed, step = (b.trunc(b.fptosi(b.load(_offset(b, key, I64(k))), I64), I32) for k in range(2))
+        threshold, number = b.trunc(bits, I32), b.trunc(b.lshr(bits, I64(32)), I32)
+        keys = integers.splat(b.xor(seed, b.mul(number, I32(scalars.DROPOUT_KEY))))
+        rate = b.fmul(b.uitofp(threshold, ir.DoubleType()), ir.Constant(ir.DoubleType(), 2.0**-32))
+        one = ir.Constant(ir.DoubleType(), 1.0)
+        scale = b.fdiv(one, b.fsub(one, rate))
+        kept = m.splat(b.fptrunc(scale, m.element) if m.dtype == "float32" else scale)
+        lowest, steps = integers.splat(threshold), integers.splat(step)
+        each = ir.Constant(integers.type, list(range(m.lanes)))
+
+        def body(i: Any, mask: Any) -> None:
+            counters = b.add(integers.splat(b.trunc(b.add(first, i), I32)), each)
+            drawn = scalars.philox(integers, counters, steps, keys)
+            chosen = b.select(b.icmp_unsigned(">=", drawn, lowest), kept.value, m.constant(0.0))
+            m.store(Vector(m, chosen), _offset(b, out, i), mask)
+
+        vector_loop(m, n, body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 SUMS = 4  # vectors that a fold works on in turn, so that it does not wait for one sum after the other
 
 

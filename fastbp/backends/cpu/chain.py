@@ -56,6 +56,7 @@ REDUCE_ALL = 8  # the block joins the running sums in OUT
 REDUCE_ROWS = 9  # every row of the block becomes a number
 END_ALL, END_COLUMNS = 10, 11  # what is reduced goes out, times the number C
 MASK = 12  # CODE has the bits of program.Step
+REDUCE_WHOLE = 13  # the only block of all becomes a number, times the number C: what REDUCE_ALL and END_ALL would give
 
 COPY, ADD, MAXIMUM = UNARY_CODES["copy"], BINARY_CODES["add"], BINARY_CODES["maximum"]
 RUNNING = 4  # vectors of running sums
@@ -141,7 +142,7 @@ def run_chain(head, bases, private, piece, i, j, m, n, accumulate, first_row, on
             for k in range(still, count):
                 _point(places, k, bases, private, r, c, piece)
             for q in range(body):
-                _operate(private, operations + q * 8 * OPERATION, rows, cols, before + r * columns + c, one)
+                _operate(private, operations + q * 8 * OPERATION, rows, cols, before + r * columns + c, accumulate, one)
     operations += body * 8 * OPERATION
     for _ in range(get_int(head, EPILOGUE)):
         _once(private, operations, height, columns, accumulate, one)
@@ -149,7 +150,7 @@ def run_chain(head, bases, private, piece, i, j, m, n, accumulate, first_row, on
 
 
 @kernel
-def _operate(private, operation, rows, cols, element, one):
+def _operate(private, operation, rows, cols, element, accumulate, one):
     """One operation on a block that begins with that element of the batch."""
     kind, code = get_int(operation, KIND), get_int(operation, CODE)
     x_place = get_int(operation, X)
@@ -170,6 +171,9 @@ def _operate(private, operation, rows, cols, element, one):
         )  # fmt: skip
     elif kind == MASK:
         dropout_mask(code, n, out, pointer(get_int(private, 2 * x_place), int64(0), 1.0), element)
+    elif kind == REDUCE_WHOLE:
+        total = reduce_row(code, n, x) * _number(private, operation, one)
+        store_at(out, 0, total + load_at(out, 0) if accumulate else total)
     elif kind == REDUCE_ALL:
         reduce_into(code, n, out, x)
     elif kind == REDUCE_ROWS:

@@ -234,6 +234,9 @@ class Builder:
             self.body.append([chain.REDUCE_ROWS, code, self._memory(out), value, NONE, NONE, scale])
             return
         to = self._memory(out, still=True)
+        if result.axis is None and 0 < self.rows * self.cols <= self.height * self.width:
+            self.body.append([chain.REDUCE_WHOLE, code, to, value, NONE, NONE, scale])
+            return
         if result.axis is None:
             length = chain.RUNNING * simd.VECTOR_BYTES // self.item
             running = self._own(length)

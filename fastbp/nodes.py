@@ -120,6 +120,22 @@ class Node:
         """Binary cross entropy of logits with targets in [0, 1], elementwise."""
         return _binary("bce_logits", self, target)
 
+    def power(self, exponent: Operand) -> Node:
+        """The value to the power of the exponent, elementwise, in all cases as C's pow."""
+        return _binary("power", self, exponent)
+
+    def greater(self, other: Operand) -> Node:
+        """1 where this value > the other, else 0; NaN where either is."""
+        return _binary("greater", self, other)
+
+    def greater_equal(self, other: Operand) -> Node:
+        """1 where this value >= the other, else 0; NaN where either is."""
+        return _binary("greater_equal", self, other)
+
+    def equal(self, other: Operand) -> Node:
+        """1 where this value = the other, else 0; NaN where either is."""
+        return _binary("equal", self, other)
+
     def onehot(self, classes: int) -> Node:
         """A column of labels 0 … classes - 1 as rows of 0 and 1."""
         return Node("onehot", (self,), {"classes": classes})

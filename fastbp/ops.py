@@ -105,7 +105,8 @@ def _unary(name: str, rule: Rule) -> None:
 
 
 def _binary(name: str, for_x: Rule, for_y: Rule) -> None:
-    _add(Op(name, lambda attrs, x, y: broadcast(name, x, y), (for_x, for_y), "binary"))
+    doc = (scalars.BINARY[name].__doc__ or "").split("\n")[0]
+    _add(Op(name, lambda attrs, x, y: broadcast(name, x, y), (for_x, for_y), "binary", doc))
 
 
 # ---- leaves --------------------------------------------------------------------------------------------------------
@@ -127,9 +128,25 @@ _binary("add", lambda g, a, x, y: g, lambda g, a, x, y: g)
 _binary("sub", lambda g, a, x, y: g, lambda g, a, x, y: -g)
 _binary("mul", lambda g, a, x, y: g * y, lambda g, a, x, y: g * x)
 _binary("div", lambda g, a, x, y: g / y, lambda g, a, x, y: -(g * a) / y)
-_binary("maximum", lambda g, a, x, y: g * (x - y).step(), lambda g, a, x, y: g * (1.0 - (x - y).step()))
-_binary("minimum", lambda g, a, x, y: g * (1.0 - (x - y).step()), lambda g, a, x, y: g * (x - y).step())
+_binary("maximum", lambda g, a, x, y: g * x.greater(y), lambda g, a, x, y: g * (1.0 - x.greater(y)))
+_binary("minimum", lambda g, a, x, y: g * (1.0 - x.greater(y)), lambda g, a, x, y: g * x.greater(y))
+_binary("greater", None, None)
+_binary("greater_equal", None, None)
+_binary("equal", None, None)
 _binary("bce_logits", lambda g, a, z, t: g * (z.sigmoid() - t), lambda g, a, z, t: -(g * z))
+
+
+def _power_for_x(g: Any, a: Any, x: Any, y: Any) -> Any:
+    """Y x^(y - 1); 0 where y is 0, also at x = 0."""
+    return g * (y * x.power(y - 1.0 + y.equal(0.0)))
+
+
+def _power_for_y(g: Any, a: Any, x: Any, y: Any) -> Any:
+    """x^y log x; its limit 0 at x = 0, where y >= 0."""
+    return g * (a * (x + x.equal(0.0) * y.greater_equal(0.0)).log())
+
+
+_binary("power", _power_for_x, _power_for_y)
 
 _unary("copy", lambda g, a, x: g)
 _unary("neg", lambda g, a, x: -g)
@@ -137,6 +154,9 @@ _unary("square", lambda g, a, x: g * (x * 2.0))
 _unary("sqrt", lambda g, a, x: g * 0.5 / a)
 _unary("exp", lambda g, a, x: g * a)
 _unary("log", lambda g, a, x: g / x)
+_unary("sin", lambda g, a, x: g * x.cos())
+_unary("cos", lambda g, a, x: -(g * x.sin()))
+_unary("erf", lambda g, a, x: g * ((-x.square()).exp() * scalars.ERF_SLOPE_AT_0))
 _unary("abs", lambda g, a, x: g * x.sign())
 _unary("sign", None)
 _unary("step", None)
@@ -299,6 +319,14 @@ class _Counter:
 
     expm1 = tanh = log = log1p = exp
 
+    def sin(self, x: Any) -> _Symbol:
+        return self._count(40)
+
+    cos = sin
+
+    def power(self, x: Any, y: Any) -> _Symbol:
+        return self._count(100)
+
     def sqrt(self, x: Any) -> _Symbol:
         return self._count(1)
 
@@ -344,6 +372,8 @@ def count_update_operations(rule: scalars.UpdateRule) -> int:
     return counter.operations
 
 
-OPERATIONS: dict[str, int] = {name: count_operations(f, 1) for name, f in scalars.UNARY.items()} | {
-    name: count_operations(f, 2) for name, f in scalars.BINARY.items()
+OPERATIONS: dict[str, int] = {
+    name: count_operations(formula, arity)
+    for arity, table in enumerate((scalars.UNARY, scalars.BINARY, scalars.TERNARY), 1)
+    for name, formula in table.items()
 }

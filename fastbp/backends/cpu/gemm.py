@@ -30,6 +30,7 @@ from fastbp.backends.cpu.simd import (
     itemsize_of,
     lanes_of,
     map_binary,
+    map_ternary,
     map_unary,
     pointer,
     shifted,
@@ -444,6 +445,11 @@ def apply_unary(code, n, out, x, x_step):
 @kernel
 def apply_binary(code, n, out, x, x_step, y, y_step, scale):
     map_binary(code, n, out, x, x_step, y, y_step, scale)
+
+
+@kernel
+def apply_ternary(code, n, out, x, x_step, y, y_step, z, z_step):
+    map_ternary(code, n, out, x, x_step, y, y_step, z, z_step)
 
 
 @kernel

@@ -397,12 +397,12 @@ class VectorEmitter:
         value = self._scaled(p + 1.0, n)
 
         whole, half = self.call("floor", y)._compare("==", y), y * 0.5
-        odd = self.where(whole, self.where(self.call("floor", half)._compare("==", half), 1.0, x), 1.0)
+        signed = self.where(whole, self.where(self.call("floor", half)._compare("==", half), 1.0, x), 1.0)  # x: y odd
         value = self.where(x < 0.0, self.where(whole, value, float("nan")), value)
         falling = self.where(size < 1.0, float("inf"), self.where(size > 1.0, 0.0, size))  # 1/size, for 0 and infinity
-        edge = self.where(y > 0.0, size, self.where(y < 0.0, falling, y))
+        edge = self.where(y > 0.0, size, self.where(y < 0.0, falling, y))  # the power of 0, infinity and NaN
         value = self.where(size > 0.0, self.where(size < float("inf"), value, edge), edge)
-        value = self.call("copysign", value, odd)
+        value = self.call("copysign", value, signed)
         one = self.builder.or_(x._compare("==", 1.0).value, y._compare("==", 0.0).value)
         return self.where(Vector(self, one), 1.0, value)
 

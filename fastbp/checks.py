@@ -110,7 +110,7 @@ def relative_error(got: Array, expected: Array, floor: float = 1e-30) -> float:
 
 # ---- operations -----------------------------------------------------------------------------------------------------
 
-_POSITIVE = {"sqrt", "log", "softplus_grad"}
+_POSITIVE = {"sqrt", "log", "power", "softplus_grad"}
 _ROWS, _COLS = 4, 5
 
 
@@ -136,10 +136,11 @@ def operation_cases(seed: int = 0) -> Iterator[Case]:
             values = {"x": _smooth(rng, (_ROWS, _COLS), name)}
             if all(rule is not None for rule in op.gradient):
                 yield case(name, Node(name, (x,), {}), values, x)
-        elif op.kind == "binary":
+        elif op.kind == "binary" and all(rule is not None for rule in op.gradient):
             for rows, cols in ((None, _COLS), (1, _COLS), (None, 1), (1, 1)):
                 y = graph.input("y", cols, rows=rows)
-                values = {"x": _smooth(rng, (_ROWS, _COLS), name), "y": _smooth(rng, (rows or _ROWS, cols), name) * 1.1}
+                other = _smooth(rng, (rows or _ROWS, cols), "exponent" if name == "power" else name)
+                values = {"x": _smooth(rng, (_ROWS, _COLS), name), "y": other * 1.1}
                 yield case(f"{name} {ops.show(y.shape)}", Node(name, (x, y), {}), values, x, y)
     x_value = {"x": rng.normal(size=(_ROWS, _COLS))}
     for axis in (None, 0, 1):

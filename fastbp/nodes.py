@@ -168,8 +168,20 @@ class Node:
         """Binary cross entropy of logits with targets in [0, 1], elementwise."""
         return _binary("bce_logits", self, target)
 
+    def power(self, exponent: Operand) -> Node:
+        """The value to the power of the exponent, elementwise, in all cases as C's pow."""
+        return _binary("power", self, exponent)
+
+    def greater(self, other: Operand) -> Node:
+        """1 where this value > the other, else 0; NaN where either is."""
+        return _binary("greater", self, other)
+
+    def greater_equal(self, other: Operand) -> Node:
+        """1 where this value >= the other, else 0; NaN where either is."""
+        return _binary("greater_equal", self, other)
+
     def equal(self, other: Operand) -> Node:
-        """1 where equal, else 0; NaN where either is NaN."""
+        """1 where this value = the other, else 0; NaN where either is."""
         return _binary("equal", self, other)
 
     def onehot(self, classes: int) -> Node:

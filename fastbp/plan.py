@@ -245,7 +245,9 @@ class _Planner:
             (x,) = self.inputs[node.id]
             gradient_of_bias = node.op == "sum" and node.attrs["axis"] == 0 and self._is_delta(x)
             return None if gradient_of_bias else x.shape
-        return node.shape if node.op in ("broadcast_to", "dropout_mask") or self._elementwise(node) is not None else None
+        return (
+            node.shape if node.op in ("broadcast_to", "dropout_mask") or self._elementwise(node) is not None else None
+        )
 
     def _is_delta(self, x: Node) -> bool:
         """Whether X is a dZ, with a product Aᵀ dZ that sums its rows too."""

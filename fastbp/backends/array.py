@@ -24,7 +24,7 @@ class ArrayEmitter:
         self.xp = xp
         self.dtype = dtype
 
-    def __getattr__(self, name: str) -> Callable[..., Array]:  # exp, expm1, log, log1p, tanh, sqrt, abs
+    def __getattr__(self, name: str) -> Callable[..., Array]:  # exp, expm1, log, log1p, tanh, sin, cos, sqrt, abs
         function: Callable[..., Array] = getattr(self.xp, name)
         return function
 
@@ -33,6 +33,9 @@ class ArrayEmitter:
 
     def fma(self, x: Array, y: Array, z: Array) -> Array:
         return x * y + z
+
+    def power(self, x: Array, y: Array) -> Array:
+        return self.xp.pow(x, y)
 
     def maximum(self, x: Array, y: Array) -> Array:
         return self.xp.maximum(self._array(x), self._array(y))

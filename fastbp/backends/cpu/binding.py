@@ -349,8 +349,8 @@ class _Table:
     """Rows of the machine's table.
 
     Attributes:
-        scratch, scratch_size: offset of memory for transposed operands and sums of pieces in the workspace, and the bytes
-            in use; scratch_needed: the most that were.
+        scratch, scratch_size, scratch_needed: offset of memory for transposed operands and sums of pieces in the
+            workspace, the bytes in use, and the most that were.
     """
 
     def __init__(

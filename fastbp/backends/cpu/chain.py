@@ -39,7 +39,9 @@ from fastbp.backends.cpu.simd import (
 )
 
 # words of the header
-PLACES, STILL, PROLOGUE, BODY, EPILOGUE, HEIGHT, WIDTH, COLUMNS, ROW = range(9)  # ROW: elements of a row before rows became one
+PLACES, STILL, PROLOGUE, BODY, EPILOGUE, HEIGHT, WIDTH, COLUMNS, ROW = range(
+    9
+)  # ROW: elements of a row before rows became one
 HEADER = 9
 # words of a place: slot (OWN for private memory), offset; bytes a row, a column, a piece; 1 or 0
 SLOT, OFFSET, A_ROW, A_COLUMN, A_PIECE, STEP = range(6)

@@ -455,17 +455,32 @@ def gradients(target: Node, wrt: Sequence[Node]) -> list[Node]:
     for node in reversed(order):
         if node.id not in reached or node.id not in contributions:
             continue
-        g = contributions.pop(node.id)
-        total = g[0]
-        for more in g[1:]:
-            total = total + more
-        totals[node.id] = total = total.broadcast_to(node.shape)
+        totals[node.id] = total = _summed(contributions.pop(node.id)).broadcast_to(node.shape)
         for position, source in enumerate(node.inputs):
             if source.id in reached:
                 part = _apply_rule(node, position, total)
                 if part is not None:
                     contributions.setdefault(source.id, []).append(part.sum_to(source.shape))
     return [totals[v.id] if v.id in totals else constant(0.0).broadcast_to(v.shape) for v in wrt]
+
+
+def _summed(parts: list[Node]) -> Node:
+    """The sum of what the consumers of a node send back; of parts that lie side by side, one matrix."""
+    if len(parts) > 1 and all(p.op == "pad" for p in parts):
+        parts = sorted(parts, key=lambda p: int(p.attrs["start"]))
+        ends = [p.attrs["start"] + ops.columns(p.inputs[0].shape) for p in parts]
+        if [p.attrs["start"] for p in parts] == [0, *ends[:-1]] and ends[-1] == parts[0].attrs["cols"]:
+            return concat([p.inputs[0] for p in parts])
+    if len(parts) > 1 and all(p.op == "place" for p in parts):
+        parts = sorted(parts, key=lambda p: int(p.attrs["offset"]))
+        sizes = [ops.columns(p.inputs[0].shape[::-1]) * ops.columns(p.inputs[0].shape) for p in parts]
+        ends = [p.attrs["offset"] + size for p, size in zip(parts, sizes, strict=True)]
+        if [p.attrs["offset"] for p in parts] == [0, *ends[:-1]] and ends[-1] == parts[0].attrs["size"]:
+            return pack([p.inputs[0] for p in parts])
+    total = parts[0]
+    for more in parts[1:]:
+        total = total + more
+    return total
 
 
 def _apply_rule(node: Node, position: int, g: Node) -> Node | None:

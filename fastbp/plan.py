@@ -151,6 +151,10 @@ class _Planner:
 
     def _fuse_product(self, node: Node) -> None:
         found = self._elementwise(node)
+        if found is not None and node.op in _ACTS and found[1][0].op == "matmul" and self._only_for(found[1][0], node):
+            self.products[node.id] = found[1][0]
+            self.absorbed.add(found[1][0].id)
+            return
         if found is None or len(found[1]) != 2:
             return
         code, (x, y) = found
@@ -364,7 +368,7 @@ class _Planner:
         found = self._elementwise(node)
         operands = found[1] if found is not None else self.inputs[node.id]
         if node.id in self.products:
-            return (*self.inputs[self.products[node.id].id], operands[1])
+            return (*self.inputs[self.products[node.id].id], *operands[1:])
         return (*operands, *self._factor(node))
 
     def _factor(self, node: Node) -> tuple[Node, ...]:
@@ -392,7 +396,7 @@ class _Planner:
             if len(operands) == 3:
                 self._emit_chain((node,))
             elif node.id in self.products:
-                self._emit_product(self.products[node.id], node, code, operands[1])
+                self._emit_product(self.products[node.id], node, code, operands[1:])
             else:
                 self._append("map", node, operands, code=code)
             return
@@ -435,23 +439,15 @@ class _Planner:
         out = (self._buffer(node),)
         self.instructions.append(Instruction(op, out, ins, code, ta=ta, tb=tb, scaled=scaled, start=start))
 
-    def _emit_product(self, product: Node, node: Node, code: str, operand: Node) -> None:
-        outs = [self._buffer(node)]
-        then = self.then.get(node.id)
-        if then is not None:
-            outs.append(self._buffer(then))
-        a, b = self.inputs[product.id]
-        self.instructions.append(
-            Instruction(
-                "matmul",
-                tuple(outs),
-                (self._buffer(a), self._buffer(b), self._buffer(operand)),
-                code,
-                then.op if then is not None else "",
-                product.attrs["ta"],
-                product.attrs["tb"],
-            )
-        )
+    def _emit_product(self, product: Node, node: Node, code: str, operands: tuple[Node, ...]) -> None:
+        """A product with code(A B, y) as its epilogue, or an activation alone."""
+        outs, then = [self._buffer(node)], "" if operands else code
+        if node.id in self.then:
+            then = self.then[node.id].op
+            outs.append(self._buffer(self.then[node.id]))
+        ins = tuple(self._buffer(i) for i in (*self.inputs[product.id], *operands))
+        ta, tb = product.attrs["ta"], product.attrs["tb"]
+        self.instructions.append(Instruction("matmul", tuple(outs), ins, code if operands else "", then, ta, tb))
 
     def _check_updates(self) -> None:
         """Every vector is written by one update, and read by no other."""

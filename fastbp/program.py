@@ -81,7 +81,7 @@ class Instruction:
     ======================  ============================================================================
     op                      what it does
     ======================  ============================================================================
-    matmul                  out = code(A B, y); A, B transposed if ta, tb; out2 = then(out)
+    matmul                  out = code(A B, y); A, B transposed if ta, tb; out2 = then(out), or out = then(A B) if alone
     map                     out = code(x) or code(x, y), elementwise with broadcasting; code(c x, y) if scaled
     sum                     over rows
     chain                   ``steps`` of elementwise work in one pass; ``results`` says what becomes the outputs

@@ -132,7 +132,7 @@ def test_operations_and_bytes():
     x, w = graph.input("x", 5), graph.param("w", (5, 3))
     program = plan({"y": (x @ w).relu()})
     assert program.operations(10) == 2 * 10 * 5 * 3 + 2 * 30  # relu: a comparison and a choice
-    assert program.bytes(10, 4) == 4 * ((50 + 15 + 30) + (30 + 30))
+    assert program.bytes(10, 4) == 4 * (50 + 15 + 30)
 
 
 def test_explain_names_every_instruction():

@@ -127,9 +127,10 @@ def _matmul(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int)
     c = (a.T if i.ta else a) @ (b.T if i.tb else b)
     if i.code:
         c = scalars.BINARY[i.code](e.emitter, c, rest[0])
-    e._write(i.outs[0], c, store, n)
     if i.then:
-        e._write(i.outs[1], scalars.UNARY[i.then](e.emitter, c), store, n)
+        e._write(i.outs[-1], scalars.UNARY[i.then](e.emitter, c), store, n)
+    if not i.then or len(i.outs) > 1:
+        e._write(i.outs[0], c, store, n)
 
 
 def _map(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:

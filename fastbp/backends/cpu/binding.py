@@ -492,7 +492,7 @@ class _Table:
                     operands[cpu.OUT2] = operands[cpu.OUT]
         if i.then:
             then = simd.UNARY_CODES[i.then]
-            operands[cpu.OUT2] = self._operand(i.outs[1])
+            operands[cpu.OUT2] = self._operand(i.outs[-1])
         if id(i) in self.biases:
             how |= gemm.ONES
             operands[cpu.Y] = self.common.one
@@ -787,8 +787,8 @@ class _Table:
         rows, cols = work.shape
         builder = Builder(work, self.item)
         height = builder.height
-        block = (rows, cols) if self.in_chunk else (_ceil(max(1, PIECE_ELEMENTS // max(1, cols)), height), cols)
-        if rows == 1 and not self.in_chunk:
+        block = (rows, cols) if self.in_chunk or not cols else (_ceil(max(1, PIECE_ELEMENTS // max(1, cols)), height), cols)
+        if rows == 1 and cols and not self.in_chunk:
             block = (1, PIECE_ELEMENTS)
         m_block, n_block = _few_pieces((rows, cols), block)
         pieces = max(1, -(-rows // m_block) * -(-cols // n_block))

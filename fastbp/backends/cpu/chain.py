@@ -139,7 +139,7 @@ def run_chain(head, bases, private, piece, i, j, m, n, accumulate, first_row, on
     body, before = get_int(head, BODY), first_row * get_int(head, ROW)
     for r in range(i, i + m, height):
         rows = min(height, i + m - r)
-        for c in range(j, j + n, width):
+        for c in range(j, j + max(n, 1), width):  # rows of nothing are reduced, too
             cols = min(width, j + n - c)
             for k in range(still, count):
                 _point(places, k, bases, private, r, c, piece)

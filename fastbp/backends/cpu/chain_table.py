@@ -131,7 +131,7 @@ class Builder:
         wanted = MOST
         blocks = self._most_registers() + sum((p.rows, p.cols) != (1, 1) for p in work.ins)
         wanted = max(FEWEST, min(MOST, BLOCK_BYTES // (item * max(1, blocks)) // FEWEST * FEWEST))
-        self.height = max(1, min(self.rows, wanted // self.cols)) if self.tall else 1
+        self.height = max(1, min(self.rows, wanted // max(1, self.cols))) if self.tall else 1
         whole_rows = self.tall or any(r.how and r.axis == 1 for r in work.results)
         self.width = max(1, self.cols if whole_rows else min(self.cols, wanted))
         self.still: list[list[int]] = []

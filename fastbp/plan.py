@@ -261,11 +261,8 @@ class _Planner:
         """One instruction for all members: their steps in order, and what becomes of the values."""
         inside = {node.id for node in members}
         domain = self._domain(members[0]) or self.inputs[members[0].id][0].shape
-        inputs: list[Node] = []
-        for node in members:
-            for operand in self._operands(node):
-                if operand.id not in inside and operand not in inputs:
-                    inputs.append(operand)
+        read = {o.id: o for node in members for o in self._operands(node) if o.id not in inside}
+        inputs = list(read.values())
         number = {node.id: k for k, node in enumerate(inputs)}
         steps: list[Step] = []
         results: list[Result] = []
@@ -336,7 +333,7 @@ class _Planner:
         waiting: dict[int, int] = {}
         unlocks: dict[int, list[Node]] = {}
         ready: list[tuple[int, int, Node]] = []
-        first = {node.id: members[0].id for members in self.chain_of.values() for node in members}
+        first = {number: members[0].id for number, members in self.chain_of.items()}
         for node in self.nodes:
             if node.id in self.absorbed or first.get(node.id, node.id) != node.id:
                 continue

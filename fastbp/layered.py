@@ -177,7 +177,8 @@ class Network:
         for number, call in enumerate(self._calls):
             if layers.is_input(call.layer) and number not in self._in.calls:
                 raise InputError(f"inputs: outputs depend on {call.layer!r}, which is not among the inputs")
-        places = [name for parts in self._places().values() for name, _, _ in parts]
+        self._parts = self._places()
+        places = [name for parts in self._parts.values() for name, _, _ in parts]
         twice = [name for name, count in Counter(places).items() if count > 1]
         if twice:
             raise InputError(f"name: two layers have parameters called {twice[0]!r}")
@@ -203,19 +204,15 @@ class Network:
 
     def _initial(self) -> Array:
         rng = np.random.default_rng(self.seed)
-        parts = [part.ravel() for layer in self._layers() for part in layer.initial(rng)]
+        parts = [part.ravel() for layer in self._parts for part in layer.initial(rng)]
         return np.concatenate(parts).astype(self._dtype)
 
-    def _layers(self) -> list[layers.Layer]:
-        """Every layer once, in the order of the first calls."""
-        return list(dict.fromkeys(call.layer for call in self._calls))
-
     def _places(self) -> dict[layers.Layer, list[tuple[str, int, tuple[int, int]]]]:
-        """Of each layer's parameters: name, where they begin in theta, shape."""
+        """Every layer once, in the order of the first calls: name, beginning in theta and shape of its parameters."""
         found: dict[layers.Layer, list[tuple[str, int, tuple[int, int]]]] = {}
         kinds: dict[str, int] = {}
         at = 0
-        for layer in self._layers():
+        for layer in dict.fromkeys(call.layer for call in self._calls):
             kind = type(layer).__name__.lower()
             name = getattr(layer, "name", None) or f"{kind}{kinds.get(kind, 0)}"
             kinds[kind] = kinds.get(kind, 0) + 1
@@ -225,17 +222,16 @@ class Network:
                 at += rows * cols
         return found
 
-    def _row_limits(self) -> dict[str, list[Size]]:
-        """Of each input of row numbers: how many rows what it is used on has."""
-        found: dict[str, list[Size]] = {}
+    def _row_limits(self) -> dict[str, int]:
+        """Of each input of row numbers: how many rows what it is used on has, the fewest of them."""
+        found: dict[str, int] = {}
         if any(layers.is_integer(call.layer) for call in self._calls):
             g = self._forward_graph()
             for node in ancestors(g.a[number] for number in self._out.calls):
                 position = TABLE[node.op].integer
                 if position is not None:
-                    rows = node.inputs[0].shape[0] if node.op == "take" else node.attrs.get("rows")
-                    limit = Size(0, node.attrs["classes"]) if rows is None else rows
-                    found.setdefault(node.inputs[position].name, []).append(limit)
+                    name = node.inputs[position].name
+                    found[name] = min(_rows_below(node), found.get(name, 2**63))
         return found
 
     # ---- parameters and settings ---------------------------------------------------------------------------------
@@ -261,7 +257,7 @@ class Network:
         vector = self._theta if vector is None else self._check_vector(vector)
         return {
             name: vector[at : at + rows * cols].reshape((cols,) if name.endswith(".b") else (rows, cols))
-            for parts in self._places().values()
+            for parts in self._parts.values()
             for name, at, (rows, cols) in parts
         }
 
@@ -309,7 +305,7 @@ class Network:
     def _forward_graph(self, key: Node | None = None) -> _Graph:
         """The network as nodes; ``key`` is what dropout draws from, None outside training."""
         theta = graph.param("theta", (1, len(self._theta)))
-        places, dropping = self._places(), layers.Dropping(key)
+        dropping = layers.Dropping(key)
         parts: dict[layers.Layer, list[Node]] = {}
         z: list[Node] = []
         a: list[Node] = []
@@ -321,7 +317,7 @@ class Network:
                 )
             else:
                 if call.layer not in parts:
-                    parts[call.layer] = [graph.view(theta, at, *shape) for _, at, shape in places[call.layer]]
+                    parts[call.layer] = [graph.view(theta, at, *shape) for _, at, shape in self._parts[call.layer]]
                 after, before = call.layer.build(parts[call.layer], [a[i] for i in call.inputs], dropping)
             z.append(before)
             a.append(after)
@@ -403,8 +399,7 @@ class Network:
             self._executables[key] = backends.executable(
                 self.program(what, batch), self._backend, self._dtype, self.precision
             )
-        rows = len(next(iter(values.values())))
-        return self._executables[key].run({**values, "theta": self._theta.reshape(1, -1)}, rows)
+        return self._executables[key].run({**values, "theta": self._theta.reshape(1, -1)}, training.rows_of(values))
 
     # ---- what users call -----------------------------------------------------------------------------------------
 
@@ -413,7 +408,7 @@ class Network:
     ) -> dict[str, Array]:
         """The arrays of a batch, converted and checked: "X", "T" or "labels", and "weight" if given."""
         batch = self._check_inputs(X, prefix)
-        first, rows = f"{prefix}{next(iter(batch))}", len(next(iter(batch.values())))
+        first, rows = f"{prefix}{self._in.label('X', 0)}", training.rows_of(batch)
         for k, target in enumerate(self._out.separate(f"{prefix}T", T)):
             batch |= self._check_target(k, target, rows, first, prefix)
         if finite:
@@ -425,26 +420,16 @@ class Network:
 
     def _check_inputs(self, X: Any, prefix: str = "") -> dict[str, Array]:
         found: dict[str, Array] = {}
-        labels, given = self._in.labels("X"), self._in.separate(f"{prefix}X", X)
-        for label, value, number in zip(labels, given, self._in.calls, strict=True):
-            if layers.is_integer(self._calls[number].layer):
-                found[label] = self._check_row_numbers(f"{prefix}{label}", value)
+        for k, value in enumerate(self._in.separate(f"{prefix}X", X)):
+            call, label = self._calls[self._in.calls[k]], self._in.label("X", k)
+            if layers.is_integer(call.layer):
+                found[label] = _row_numbers(f"{prefix}{label}", value, self._limits.get(label, 2**63))
             else:
-                found[label] = arrays.matrix(f"{prefix}{label}", value, self._calls[number].cols, self._dtype)
-            arrays.same_rows(f"{prefix}{label}", found[label], len(found[labels[0]]), f"{prefix}{labels[0]}")
-        for label, limits in self._limits.items():
-            rows = min(limit.at(len(found[label])) for limit in limits)
-            arrays.labels(f"{prefix}{label}", found[label], rows, "row numbers")
+                found[label] = arrays.matrix(f"{prefix}{label}", value, call.cols, self._dtype)
+            if k:
+                first = self._in.label("X", 0)
+                arrays.same_rows(f"{prefix}{label}", found[label], len(found[first]), f"{prefix}{first}")
         return found
-
-    @staticmethod
-    def _check_row_numbers(name: str, value: Any) -> Array:
-        numbers = arrays.asarray(name, value, "(n,) or (n, 1) integers")
-        if numbers.dtype.kind not in "iu" or numbers.ndim not in (1, 2) or numbers.shape[1:] not in ((), (1,)):
-            raise InputError(
-                f"{name} must be (n,) or (n, 1) integers; got shape {numbers.shape}, dtype {numbers.dtype}"
-            )
-        return arrays.labels(name, numbers, 2**63, "row numbers")
 
     def _check_target(self, k: int, T: Any, rows: int, x_name: str, prefix: str) -> dict[str, Array]:
         """The k-th output's target, as numbers or as labels."""
@@ -472,7 +457,7 @@ class Network:
 
     def _outputs(self, X: Any, what: str, letter: str) -> list[Array]:
         found = self._run(what, self._check_inputs(X))
-        return [found[label] for label in self._out.labels(letter)]
+        return [found[self._out.label(letter, k)] for k in range(len(self._losses))]
 
     def forward(self, X: Any) -> Any:
         """The output A, (n, d), of each output: probabilities for bce and cross_entropy. n may be 0.
@@ -514,7 +499,7 @@ class Network:
 
     def _nonempty(self, X: Any, T: Any, sample_weight: Any) -> dict[str, Array]:
         batch = self.check_batch(X, T, sample_weight)
-        if not len(next(iter(batch.values()))):
+        if not training.rows_of(batch):
             raise InputError("X has no rows: the loss of nothing is not defined")
         return batch
 
@@ -676,6 +661,23 @@ class Network:
 
 
 # ---- the rest --------------------------------------------------------------------------------------------------------
+
+
+def _row_numbers(name: str, value: Any, limit: int) -> Array:
+    numbers = arrays.asarray(name, value, "(n,) or (n, 1) integers")
+    if numbers.dtype.kind not in "iu" or numbers.ndim not in (1, 2) or numbers.shape[1:] not in ((), (1,)):
+        raise InputError(f"{name} must be (n,) or (n, 1) integers; got shape {numbers.shape}, dtype {numbers.dtype}")
+    return arrays.labels(name, numbers, limit, "row numbers")
+
+
+def _rows_below(node: Node) -> int:
+    """What the row numbers that an operation takes must lie below; kernels do not check it."""
+    if node.op == "onehot":
+        return int(node.attrs["classes"])
+    rows: Size = node.inputs[0].shape[0] if node.op == "take" else node.attrs["rows"]
+    if rows.per_row:
+        raise InputError(f"apply: row numbers go with a matrix of fixed rows, not with one of a batch; got {node!r}")
+    return rows.fixed
 
 
 def _mapped(numbers: Any, values: Sequence[Value]) -> Any:

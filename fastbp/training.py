@@ -132,7 +132,7 @@ class _Fit:
         self.state = training.state
         self.epochs = epochs
         self.batch = batch_size
-        self.rows = _rows(data)
+        self.rows = rows_of(data)
         self.per_epoch = -(-self.rows // batch_size)
         self.gathered = shuffle or sampling == "replacement"
         self.order = RowOrder(self.rows, training.seed, sampling)
@@ -217,10 +217,10 @@ def fit(
     if not isinstance(progress, bool) and not all(hasattr(progress, name) for name in ("slice", "epoch", "close")):
         raise InputError(f"progress must be True, False or a Reporter, got {progress!r}")
     data = net.check_batch(X, T, sample_weight, finite=True)
-    if not _rows(data):
+    if not rows_of(data):
         raise InputError("X has no rows: there is nothing to fit")
     data, held_out = _hold_out(net, data, validation)
-    rows = _rows(data)
+    rows = rows_of(data)
     if batch_size is None:
         batch_size = min(DEFAULT_BATCH, rows)
     if batch_size > rows:
@@ -252,13 +252,13 @@ def _hold_out(
                 f"validation must be (X, T), (X, T, sample_weight) or a fraction, got {len(validation)} parts"
             )
         checked = net.check_batch(*validation, *[None] * (3 - len(validation)), finite=True, prefix="validation ")
-        if not _rows(checked):
+        if not rows_of(checked):
             raise InputError("validation has no rows")
         return data, checked
     number = isinstance(validation, (int, float, np.floating)) and not isinstance(validation, bool)
     if not number or not 0.0 < validation < 1.0:
         raise InputError(f"validation must be (X, T) or a fraction between 0 and 1, got {validation!r}")
-    rows = _rows(data)
+    rows = rows_of(data)
     kept = rows - max(1, round(rows * validation))
     if kept < 1:
         raise InputError(f"validation={validation} of {rows} rows leaves none to train on")
@@ -270,7 +270,8 @@ def _hold_out(
     return trained, held
 
 
-def _rows(data: dict[str, Array]) -> int:
+def rows_of(data: dict[str, Array]) -> int:
+    """Rows of a batch; all its arrays have as many."""
     return len(next(iter(data.values())))
 
 

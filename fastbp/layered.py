@@ -20,7 +20,7 @@ from fastbp.history import History, Reporter
 from fastbp.layers import Value
 from fastbp.losses import Loss
 from fastbp.nodes import Node, ancestors
-from fastbp.ops import TABLE, Size, fixed
+from fastbp.ops import TABLE, Size
 from fastbp.optim import Optimizer
 from fastbp.plan import plan
 from fastbp.program import Program
@@ -698,7 +698,7 @@ def _names(form: str, keys: list[Any], values: list[Value]) -> tuple[str | int, 
 
 def _dropout_key() -> Node:
     """(seed, step), a row of float64 for each step, as the scalars of an update are."""
-    return Node("input", (), {"name": "dropout", "shape": fixed(1, 2), "dtype": "double"})
+    return graph.input("dropout", 2, rows=1, dtype="double")
 
 
 def _packed_gradient(loss: Node, parts: Sequence[Node]) -> Node:

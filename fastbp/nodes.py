@@ -411,12 +411,6 @@ def pack(parts: Sequence[Node]) -> Node:
     return Node("pack", parts, {})
 
 
-def dropout(x: Node, rate: float, key: Node, number: int) -> Node:
-    """STAND-IN, to be replaced by the machines' dropout: one factor for all elements, of (seed, step) and number."""
-    seed, step = key.columns(0, 1), key.columns(1, 2)
-    return x * ((seed * 0.01 + step * 0.37 + float(number)).tanh() * rate + 1.0)
-
-
 def update(rule: str, theta: Node, gradient: Node, states: Sequence[Node], hyper: Node) -> Node:
     """An optimiser's step in place on theta and its states (``fastbp.scalars.UPDATES``), after all that reads theta."""
     return Node("update", (theta, gradient, *states, hyper), {"rule": rule})

@@ -161,8 +161,8 @@ class _Fit:
             values["order"] = order
         step = self.state.step + np.arange(last - first, dtype=np.float64)
         values["hyper"] = self.training.optimizer.hyper(step)
-        if "dropout" in self.run.program.inputs:  # what its masks are drawn from: (seed, step)
-            values["dropout"] = np.column_stack([np.full(len(step), float(self.training.seed % 2**53)), step])
+        if "dropout" in self.run.program.inputs:  # what its masks are drawn from, seed and step, below 2³²
+            values["dropout"] = np.column_stack([np.full(len(step), float(self.training.seed % 2**32)), step % 2**32])
         table = np.column_stack([rows, position, np.arange(last - first)])
         losses = self.run.run_steps(values, np.ascontiguousarray(table, np.int64))["loss"]
         self.state.step += last - first

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fastbp
-from fastbp import MLP, Network, layers, optim
+from fastbp import MLP, Network, graph, layers, nodes, optim
 from fastbp.checks import STEP, relative_error
 from fastbp.errors import DataError, DivergedError
 from fastbp.training import RowOrder
@@ -215,6 +215,13 @@ def test_several_inputs_and_outputs_by_hand(backend):
     scores = [r2.mean(), ((yes >= 0.5) == answer).mean(), (kind.argmax(axis=1) == LABELS).mean()]
     np.testing.assert_allclose(net.score([X, Z], t), np.mean(scores), rtol=1e-12)
     np.testing.assert_allclose(net.logits([X, Z])["kind"], np.log(powers), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [penalised, shared], ids=["penalties", "shared weights"])
+def test_sums_over_rows_stay_sums(make):
+    """What is added to a dW is added after it, not in its product: a chunk of rows can go through on its own."""
+    program = make().program("gradient", ("X", "T") if make is penalised else ("X[0]", "X[1]", "T"))
+    assert all(i.code == "" for i in program.instructions if i.op == "matmul" and i.ta)
 
 
 def test_penalties_by_hand(backend):
@@ -485,6 +492,33 @@ def test_steps_drop(make, backend):
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
+def test_a_step_with_dropout_by_hand(shuffle, backend):
+    """The masks are the dropouts' of the graph, numbered in order; the rows are those of the batch."""
+    net = dropping(backend=backend, seed=3)
+    net.fit(X, T, epochs=1, batch_size=10, shuffle=shuffle, optimizer=optim.SGD(0.0625))
+    other = dropping(backend=backend, seed=3)
+    p = other.views()
+    order = RowOrder(N, 3, "epoch").epochs(0, 1)[0] if shuffle else np.arange(N)
+    one, key = graph.input("one", 8), graph.input("key", 2, rows=1, dtype="double")
+    masks = graph.compile([nodes.dropout(one, rate, key, k) for k, rate in enumerate((0.3, 0.5))], backend=backend)
+    for step, start in enumerate(range(0, N, 10)):
+        rows = order[start : start + 10]
+        first, second = masks(one=np.ones((len(rows), 8)), key=np.array([[3.0, step]]))
+        a = np.tanh(X[rows] @ p["dense0.W"] + p["dense0.b"])
+        h = a * first
+        out = (h @ p["dense1.W"] + p["dense1.b"]) * second + h
+        d = 2 * (out @ p["dense2.W"] + p["dense2.b"] - T[rows]) / T[rows].size
+        d_out = d @ p["dense2.W"].T
+        d_in = d_out * second
+        d_a = (d_in @ p["dense1.W"].T + d_out) * first * (1 - a * a)
+        steps = {"dense0": (X[rows], d_a), "dense1": (h, d_in), "dense2": (out, d)}
+        for name, (before, delta) in steps.items():
+            p[f"{name}.W"] -= 0.0625 * before.T @ delta
+            p[f"{name}.b"] -= 0.0625 * delta.sum(axis=0)
+    np.testing.assert_allclose(net.theta, other.theta, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("make", DROPPING)
 def test_masks_go_on_with_the_steps(make, shuffle, backend, tmp_path):
     net, other = make(backend=backend, seed=0), make(backend=backend, seed=0)
@@ -537,6 +571,24 @@ def test_rate_and_scale(rate, backend):
     kept = w * (1 - rate) * 200
     np.testing.assert_allclose(kept, kept.round(), atol=1e-2)
     assert kept.std() == pytest.approx((200 * rate * (1 - rate)) ** 0.5, rel=0.15)
+
+
+@pytest.mark.parametrize("make", DROPPING)
+def test_many_rows_are_dropped_alike_on_both_backends(make):
+    """Depth first, a chunk of rows has the masks of its rows."""
+    nets = [make(backend=b, seed=0) for b in BACKENDS]
+    for net in nets:
+        net.fit(many(X, 3000), many(T, 3000), epochs=2, batch_size=1400)
+    assert relative_error(nets[0].theta, nets[1].theta) < 1e-11
+
+
+def test_masks_do_not_depend_on_threads(two_threads):
+    nets = []
+    for threads in (1, 2):
+        fastbp.set_num_threads(threads)
+        nets.append(MLP([4, 64, 64, 3], dropout=0.5, seed=0))
+        nets[-1].fit(many(X, 4000), many(T, 4000), epochs=2, batch_size=2000)
+    np.testing.assert_array_equal(nets[0].theta, nets[1].theta)
 
 
 def test_dropout_in_float32_is_the_same_on_both_backends():

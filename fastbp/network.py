@@ -134,9 +134,9 @@ class MLP(Network):
 
     def _beyond_a_chain(self) -> dict[str, Any]:
         """The arguments that files and networks of before did not have, where they say something."""
-        found = {"bias": self.bias, "skip": [list(s) for s in self.skip], "dropout": self.dropout}
-        found |= {"l1": self.l1, "l2": self.l2}
-        return {name: value for name, value in found.items() if value != (name == "bias") and value != []}
+        usual = {"bias": True, "skip": [], "dropout": 0.0, "l1": 0.0, "l2": 0.0}
+        own = {name: getattr(self, name) for name in usual} | {"skip": [list(pair) for pair in self.skip]}
+        return {name: value for name, value in own.items() if value != usual[name]}
 
     def config(self) -> dict[str, Any]:
         """The arguments that make a network like this one, JSON-able."""

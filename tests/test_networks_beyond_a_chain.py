@@ -691,3 +691,12 @@ def test_deep_networks_can_be_copied():
     net = MLP([2, *[3] * 1500, 1], seed=0)
     assert pickle.loads(pickle.dumps(net)).config() == net.config()
     assert len(copy.deepcopy(net).weights) == 1501
+
+
+def test_the_command_line_says_that_it_predicts_with_an_mlp(tmp_path):
+    pytest.importorskip("click")
+    from fastbp import cli
+
+    residual(seed=0).save(tmp_path / "net.npz")
+    with pytest.raises(DataError, match="holds a Network; predict takes an MLP"):
+        cli.Model.load(tmp_path / "net.npz")

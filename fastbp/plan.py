@@ -4,7 +4,8 @@ Fusions, each a pattern of the graph that one instruction does in one pass:
 
 - f(x + y) and x f'(y) become one elementwise function of two values (``scalars.FUSED``);
 - a product followed by one elementwise function of it and another value becomes that product with an epilogue:
-  act(X W + b) forward, (dZ Wᵀ) ⊙ act'(saved) backward;
+  act(X W + b) forward, (dZ Wᵀ) ⊙ act'(saved) backward; not one that adds up rows of the batch, as dW does, so that it
+  can be done a chunk of rows at a time;
 - the sum of an elementwise function, times a number (a loss), becomes one pass without the function's values stored;
 - what a log-softmax hands back, g - exp(y) Σg, is done a row at a time;
 - c x f'(y) with a number c (the first delta, a mean's) becomes one function too;
@@ -161,12 +162,17 @@ class _Planner:
         swaps = code in _COMMUTES or code.startswith("add_")
         for a, b in ((x, y), (y, x)) if swaps else ((x, y),):
             consumer = self._consumer(node, a)
-            if a.op == "matmul" and a is not b and a.shape == node.shape and self._only_for(a, consumer):
+            free = a.op == "matmul" and a is not b and not self._sums_rows(a)
+            if free and a.shape == node.shape and self._only_for(a, consumer):
                 self.pairs[node.id] = (code, a, b)
                 self.products[node.id] = a
                 self.absorbed.add(a.id)
                 self._fuse_then(node)
                 return
+
+    def _sums_rows(self, product: Node) -> bool:
+        """Whether a product adds up rows of the batch: done a chunk of them at a time, it has no epilogue."""
+        return bool(product.attrs["ta"] and self.inputs[product.id][0].shape[0].per_row)
 
     def _consumer(self, node: Node, operand: Node) -> Node:
         """The node that reads the operand in the graph: the one fused into ``node``, or ``node`` itself."""

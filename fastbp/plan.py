@@ -25,7 +25,7 @@ from fastbp.chains import Item, chains
 from fastbp.errors import GraphError
 from fastbp.lowering import lowered
 from fastbp.nodes import Node, ancestors
-from fastbp.ops import ELEMENTWISE, SCALAR, TABLE, Shape, broadcast, columns
+from fastbp.ops import ELEMENTWISE, SCALAR, TABLE, Shape, broadcast, columns, fixed
 from fastbp.program import Buffer, Instruction, Program, Result, Step
 
 _ACTS = {a.forward for a in scalars.ACTIVATIONS.values() if a.forward}
@@ -209,6 +209,23 @@ class _Planner:
                     self.index[part.id] = self._new(Buffer(part.name, kind, part.shape, base=whole, offset=offset))
                 offset += columns(part.shape) * columns(part.shape[::-1])
 
+    def _place_gradients(self) -> None:
+        """Give Aᵀ dZ and the sum of dZ's rows that both go out, dW and db, one memory: a product does both then."""
+        for node in self.nodes:
+            if node.op != "sum" or node.attrs["axis"] != 0 or node.id in self.index or node.id not in self.kept:
+                continue
+            (delta,) = self.inputs[node.id]
+            for product in self.readers[delta.id]:
+                alone = product.id in self.kept and product.id not in self.index and product.id not in self.absorbed
+                is_gradient = product.op == "matmul" and product.attrs["ta"] and not product.attrs["tb"]
+                if not (alone and is_gradient) or self.inputs[product.id][1] is not delta or product.shape[0].per_row:
+                    continue
+                rows, cols = (size.fixed for size in product.shape)
+                whole = self._new(Buffer(f"{product.name}.{node.name}", "output", fixed(1, (rows + 1) * cols)))
+                for part, offset in ((product, 0), (node, rows * cols)):
+                    self.index[part.id] = self._new(Buffer(part.name, "output", part.shape, base=whole, offset=offset))
+                break
+
     def _buffer(self, node: Node) -> int:
         if node.id not in self.index:
             attrs = node.attrs
@@ -314,6 +331,7 @@ class _Planner:
         self._fuse()
         self._chain()
         self._place_packs()
+        self._place_gradients()
         for node in self.nodes:
             if node.op in ("input", "param"):
                 self._buffer(node)

@@ -785,7 +785,9 @@ class _Table:
         along_rows = any(r.how and r.axis == 1 for r in builder.work.results)
         if rows == 1 or (cols > PIECE_ELEMENTS // 4 and not along_rows):
             return rows, PIECE_ELEMENTS
-        return _ceil(max(4, PIECE_ELEMENTS // cols), builder.height), cols  # several: their sums are added in pieces, too
+        return _ceil(
+            max(4, PIECE_ELEMENTS // cols), builder.height
+        ), cols  # several: their sums are added in pieces, too
 
     def _in_memory(self, index: int) -> Place:
         shape = (1, 1) if self.program.buffers[index].dtype == "double" else self._shape(index)  # a mask's key

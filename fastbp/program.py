@@ -271,8 +271,8 @@ class Program:
         if buffer.kind != "const":
             return buffer.name
         value, per = buffer.value
-        counted = "" if per is None else "/" + "·".join(f"({s})" if s.per_row and s.fixed else str(s) for s in per)
-        return f"{value:g}{counted}"
+        sizes = [f"({s})" if s.per_row and s.fixed else str(s) for s in per or () if s != ops.ONE]
+        return "/".join([f"{value:g}", *sizes])
 
 
 def place(

@@ -298,19 +298,21 @@ def bias_sums(program: Program, fused: dict[int, Instruction]) -> dict[int, Inst
     Such a sum is one more row of the product, with ones for A. Either both have an update fused into them or none.
     """
     found: dict[int, Instruction] = {}
-    for position, i in enumerate(program.instructions):
-        if i.op != "matmul" or not i.ta or i.tb or i.code or i.then or program.buffers[i.outs[0]].shape[1] == ONE:
-            continue
-        out = program.buffers[i.outs[0]]
-        for j in program.instructions[:position]:
-            if j.op != "sum" or j.ins != i.ins[1:]:
-                continue
-            to = program.buffers[j.outs[0]]
-            size = out.shape[0].fixed * out.shape[1].fixed
-            adjacent = to.base is not None and (to.base, to.offset) == (out.base, out.offset + size)
-            between = program.instructions[program.instructions.index(j) : position]
-            if adjacent and fused.get(id(i)) is fused.get(id(j)) and not any(j.outs[0] in x.ins for x in between):
-                found[id(i)] = j
+    sums: dict[int, list[Instruction]] = {}  # of a matrix, so far
+    read: set[int] = set()  # by an instruction that came before
+    for i in program.instructions:
+        is_gradient = i.op == "matmul" and i.ta and not i.tb and not i.code and not i.then
+        if is_gradient and program.buffers[i.outs[0]].shape[1] != ONE:
+            out = program.buffers[i.outs[0]]
+            behind = out.offset + out.shape[0].fixed * out.shape[1].fixed
+            for j in sums.get(i.ins[1], []):
+                to = program.buffers[j.outs[0]]
+                adjacent = to.base is not None and (to.base, to.offset) == (out.base, behind)
+                if adjacent and fused.get(id(i)) is fused.get(id(j)) and j.outs[0] not in read:
+                    found[id(i)] = j
+        elif i.op == "sum":
+            sums.setdefault(i.ins[0], []).append(i)
+        read.update(i.ins)
     return found
 
 

@@ -55,6 +55,7 @@ HOUSE = [
     "network",
     "data",
     "checks",
+    "layout",
     "pictures",
     "measure",
     "explain",

@@ -1,6 +1,6 @@
 """fastbp: compiled backpropagation for dense networks and computational graphs of matrices."""
 
-from fastbp import data, graph, layers, losses, optim
+from fastbp import data, graph, layers, losses, optim, pictures
 from fastbp.backends import available_backends, use_backend
 from fastbp.backends.threads import get_num_threads, set_num_threads
 from fastbp.errors import DivergedError, FastbpError, InputError
@@ -28,6 +28,7 @@ __all__ = [
     "load",
     "losses",
     "optim",
+    "pictures",
     "set_num_threads",
     "use_backend",
 ]

@@ -111,6 +111,8 @@ NETWORKS: dict[str, Network] = {
     )
 }
 QUICK = tuple(NETWORKS)[:6]
+# One shape in all sizes, to see how costs grow; see ``pictures.cost_chart``.
+GROWING = tuple(Network(f"{w}-{w}-{w}", (w, w, w), 64) for w in (4, 8, 16, 32, 64, 128, 256, 512, 1024))
 
 
 # ---- the machine ---------------------------------------------------------------------------------------------------
@@ -424,7 +426,7 @@ def theoretical_ratios(network: Network) -> tuple[float, float]:
 
 
 def run(
-    networks: Sequence[str] | None = None,
+    networks: Sequence[str | Network] | None = None,
     backends: Sequence[str] | None = None,
     dtype: str = "float32",
     quick: bool = False,
@@ -433,7 +435,7 @@ def run(
     """Measure.
 
     Args:
-        networks: names out of ``NETWORKS``; None takes all, or the six of ``QUICK`` if quick.
+        networks: names out of ``NETWORKS``, or networks; None takes all, or the six of ``QUICK`` if quick.
         backends: None takes all that this machine can run.
         quick: few and short repeats, to see that everything works.
         progress: called with a line before each network and backend.
@@ -457,7 +459,9 @@ def run(
     return Report(this_machine(peak), dtype, quick, rows)
 
 
-def _network(name: str) -> Network:
+def _network(name: str | Network) -> Network:
+    if isinstance(name, Network):
+        return name
     if name not in NETWORKS:
         raise unknown("network", name, NETWORKS)
     return NETWORKS[name]

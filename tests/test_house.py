@@ -57,6 +57,7 @@ HOUSE = [
     "network",
     "data",
     "checks",
+    "layout",
     "pictures",
     "measure",
     "explain",

@@ -72,7 +72,9 @@ def _joins(source: Item, item: Item) -> bool:
 def _levels(items: Sequence[Item], by_id: dict[int, Item]) -> dict[int, int]:
     levels: dict[int, int] = {}
     for item in items:
-        levels[item.id] = max((levels[s] + (not _joins(by_id[s], item)) for s in item.sources if s in levels), default=0)
+        levels[item.id] = max(
+            (levels[s] + (not _joins(by_id[s], item)) for s in item.sources if s in levels), default=0
+        )
     return levels
 
 

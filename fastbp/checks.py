@@ -110,7 +110,7 @@ def relative_error(got: Array, expected: Array, floor: float = 1e-30) -> float:
 
 # ---- operations -----------------------------------------------------------------------------------------------------
 
-_POSITIVE = {"sqrt", "log", "softplus_grad"}
+_POSITIVE = {"sqrt", "log", "power", "softplus_grad"}
 _ROWS, _COLS = 4, 5
 
 
@@ -136,15 +136,19 @@ def operation_cases(seed: int = 0) -> Iterator[Case]:
             values = {"x": _smooth(rng, (_ROWS, _COLS), name)}
             if all(rule is not None for rule in op.gradient):
                 yield case(name, Node(name, (x,), {}), values, x)
-        elif op.kind == "binary":
+        elif op.kind == "binary" and all(rule is not None for rule in op.gradient):
             for rows, cols in ((None, _COLS), (1, _COLS), (None, 1), (1, 1)):
                 y = graph.input("y", cols, rows=rows)
-                values = {"x": _smooth(rng, (_ROWS, _COLS), name), "y": _smooth(rng, (rows or _ROWS, cols), name) * 1.1}
+                other = _smooth(rng, (rows or _ROWS, cols), "exponent" if name == "power" else name)
+                values = {"x": _smooth(rng, (_ROWS, _COLS), name), "y": other * 1.1}
                 yield case(f"{name} {ops.show(y.shape)}", Node(name, (x, y), {}), values, x, y)
     x_value = {"x": rng.normal(size=(_ROWS, _COLS))}
     for axis in (None, 0, 1):
         yield case(f"sum {axis}", x.sum(axis).square(), x_value, x)
         yield case(f"mean {axis}", x.mean(axis).square(), x_value, x)
+        yield case(f"max {axis}", x.max(axis).square(), x_value, x)
+        yield case(f"min {axis}", x.min(axis).square(), x_value, x)
+        yield case(f"logsumexp {axis}", x.logsumexp(axis).square(), x_value, x)
     yield case("transpose", x.T.T, x_value, x)
     yield case("softmax", x.softmax(), x_value, x)
     yield case("log_softmax", x.log_softmax(), x_value, x)
@@ -153,6 +157,36 @@ def operation_cases(seed: int = 0) -> Iterator[Case]:
         "broadcast_to", column.broadcast_to(r.shape), {"x": x_value["x"], "c": rng.normal(size=(_ROWS, 1))}, column
     )
     yield from _product_cases(rng, x, x_value)
+    yield from _moving_cases(rng, x, x_value)
+
+
+def _moving_cases(rng: np.random.Generator, x: Node, values: Values) -> Iterator[Case]:
+    """Operations that pick, move and join elements; each result is squared, so that second derivatives are not 0."""
+
+    def case(name: str, out: Node, more: Values, *wrt: Node) -> Case:
+        return Case(name, out.square().sum(), values | more, wrt)
+
+    y, row = graph.input("y", _COLS), graph.param("row", (1, _COLS))
+    both = {"y": rng.normal(size=(_ROWS, _COLS)), "row": rng.normal(size=(1, _COLS))}
+    mask = graph.input("mask", _COLS)
+    chosen = {"mask": rng.integers(0, 2, (_ROWS, _COLS)).astype(float)}
+    yield case("where", mask.where(x, y), both | chosen, x, y)
+    yield case("where (1, d)", mask.where(x, row), both | chosen, x, row)
+    yield case("clip", x.clip(-0.5, 0.5), {}, x)
+    yield case("concat", graph.concat([x, y.exp(), x]), both, x, y)
+    yield case("columns", x.columns(1, _COLS), {}, x)
+    yield case("pad", x.pad(2, _COLS + 3), {}, x)
+    yield case("reshape", x.reshape((ops.Size(_COLS, 0), ops.ONE)) * 2.0, {}, x)
+    table, index = graph.param("table", (6, _COLS)), graph.input("index", 1, dtype="int")
+    rows = {"table": rng.normal(size=(6, _COLS)), "index": rng.integers(0, 6, (_ROWS, 1))}
+    yield case("take", table.take(index) * x, rows, table, x)
+    yield case("scatter_add", x.scatter_add(index, 6) * table, rows, table, x)
+    flat = graph.param("flat", (1, 2 * _COLS + 3))
+    long = {"flat": rng.normal(size=(1, 2 * _COLS + 3))}
+    yield case("view", x @ flat.view(3, _COLS, 2), long, x, flat)
+    yield case("pack", graph.pack([row.exp(), row * flat.view(1, 1, _COLS)]), both | long, row, flat)
+    yield case("place", row.place(2 * _COLS + 3, 2) * flat, both | long, row, flat)
+    yield case("stop_gradient", x * row.stop_gradient(), both, x)
 
 
 def _product_cases(rng: np.random.Generator, x: Node, values: Values) -> Iterator[Case]:

@@ -402,13 +402,12 @@ def _instructions(lines: Sequence[Line], order: Sequence[Instruction]) -> list[I
     """
     waiting: dict[str, deque[Instruction]] = {}
     for i in order:
-        what = " ".join(filter(None, (i.op, "Aᵀ" * i.ta, "Bᵀ" * i.tb, i.code, i.then)))
-        waiting.setdefault(what, deque()).append(i)
+        waiting.setdefault(i.title, deque()).append(i)
     found: list[Instruction | None] = [None] * len(lines)
     summed: set[int] = set()  # by products
     for k, line in sorted(enumerate(lines), key=lambda numbered: not numbered[1].what.startswith("matmul")):
         queue = waiting.get(line.what, deque())
-        while queue and queue[0].op == "sum" and queue[0].axis == 0 and queue[0].ins[0] in summed:
+        while queue and queue[0].op == "sum" and queue[0].ins[0] in summed:
             queue.popleft()
         if not queue:
             continue
@@ -471,7 +470,8 @@ def _names(program: Program, net: MLP) -> dict[int, str]:
 def _makes(instruction: Instruction | None, names: dict[int, str]) -> str:
     if instruction is None:
         return ""
-    return next((names[index] for index in reversed(instruction.outs) if index in names), "")
+    made = list(dict.fromkeys(names[index] for index in reversed(instruction.outs) if index in names))
+    return " and ".join(made if instruction.op == "chain" else made[:1])
 
 
 # ---- showing it ----------------------------------------------------------------------------------------------------

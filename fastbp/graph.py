@@ -20,12 +20,12 @@ import numpy as np
 
 from fastbp import arrays, backends
 from fastbp.errors import InputError
-from fastbp.nodes import Node, constant, gradients, input, pack, param, view
+from fastbp.nodes import Node, concat, constant, gradients, input, pack, param, view
 from fastbp.ops import SCALAR, N
 from fastbp.plan import plan
 from fastbp.program import Instruction, Program
 
-__all__ = ["Compiled", "Node", "compile", "constant", "gradients", "input", "pack", "param", "view"]
+__all__ = ["Compiled", "Node", "compile", "concat", "constant", "gradients", "input", "pack", "param", "view"]
 
 
 class Compiled:

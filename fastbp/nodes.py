@@ -126,7 +126,7 @@ class Node:
         return Node("where", (_narrowed(o, operands, shape) for o in operands), {})
 
     def stop_gradient(self) -> Node:
-        """This node, taken as a constant by :func:`gradients`."""
+        """The same value, taken as a constant by :func:`gradients`."""
         return Node("stop_gradient", (self,), {})
 
     def sum(self, axis: int | None = None) -> Node:
@@ -168,8 +168,20 @@ class Node:
         """Binary cross entropy of logits with targets in [0, 1], elementwise."""
         return _binary("bce_logits", self, target)
 
+    def power(self, exponent: Operand) -> Node:
+        """The value to the power of the exponent, elementwise, in all cases as C's pow."""
+        return _binary("power", self, exponent)
+
+    def greater(self, other: Operand) -> Node:
+        """1 where this value > the other, else 0; NaN where either is."""
+        return _binary("greater", self, other)
+
+    def greater_equal(self, other: Operand) -> Node:
+        """1 where this value >= the other, else 0; NaN where either is."""
+        return _binary("greater_equal", self, other)
+
     def equal(self, other: Operand) -> Node:
-        """1 where equal, else 0; NaN where either is NaN."""
+        """1 where this value = the other, else 0; NaN where either is."""
         return _binary("equal", self, other)
 
     def onehot(self, classes: int) -> Node:
@@ -353,10 +365,11 @@ def input(name: str, cols: int, *, rows: int | None = None, dtype: str = "float"
     """A matrix that comes in with every call: (n, cols), or (rows, cols) if rows is given.
 
     Args:
-        dtype: "float" for the Program's own dtype, "int" for int64 (labels).
+        dtype: "float" for the Program's own dtype, "int" for int64 (labels, row numbers), "double" for float64 whatever
+            the Program's (the key of :func:`dropout`).
     """
-    if dtype not in ("float", "int"):
-        raise InputError(f"graph.input: dtype must be 'float' or 'int', got {dtype!r}")
+    if dtype not in ("float", "int", "double"):
+        raise InputError(f"graph.input: dtype must be 'float', 'int' or 'double', got {dtype!r}")
     size = N if rows is None else Size(0, _length("input", "rows", rows))
     return _leaf("input", name, (size, Size(0, _length("input", "cols", cols))), dtype)
 
@@ -366,6 +379,21 @@ def param(name: str, shape: tuple[int, int]) -> Node:
     if not isinstance(shape, tuple) or len(shape) != 2:
         raise InputError(f"graph.param: shape must be a pair of integers, got {shape!r}")
     return _leaf("param", name, ops.fixed(*(_length("param", "shape", s) for s in shape)), "float")
+
+
+def dropout(x: Node, rate: float, key: Node, number: int = 0) -> Node:
+    """X with a part ``rate`` of its elements set to 0, the others times 1/(1 - rate) (Srivastava et al. 2014).
+
+    Args:
+        key: a (1, 2) input of dtype "double": seed and step, whole numbers below 2³². The mask depends on them, on
+            ``number`` and on the element's place in x alone, so it is the same on every machine.
+        number: sets several dropouts of one network apart.
+    """
+    if not 0.0 <= rate < 1.0:
+        raise InputError(f"dropout: rate must lie in [0, 1), got {rate!r}")
+    if rate == 0.0:
+        return x
+    return x * Node("dropout_mask", (key,), {"rate": float(rate), "number": number, "shape": x.shape})
 
 
 def view(flat: Node, offset: int, rows: int, cols: int) -> Node:
@@ -427,17 +455,32 @@ def gradients(target: Node, wrt: Sequence[Node]) -> list[Node]:
     for node in reversed(order):
         if node.id not in reached or node.id not in contributions:
             continue
-        g = contributions.pop(node.id)
-        total = g[0]
-        for more in g[1:]:
-            total = total + more
-        totals[node.id] = total = total.broadcast_to(node.shape)
+        totals[node.id] = total = _summed(contributions.pop(node.id)).broadcast_to(node.shape)
         for position, source in enumerate(node.inputs):
             if source.id in reached:
                 part = _apply_rule(node, position, total)
                 if part is not None:
                     contributions.setdefault(source.id, []).append(part.sum_to(source.shape))
     return [totals[v.id] if v.id in totals else constant(0.0).broadcast_to(v.shape) for v in wrt]
+
+
+def _summed(parts: list[Node]) -> Node:
+    """The sum of what the consumers of a node send back; of parts that lie side by side, one matrix."""
+    if len(parts) > 1 and all(p.op == "pad" for p in parts):
+        parts = sorted(parts, key=lambda p: int(p.attrs["start"]))
+        ends = [p.attrs["start"] + ops.columns(p.inputs[0].shape) for p in parts]
+        if [p.attrs["start"] for p in parts] == [0, *ends[:-1]] and ends[-1] == parts[0].attrs["cols"]:
+            return concat([p.inputs[0] for p in parts])
+    if len(parts) > 1 and all(p.op == "place" for p in parts):
+        parts = sorted(parts, key=lambda p: int(p.attrs["offset"]))
+        sizes = [ops.columns(p.inputs[0].shape[::-1]) * ops.columns(p.inputs[0].shape) for p in parts]
+        ends = [p.attrs["offset"] + size for p, size in zip(parts, sizes, strict=True)]
+        if [p.attrs["offset"] for p in parts] == [0, *ends[:-1]] and ends[-1] == parts[0].attrs["size"]:
+            return pack([p.inputs[0] for p in parts])
+    total = parts[0]
+    for more in parts[1:]:
+        total = total + more
+    return total
 
 
 def _apply_rule(node: Node, position: int, g: Node) -> Node | None:

@@ -109,7 +109,8 @@ def _unary(name: str, rule: Rule) -> None:
 
 
 def _binary(name: str, for_x: Rule, for_y: Rule) -> None:
-    _add(Op(name, lambda attrs, x, y: broadcast(name, x, y), (for_x, for_y), "binary"))
+    doc = (scalars.BINARY[name].__doc__ or "").split("\n")[0]
+    _add(Op(name, lambda attrs, x, y: broadcast(name, x, y), (for_x, for_y), "binary", doc=doc))
 
 
 ELEMENTWISE = ("unary", "binary", "ternary")
@@ -134,8 +135,8 @@ _binary("add", lambda g, a, x, y: g, lambda g, a, x, y: g)
 _binary("sub", lambda g, a, x, y: g, lambda g, a, x, y: -g)
 _binary("mul", lambda g, a, x, y: g * y, lambda g, a, x, y: g * x)
 _binary("div", lambda g, a, x, y: g / y, lambda g, a, x, y: -(g * a) / y)
-_binary("maximum", lambda g, a, x, y: g * (x - y).step(), lambda g, a, x, y: g * (1.0 - (x - y).step()))
-_binary("minimum", lambda g, a, x, y: g * (1.0 - (x - y).step()), lambda g, a, x, y: g * (x - y).step())
+_binary("maximum", lambda g, a, x, y: g * x.greater(y), lambda g, a, x, y: g * (1.0 - x.greater(y)))
+_binary("minimum", lambda g, a, x, y: g * (1.0 - x.greater(y)), lambda g, a, x, y: g * x.greater(y))
 _binary("greater", None, None)
 _binary("greater_equal", None, None)
 _binary("equal", None, None)
@@ -151,6 +152,28 @@ _add(
     )
 )
 
+_add(
+    Op(
+        "dropout_mask",
+        lambda attrs, key: attrs["shape"],
+        (None,),
+        doc="0 with probability rate, else 1/(1 - rate): random bits of (seed, step) = key, the mask and the element",
+    )
+)
+
+
+def _power_for_x(g: Any, a: Any, x: Any, y: Any) -> Any:
+    """Y x^(y - 1); 0 where y is 0, also at x = 0."""
+    return g * (y * x.power(y - 1.0 + y.equal(0.0)))
+
+
+def _power_for_y(g: Any, a: Any, x: Any, y: Any) -> Any:
+    """x^y log x; its limit 0 at x = 0, where y >= 0."""
+    return g * (a * (x + x.equal(0.0) * y.greater_equal(0.0)).log())
+
+
+_binary("power", _power_for_x, _power_for_y)
+
 _unary("copy", lambda g, a, x: g)
 _add(Op("stop_gradient", lambda attrs, x: x, (None,), doc="x itself, a constant to differentiation"))
 _unary("neg", lambda g, a, x: -g)
@@ -158,6 +181,9 @@ _unary("square", lambda g, a, x: g * (x * 2.0))
 _unary("sqrt", lambda g, a, x: g * 0.5 / a)
 _unary("exp", lambda g, a, x: g * a)
 _unary("log", lambda g, a, x: g / x)
+_unary("sin", lambda g, a, x: g * x.cos())
+_unary("cos", lambda g, a, x: -(g * x.sin()))
+_unary("erf", lambda g, a, x: g * ((-x.square()).exp() * scalars.ERF_SLOPE_AT_0))
 _unary("abs", lambda g, a, x: g * x.sign())
 _unary("sign", None)
 _unary("step", None)
@@ -460,6 +486,14 @@ class _Counter:
 
     expm1 = tanh = log = log1p = exp
 
+    def sin(self, x: Any) -> _Symbol:
+        return self._count(40)
+
+    cos = sin
+
+    def power(self, x: Any, y: Any) -> _Symbol:
+        return self._count(100)
+
     def sqrt(self, x: Any) -> _Symbol:
         return self._count(1)
 
@@ -505,6 +539,8 @@ def count_update_operations(rule: scalars.UpdateRule) -> int:
     return counter.operations
 
 
-OPERATIONS: dict[str, int] = {name: count_operations(f, 1) for name, f in scalars.UNARY.items()} | {
-    name: count_operations(f, arity) for arity, table in ((2, scalars.BINARY), (3, scalars.TERNARY)) for name, f in table.items()
+OPERATIONS: dict[str, int] = {
+    name: count_operations(formula, arity)
+    for arity, table in enumerate((scalars.UNARY, scalars.BINARY, scalars.TERNARY), 1)
+    for name, formula in table.items()
 }

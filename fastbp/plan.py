@@ -151,6 +151,10 @@ class _Planner:
 
     def _fuse_product(self, node: Node) -> None:
         found = self._elementwise(node)
+        if found is not None and node.op in _ACTS and found[1][0].op == "matmul" and self._only_for(found[1][0], node):
+            self.products[node.id] = found[1][0]
+            self.absorbed.add(found[1][0].id)
+            return
         if found is None or len(found[1]) != 2:
             return
         code, (x, y) = found
@@ -245,7 +249,9 @@ class _Planner:
             (x,) = self.inputs[node.id]
             gradient_of_bias = node.op == "sum" and node.attrs["axis"] == 0 and self._is_delta(x)
             return None if gradient_of_bias else x.shape
-        return node.shape if node.op == "broadcast_to" or self._elementwise(node) is not None else None
+        return (
+            node.shape if node.op in ("broadcast_to", "dropout_mask") or self._elementwise(node) is not None else None
+        )
 
     def _is_delta(self, x: Node) -> bool:
         """Whether X is a dZ, with a product Aᵀ dZ that sums its rows too."""
@@ -254,7 +260,7 @@ class _Planner:
     def _emit_chain(self, members: tuple[Node, ...]) -> None:
         """One instruction for all members: their steps in order, and what becomes of the values."""
         inside = {node.id for node in members}
-        domain = next(d for d in map(self._domain, members) if d is not None)
+        domain = self._domain(members[0]) or self.inputs[members[0].id][0].shape
         inputs: list[Node] = []
         for node in members:
             for operand in self._operands(node):
@@ -278,7 +284,11 @@ class _Planner:
                 results.append(Result(value, how, axis, factor))
                 outs.append(self._buffer(node))
                 continue
-            if node.op in ("broadcast_to", "copy"):
+            if node.op == "dropout_mask":
+                bits = (node.attrs["number"] << 32) + int(node.attrs["rate"] * 2.0**32)
+                steps.append(Step(node.op, (number[self.inputs[node.id][0].id],), bits=bits))
+                number[node.id] = len(inputs) + len(steps) - 1
+            elif node.op in ("broadcast_to", "copy"):
                 number[node.id] = number[self.inputs[node.id][0].id]
             else:
                 code, operands = self._elementwise(node) or ("", ())
@@ -358,7 +368,7 @@ class _Planner:
         found = self._elementwise(node)
         operands = found[1] if found is not None else self.inputs[node.id]
         if node.id in self.products:
-            return (*self.inputs[self.products[node.id].id], operands[1])
+            return (*self.inputs[self.products[node.id].id], *operands[1:])
         return (*operands, *self._factor(node))
 
     def _factor(self, node: Node) -> tuple[Node, ...]:
@@ -378,14 +388,15 @@ class _Planner:
             self._append("log_softmax_grad", node, self.softmax_grads[node.id])
             return
         if node.id in self.sums:
-            code, operands = self.sums[node.id]
-            self._append("sum", node, operands, code=code)
+            self._emit_chain((node,))
             return
         found = self._elementwise(node)
         if found is not None:
             code, operands = found
-            if node.id in self.products:
-                self._emit_product(self.products[node.id], node, code, operands[1])
+            if len(operands) == 3:
+                self._emit_chain((node,))
+            elif node.id in self.products:
+                self._emit_product(self.products[node.id], node, code, operands[1:])
             else:
                 self._append("map", node, operands, code=code)
             return
@@ -393,9 +404,9 @@ class _Planner:
         match node.op:
             case "matmul":
                 self._append("matmul", node, inputs, ta=node.attrs["ta"], tb=node.attrs["tb"])
-            case "sum":
-                self._append("sum", node, inputs, axis=node.attrs["axis"])
-            case "max":
+            case "sum" if node.attrs["axis"] == 0:
+                self._append("sum", node, inputs)
+            case "sum" | "max" | "dropout_mask":
                 self._emit_chain((node,))
             case "broadcast_to":
                 self._append("map", node, inputs, code="copy")
@@ -421,31 +432,22 @@ class _Planner:
         code: str = "",
         ta: bool = False,
         tb: bool = False,
-        axis: int | None = None,
         start: int = 0,
     ) -> None:
         ins = tuple(self._buffer(i) for i in (*inputs, *self._factor(node)))
         scaled = node.id in self.scales
         out = (self._buffer(node),)
-        self.instructions.append(Instruction(op, out, ins, code, ta=ta, tb=tb, axis=axis, scaled=scaled, start=start))
+        self.instructions.append(Instruction(op, out, ins, code, ta=ta, tb=tb, scaled=scaled, start=start))
 
-    def _emit_product(self, product: Node, node: Node, code: str, operand: Node) -> None:
-        outs = [self._buffer(node)]
-        then = self.then.get(node.id)
-        if then is not None:
-            outs.append(self._buffer(then))
-        a, b = self.inputs[product.id]
-        self.instructions.append(
-            Instruction(
-                "matmul",
-                tuple(outs),
-                (self._buffer(a), self._buffer(b), self._buffer(operand)),
-                code,
-                then.op if then is not None else "",
-                product.attrs["ta"],
-                product.attrs["tb"],
-            )
-        )
+    def _emit_product(self, product: Node, node: Node, code: str, operands: tuple[Node, ...]) -> None:
+        """A product with code(A B, y) as its epilogue, or an activation alone."""
+        outs, then = [self._buffer(node)], "" if operands else code
+        if node.id in self.then:
+            then = self.then[node.id].op
+            outs.append(self._buffer(self.then[node.id]))
+        ins = tuple(self._buffer(i) for i in (*self.inputs[product.id], *operands))
+        ta, tb = product.attrs["ta"], product.attrs["tb"]
+        self.instructions.append(Instruction("matmul", tuple(outs), ins, code if operands else "", then, ta, tb))
 
     def _check_updates(self) -> None:
         """Every vector is written by one update, and read by no other."""

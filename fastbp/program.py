@@ -13,6 +13,7 @@ from functools import cached_property
 from fastbp import ops, scalars
 from fastbp.ops import Shape, Size
 
+MASK_OPERATIONS = 6 * scalars.PHILOX_ROUNDS
 UNKNOWN_ROWS = Size(0, 0)  # a data set's: its rows are gathered, never all read
 
 
@@ -45,12 +46,15 @@ class Step:
     Attributes:
         code: name in ``scalars.UNARY``, ``BINARY`` or ``TERNARY``.
         args: numbers of the values that it works on: the chain's inputs come first, then the steps.
+            A "dropout_mask" has the key for its argument.
         scale: number of the value c, -1 for none; of binary functions only.
+        bits: of a mask, its number · 2³² + its rate · 2³².
     """
 
     code: str
     args: tuple[int, ...]
     scale: int = -1
+    bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,9 @@ class Instruction:
     ======================  ============================================================================
     op                      what it does
     ======================  ============================================================================
-    matmul                  out = code(A B, y); A, B transposed if ta, tb; out2 = then(out)
+    matmul                  out = code(A B, y); A, B transposed if ta, tb; out2 = then(out), or out = then(A B) if alone
     map                     out = code(x) or code(x, y), elementwise with broadcasting; code(c x, y) if scaled
-    sum                     over rows (axis 0), columns (1) or all (None), there of x, code(x) or code(x, y), c times
+    sum                     over rows
     chain                   ``steps`` of elementwise work in one pass; ``results`` says what becomes the outputs
     logsumexp               log Σ exp of every row
     softmax, log_softmax    a row at a time
@@ -101,7 +105,6 @@ class Instruction:
     then: str = ""
     ta: bool = False
     tb: bool = False
-    axis: int | None = None
     scaled: bool = False  # the last input is a number c
     start: int = 0
     domain: Shape = ops.SCALAR  # of a chain: the shape that its work is done in
@@ -112,6 +115,13 @@ class Instruction:
     def operands(self) -> tuple[int, ...]:
         """The inputs without the number."""
         return self.ins[:-1] if self.scaled else self.ins
+
+    @property
+    def title(self) -> str:
+        """The operation with its functions, "matmul Bᵀ mul_sigmoid_grad"; of a chain how many: "chain of 4"."""
+        if self.op == "chain":
+            return f"chain of {len(self.steps) + sum(bool(r.how) for r in self.results)}"
+        return " ".join(filter(None, (self.op, "Aᵀ" * self.ta, "Bᵀ" * self.tb, self.code, self.then)))
 
 
 @dataclass(frozen=True)
@@ -176,11 +186,10 @@ class Program:
                 each = sum(ops.OPERATIONS[c] for c in (instruction.code, instruction.then) if c)
                 return self._product(instruction, n) + (each + instruction.scaled) * out
             case "sum":
-                each = 1 + (ops.OPERATIONS[instruction.code] if instruction.code else 0)
-                return each * max(self.size(index, n) for index in instruction.operands) + instruction.scaled
+                return self.size(instruction.ins[0], n)
             case "chain":
                 rows, cols = instruction.domain
-                each = sum(ops.OPERATIONS[s.code] + (s.scale >= 0) for s in instruction.steps)
+                each = sum(ops.OPERATIONS.get(s.code, MASK_OPERATIONS) + (s.scale >= 0) for s in instruction.steps)
                 return (each + sum(bool(r.how) for r in instruction.results)) * rows.at(n) * cols.at(n)
             case "softmax" | "log_softmax" | "log_softmax_grad":
                 return (ops.OPERATIONS["exp"] + 3) * out
@@ -219,10 +228,9 @@ class Program:
         """A readable table of the instructions, with operations and float32 bytes for n rows."""
         lines = []
         for i in self.instructions:
-            what = " ".join(filter(None, (i.op, i.code, i.then, "Aᵀ" * i.ta, "Bᵀ" * i.tb)))
             outs, ins = (", ".join(self._describe(b) for b in side) for side in (i.outs, i.ins))
             cost = f"{self.instruction_operations(i, n):>12,} op {self.instruction_bytes(i, n, 4):>12,} B"
-            lines.append(f"{what:32s} {cost}  {outs} <- {ins}")
+            lines.append(f"{i.title:32s} {cost}  {outs} <- {ins}")
         return "\n".join(lines)
 
     def _describe(self, index: int) -> str:

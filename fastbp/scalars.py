@@ -19,6 +19,7 @@ from fastbp import polynomials
 Value = Any  # an array, an LLVM vector, a device scalar: whatever the emitter works on
 LEAKY_SLOPE = 0.01
 NORMAL_DENSITY_AT_0 = 1.0 / math.sqrt(2.0 * math.pi)
+ERF_SLOPE_AT_0 = 2.0 / math.sqrt(math.pi)
 
 
 class Emitter(Protocol):
@@ -31,6 +32,8 @@ class Emitter(Protocol):
     def log(self, x: Value) -> Value: ...
     def log1p(self, x: Value) -> Value: ...
     def tanh(self, x: Value) -> Value: ...
+    def sin(self, x: Value) -> Value: ...
+    def cos(self, x: Value) -> Value: ...
     def sqrt(self, x: Value) -> Value: ...
     def abs(self, x: Value) -> Value: ...
     def fma(self, x: Value, y: Value, z: Value) -> Value:
@@ -41,6 +44,9 @@ class Emitter(Protocol):
 
     def minimum(self, x: Value, y: Value) -> Value:
         """The smaller value; NaN if either is NaN."""
+
+    def power(self, x: Value, y: Value) -> Value:
+        """X to the power of y, in all cases as C's pow."""
 
     def where(self, condition: Value, x: Value, y: Value) -> Value: ...
 
@@ -92,13 +98,26 @@ def erfc(m: Emitter, x: Value) -> Value:
     """The complementary error function: exp(-x^2) p(t)/(1 + 2x) for x >= 0 with t = (x - k)/(x + k), and erfc(-x) =
     2 - erfc(x) (form: Shepherd and Laframboise 1981; coefficients: scripts/fit_polynomials.py).
     """
+    tail = _erfc_of_size(m, m.abs(x))
+    return m.where(x < 0.0, 2.0 - tail, tail)
+
+
+def _erfc_of_size(m: Emitter, size: Value) -> Value:
+    """erfc(x) for x >= 0."""
     k = 3.75
-    u = m.minimum(m.abs(x), 28.0)  # erfc(28) is 0 in float64
+    u = m.minimum(size, 28.0)  # erfc(28) is 0 in float64
     p = polynomial(m, (u - k) / (u + k), polynomials.ERFC[m.dtype])
     square = u * u
     rest = m.fma(u, u, -square)  # what rounding took from u*u: exp would magnify it
-    tail = m.exp(-square) * (1.0 - rest) * p / (u * 2.0 + 1.0)
-    return m.where(x < 0.0, 2.0 - tail, tail)
+    return m.exp(-square) * (1.0 - rest) * p / (u * 2.0 + 1.0)
+
+
+def erf(m: Emitter, x: Value) -> Value:
+    """The error function: x + x P(x^2) for |x| < 1, sign(x) (1 - erfc(|x|)) beyond."""
+    size = m.abs(x)
+    near = m.fma(x, polynomial(m, x * x, polynomials.ERF[m.dtype]), x)
+    far = 1.0 - _erfc_of_size(m, size)
+    return m.where(size < 1.0, near, m.where(x < 0.0, -far, far))
 
 
 def normal_cdf(m: Emitter, z: Value) -> Value:
@@ -169,6 +188,54 @@ def bce_logits(m: Emitter, z: Value, t: Value) -> Value:
     return m.where(z < 0.0, 0.0, z) - z * t + m.log1p(m.exp(-m.abs(z)))
 
 
+# ---- random bits ---------------------------------------------------------------------------------------------------
+
+PHILOX_MULTIPLIER, PHILOX_WEYL, PHILOX_ROUNDS = 0xD256D193, 0x9E3779B9, 10
+DROPOUT_KEY = 0x85EBCA6B  # sets the keys of a network's dropouts apart
+
+
+class IntegerEmitter(Protocol):
+    """What a machine supplies for arithmetic on unsigned integers of 32 bits."""
+
+    def multiply(self, x: Value, constant: int) -> tuple[Value, Value]:
+        """The upper and the lower half of a product."""
+
+    def add(self, x: Value, constant: int) -> Value: ...
+    def xor(self, x: Value, y: Value) -> Value: ...
+
+
+def philox(m: IntegerEmitter, counter: Value, step: Value, key: Value) -> Value:
+    """32 random bits for every counter and step: Philox 2x32-10 (Salmon, Moraes, Dror and Shaw 2011)."""
+    for _ in range(PHILOX_ROUNDS):
+        high, low = m.multiply(counter, PHILOX_MULTIPLIER)
+        counter, step = m.xor(m.xor(high, key), step), low
+        key = m.add(key, PHILOX_WEYL)
+    return counter
+
+
+# ---- comparisons: 1 where they hold, 0 where they do not, NaN where either value is -------------------------------
+
+
+def greater(m: Emitter, x: Value, y: Value) -> Value:
+    """X > y."""
+    return m.where(x > y, 1.0, m.where(x <= y, 0.0, x + y))
+
+
+def greater_equal(m: Emitter, x: Value, y: Value) -> Value:
+    """X >= y."""
+    return m.where(x >= y, 1.0, m.where(x < y, 0.0, x + y))
+
+
+def equal(m: Emitter, x: Value, y: Value) -> Value:
+    """X = y."""
+    return m.where(x > y, 0.0, m.where(x >= y, 1.0, m.where(x < y, 0.0, x + y)))
+
+
+def where(m: Emitter, c: Value, x: Value, y: Value) -> Value:
+    """X where c is not 0, y where it is, NaN where it is NaN; of the value that is not taken nothing is seen."""
+    return m.where(c > 0.0, x, m.where(c < 0.0, x, m.where(c >= 0.0, y, c)))
+
+
 # ---- the tables that every machine implements ----------------------------------------------------------------------
 
 UNARY: dict[str, Callable[..., Value]] = {
@@ -178,6 +245,9 @@ UNARY: dict[str, Callable[..., Value]] = {
     "sqrt": lambda m, x: m.sqrt(x),
     "exp": lambda m, x: m.exp(x),
     "log": lambda m, x: m.log(x),
+    "sin": lambda m, x: m.sin(x),
+    "cos": lambda m, x: m.cos(x),
+    "erf": erf,
     "abs": lambda m, x: m.abs(x),
     "sign": lambda m, x: m.where(x > 0.0, 1.0, m.where(x < 0.0, -1.0, x)),
     "step": lambda m, x: m.where(x <= 0.0, 0.0, m.where(x > 0.0, 1.0, x)),
@@ -206,15 +276,15 @@ BINARY: dict[str, Callable[..., Value]] = {
     "div": lambda m, x, y: x / y,
     "maximum": lambda m, x, y: m.maximum(x, y),
     "minimum": lambda m, x, y: m.minimum(x, y),
+    "power": lambda m, x, y: m.power(x, y),
+    "greater": greater,
+    "greater_equal": greater_equal,
+    "equal": equal,
     "bce_logits": bce_logits,
-    "greater": lambda m, x, y: m.where(x > y, 1.0, m.where(x <= y, 0.0, x + y)),
-    "greater_equal": lambda m, x, y: m.where(x >= y, 1.0, m.where(x < y, 0.0, x + y)),
-    "equal": lambda m, x, y: m.where(x > y, 0.0, m.where(x < y, 0.0, m.where(x >= y, 1.0, x + y))),
 }
 
-
 TERNARY: dict[str, Callable[..., Value]] = {
-    "where": lambda m, c, x, y: m.where(m.abs(c) > 0.0, x, m.where(c <= 0.0, y, c)),
+    "where": where,
     "fma": lambda m, x, y, z: m.fma(x, y, z),
 }
 

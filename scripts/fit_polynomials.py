@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mpmath import chebyfit, erfc, exp, expm1, fabs, linspace, log, mp, mpf, polyval, sqrt
+import numpy as np
+from mpmath import chebyfit, cos, erf, erfc, exp, expm1, fabs, linspace, log, mp, mpf, pi, polyval, sin, sqrt
 
 mp.dps = 60
 
@@ -32,6 +33,28 @@ def log_tail(z: Any) -> Any:
         return mpf(2) / 3 + 2 * z / 5
     s = sqrt(z)
     return (log((1 + s) / (1 - s)) / s - 2) / z
+
+
+def log_rest(z: Any) -> Any:
+    """(log_tail(z) - 2/3)/z: what is left of it where the 2/3 has more digits than a number."""
+    return (log_tail(z) - mpf(2) / 3) / z if z > mpf("1e-15") else mpf(2) / 5 + 2 * z / 7
+
+
+def sin_tail(z: Any) -> Any:
+    """(sin(s)/s - 1)/z at z = s**2."""
+    s = sqrt(z)
+    return (sin(s) / s - 1) / z if z > mpf("1e-15") else z / 120 - mpf(1) / 6
+
+
+def cos_tail(z: Any) -> Any:
+    """(cos(s) - 1 + z/2)/z**2 at z = s**2."""
+    return (cos(sqrt(z)) - 1 + z / 2) / z**2 if z > mpf("1e-10") else mpf(1) / 24 - z / 720
+
+
+def scaled_erf(z: Any) -> Any:
+    """erf(x)/x - 1 at z = x**2."""
+    x = sqrt(z)
+    return (erf(x) / x if z else 2 / sqrt(pi)) - 1
 
 
 K = mpf(15) / 4  # maps [0, inf) to [-1, 1): t = (x - K)/(x + K), after Shepherd and Laframboise 1981
@@ -56,8 +79,26 @@ def last_t(x: int) -> Any:
 TABLES: dict[str, tuple[Callable[[Any], Any], dict[str, tuple[Any, Any, int]]]] = {
     "EXPM1": (expm1_tail, {"float32": (-0.3475, 0.3475, 4), "float64": (-0.3475, 0.3475, 9)}),
     "LOG": (log_tail, {"float32": (0, 0.02955, 2), "float64": (0, 0.02955, 7)}),
+    "LOG_REST": (log_rest, {"float32": (0, 0.02955, 2), "float64": (0, 0.02955, 7)}),
+    "SIN": (sin_tail, {"float32": (0, 0.64, 2), "float64": (0, 0.618, 5)}),
+    "COS": (cos_tail, {"float32": (0, 0.64, 2), "float64": (0, 0.618, 5)}),
+    "ERF": (scaled_erf, {"float32": (0, 1, 6), "float64": (0, 1, 11)}),
     "ERFC": (scaled_erfc, {"float32": (-1, last_t(11), 11), "float64": (-1, last_t(28), 23)}),
 }
+
+PARTS: dict[str, tuple[str, Any, int]] = {
+    "TWO_THIRDS": ("2/3", mpf(2) / 3, 2),
+    "HALF_PI": ("pi/2", pi / 2, 3),
+}
+
+
+def parts(x: Any, dtype: str, count: int) -> list[float]:
+    """x as a sum of numbers of the dtype, each the nearest to what the ones before it leave."""
+    found: list[float] = []
+    for _ in range(count):
+        found.append(float(np.dtype(dtype).type(float(x))))
+        x = x - mpf(found[-1])
+    return found
 
 
 def main() -> None:
@@ -70,6 +111,15 @@ def main() -> None:
             print(f'    "{dtype}": (  # [{float(low):.6g}, {float(high):.6g}], max error {float(error):.1e}')
             for c in coefficients:
                 print(f"        {float(c)!r},")
+            print("    ),")
+        print("}\n")
+    for name, (text, value, count) in PARTS.items():
+        print(f"# {text} as a sum of {count} numbers, each the nearest to what the ones before it leave.")
+        print(f"{name}: dict[str, tuple[float, ...]] = {{")
+        for dtype in ("float32", "float64"):
+            print(f'    "{dtype}": (')
+            for part in parts(value, dtype, count):
+                print(f"        {part!r},")
             print("    ),")
         print("}\n")
 

@@ -45,14 +45,14 @@ VALUES = {"x": RNG.normal(size=(9001, 5)), "w": RNG.normal(size=(5, 3))}
 DIVIDED = {
     "elementwise": ({"a": X.exp()}, (0, 1, 0)),
     "rows alone": ({"a": XW.tanh(), "p": XW.softmax(), "r": X.sum(axis=1)}, (0, 4, 0)),
-    "several outputs": ({"a": XW.tanh(), "s": XW.sum(axis=0), "w2": W * 2.0}, (1, 3, 0)),
-    "a sum of what is computed": ({"s": X.square().sum(axis=0)}, (0, 2, 0)),
-    "sums of all kinds": ({"a": XW.sum(), "b": XW.sum(axis=0), "c": XW.sum(axis=1), "d": DW}, (0, 6, 0)),
+    "several outputs": ({"a": XW.tanh(), "s": XW.sum(axis=0), "w2": W * 2.0}, (1, 2, 0)),
+    "a sum of what is computed": ({"s": XW.square().sum(axis=0)}, (0, 2, 0)),
+    "sums of all kinds": ({"a": XW.sum(), "b": XW.sum(axis=0), "c": XW.sum(axis=1), "d": DW}, (0, 5, 0)),
     "before": ({"a": X @ W.tanh(), "m": (XW @ SMALL).sum(axis=0)}, (2, 4, 0)),
-    "after": ({"d": DW, "e": DW.tanh() * 2.0, "n": DW.square().sum()}, (0, 3, 3)),
+    "after": ({"d": DW, "e": DW.tanh() * 2.0, "n": DW.square().sum()}, (0, 3, 1)),
     "a mean of the input, before": ({"c": (X - X.mean(axis=0)) @ W}, (2, 2, 0)),
     "a sum that two read": ({"s": XW.sum(axis=0), "t": XW.sum(axis=0) * 2.0}, (0, 2, 1)),
-    "products with rows only": ({"g": X.exp().matmul(X.square(), ta=True)}, (0, 3, 0)),
+    "products with rows only": ({"g": X.exp().matmul(X.square(), ta=True)}, (0, 2, 0)),
 }
 # ... and that cannot
 WHOLE = {
@@ -151,7 +151,7 @@ def test_the_sum_of_gathered_weights_is_computed_ahead():
     program = step(NET, ("X", "T", "weight"))
     found = divide(program)
     assert [program.buffers[b].name for b in found.ahead] == ["weight.batch"]
-    assert [i.op for i in found.head[:2]] == ["gather", "sum"]
+    assert [i.op for i in found.head[:2]] == ["gather", "chain"]
     assert found.head[0] in found.body
     assert divide(step(NET, ("X", "T", "weight"), gathered=False)).ahead == frozenset()
 

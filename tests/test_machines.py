@@ -85,6 +85,9 @@ def reference(name, x):
         "sqrt": lambda: x**0.5,
         "exp": lambda: np.exp(x),
         "log": lambda: np.log(x),
+        "sin": lambda: np.sin(x),
+        "cos": lambda: np.cos(x),
+        "erf": lambda: np.vectorize(erf)(x),
         "abs": lambda: np.abs(x),
         "sign": lambda: np.sign(x),
         "step": lambda: np.heaviside(x, 0.0),
@@ -108,7 +111,7 @@ def reference(name, x):
     return table[name]()
 
 
-@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "maximum", "minimum", "bce_logits"])
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "maximum", "minimum", "greater", "bce_logits"])
 @pytest.mark.parametrize("other", ["full", "row", "column", "scalar"])
 def test_binary_broadcasts(machine, dtype, name, other):
     for n, d in SIZES:
@@ -125,10 +128,23 @@ def test_binary_broadcasts(machine, dtype, name, other):
             "div": lambda a, b: a / b,
             "maximum": np.fmax,
             "minimum": np.fmin,
+            "greater": lambda a, b: 1.0 * (a > b),
             "bce_logits": lambda a, b: -b * np.log(1 / (1 + np.exp(-a))) - (1 - b) * np.log(1 / (1 + np.exp(a))),
         }[name](a, b)
         got = run({"c": Node(name, (x, y), {})}, {"x": x_value, "y": y_value}, machine, dtype)["c"]
         close(got, expected, dtype, 4)
+
+
+def test_power(machine, dtype):
+    """Matrix and row, scalar exponents, a number for base; negative bases have whole exponents."""
+    x_value, row_value = RNG.uniform(0.1, 3, (7, 33)).astype(dtype), RNG.integers(-3, 4, (1, 33)).astype(dtype)
+    x, row = graph.input("x", 33), graph.input("row", 33, rows=1)
+    outputs = {"row": (-x).power(row), "number": x.power(-0.7), "base": graph.constant(1.7).power(x)}
+    got = run(outputs, {"x": x_value, "row": row_value}, machine, dtype)
+    a = x_value.astype(float)
+    close(got["row"], np.power(-a, row_value.astype(float)), dtype, 4)
+    close(got["number"], a**-0.7, dtype, 4)
+    close(got["base"], 1.7**a, dtype, 4)
 
 
 @pytest.mark.parametrize("name", ["sub", "div"])
@@ -236,7 +252,10 @@ def test_nan_in_nan_out(machine, dtype, name):
     np.testing.assert_array_equal(np.isnan(got), [[True, False, True]])
 
 
-@pytest.mark.parametrize("name", ["add", "maximum", "minimum", "bce_logits"])
+NAN_OF_EITHER = ["add", "maximum", "minimum", "bce_logits", "power", "greater", "greater_equal", "equal"]
+
+
+@pytest.mark.parametrize("name", NAN_OF_EITHER)
 def test_nan_of_either_operand(machine, dtype, name):
     x, y = graph.input("x", 3), graph.input("y", 3)
     values = {"x": np.array([[np.nan, 0.5, 0.5]]), "y": np.array([[0.5, np.nan, 0.5]])}

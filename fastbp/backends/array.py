@@ -24,7 +24,7 @@ class ArrayEmitter:
         self.xp = xp
         self.dtype = dtype
 
-    def __getattr__(self, name: str) -> Callable[..., Array]:  # exp, expm1, log, log1p, tanh, sqrt, abs
+    def __getattr__(self, name: str) -> Callable[..., Array]:  # exp, expm1, log, log1p, tanh, sin, cos, sqrt, abs
         function: Callable[..., Array] = getattr(self.xp, name)
         return function
 
@@ -33,6 +33,9 @@ class ArrayEmitter:
 
     def fma(self, x: Array, y: Array, z: Array) -> Array:
         return x * y + z
+
+    def power(self, x: Array, y: Array) -> Array:
+        return self.xp.pow(x, y)
 
     def maximum(self, x: Array, y: Array) -> Array:
         return self.xp.maximum(self._array(x), self._array(y))
@@ -124,9 +127,10 @@ def _matmul(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int)
     c = (a.T if i.ta else a) @ (b.T if i.tb else b)
     if i.code:
         c = scalars.BINARY[i.code](e.emitter, c, rest[0])
-    e._write(i.outs[0], c, store, n)
     if i.then:
-        e._write(i.outs[1], scalars.UNARY[i.then](e.emitter, c), store, n)
+        e._write(i.outs[-1], scalars.UNARY[i.then](e.emitter, c), store, n)
+    if not i.then or len(i.outs) > 1:
+        e._write(i.outs[0], c, store, n)
 
 
 def _map(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
@@ -141,10 +145,7 @@ def _map(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) ->
 
 
 def _sum(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
-    axis = (0, 1) if i.axis is None else i.axis
-    operands = [e._read(index, store, n) for index in i.operands]
-    total = e.xp.sum(_elementwise(e, i.code, operands) if i.code else operands[0], axis=axis, keepdims=True)
-    e._write(i.outs[0], total * e._read(i.ins[-1], store, n) if i.scaled else total, store, n)
+    e._write(i.outs[0], e.xp.sum(e._read(i.ins[0], store, n), axis=0, keepdims=True), store, n)
 
 
 def _elementwise(e: ArrayExecutable, code: str, operands: list[Array]) -> Array:
@@ -154,16 +155,51 @@ def _elementwise(e: ArrayExecutable, code: str, operands: list[Array]) -> Array:
 _TABLES = {1: scalars.UNARY, 2: scalars.BINARY, 3: scalars.TERNARY}
 
 
+class _Integers:
+    """Unsigned integers of 32 bits, in arrays of 64."""
+
+    def __init__(self, xp: Any) -> None:
+        self.low = xp.asarray(0xFFFFFFFF, dtype=xp.uint64)
+        self.xp = xp
+
+    def number(self, x: int) -> Array:
+        return self.xp.asarray(x, dtype=self.xp.uint64)
+
+    def multiply(self, x: Array, constant: int) -> tuple[Array, Array]:
+        product = x * self.number(constant)
+        return product >> self.number(32), product & self.low
+
+    def add(self, x: Array, constant: int) -> Array:
+        return (x + self.number(constant)) & self.low
+
+    def xor(self, x: Array, y: Array) -> Array:
+        return x ^ y
+
+
+def _dropout_mask(e: ArrayExecutable, key: Array, bits: int, rows: int, cols: int) -> Array:
+    xp, m = e.xp, _Integers(e.xp)
+    number, threshold = divmod(bits, 1 << 32)
+    seed, step = (int(key[0, k]) for k in range(2))
+    counters = xp.arange(rows * cols, dtype=xp.uint64) & m.low
+    keys = m.number((seed ^ number * scalars.DROPOUT_KEY) & 0xFFFFFFFF)
+    drawn = scalars.philox(m, counters, m.number(step & 0xFFFFFFFF), keys)
+    kept = e.emitter.where(drawn >= m.number(threshold), 1.0 / (1.0 - threshold / 2.0**32), 0.0)
+    return xp.reshape(kept, (rows, cols))
+
+
 def _chain(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
     values = [e._read(index, store, n) for index in i.ins]
+    rows, cols = (size.at(n) for size in i.domain)
     for step in i.steps:
         operands = [values[k] for k in step.args]
+        if step.code == "dropout_mask":
+            values.append(_dropout_mask(e, operands[0], step.bits, rows, cols))
+            continue
         if step.scale >= 0:
             operands[0] = operands[0] * values[step.scale]
         values.append(_elementwise(e, step.code, operands))
-    rows, cols = i.domain
     for out, result in zip(i.outs, i.results, strict=True):
-        value = e.xp.broadcast_to(values[result.value], (rows.at(n), cols.at(n)))
+        value = e.xp.broadcast_to(values[result.value], (rows, cols))
         if result.how:
             value = _reduced(e.xp, result.how, value, result.axis)
         if result.scale >= 0:

@@ -278,7 +278,7 @@ def fused_updates(program: Program, n: int, panel: int, item: int) -> dict[int, 
             continue
         for position, i in enumerate(program.instructions):
             product = i.op == "matmul" and not i.code and not i.then
-            sums = i.op == "sum" and i.axis == 0 and update.code == "sgd"
+            sums = i.op == "sum" and update.code == "sgd"
             if not (product or sums) or program.buffers[i.outs[0]].base != whole:
                 continue
             k = program.shape(i.ins[0], n)[0 if i.ta or sums else 1]
@@ -303,7 +303,7 @@ def bias_sums(program: Program, fused: dict[int, Instruction]) -> dict[int, Inst
             continue
         out = program.buffers[i.outs[0]]
         for j in program.instructions[:position]:
-            if j.op != "sum" or j.axis != 0 or j.ins != i.ins[1:]:
+            if j.op != "sum" or j.ins != i.ins[1:]:
                 continue
             to = program.buffers[j.outs[0]]
             size = out.shape[0].fixed * out.shape[1].fixed
@@ -349,8 +349,8 @@ class _Table:
     """Rows of the machine's table.
 
     Attributes:
-        scratch, scratch_size: offset of memory for transposed operands and sums of pieces in the workspace, and the bytes
-            in use; scratch_needed: the most that were.
+        scratch, scratch_size, scratch_needed: offset of memory for transposed operands and sums of pieces in the
+            workspace, the bytes in use, and the most that were.
     """
 
     def __init__(
@@ -437,8 +437,6 @@ class _Table:
         pieces = -(-m // m_block) * -(-n // n_block)
         if op == cpu.CHAIN:
             pieces = max(1, pieces)  # a sum of nothing is written too
-        if op in (cpu.SUM_ALL, cpu.SUM_COLUMNS):
-            pieces = -(-m // m_block)
         shared = int(pieces > 1 and nanoseconds >= SHARE_FROM and not self.in_chunk)
         number = len(self.common.lines)
         sums = int(any(index in self.sums for index in self.instruction.outs))
@@ -454,7 +452,7 @@ class _Table:
         i, total = self.instruction, self.common.n
         operations, moved = 0, 2 * self.item * sizes[0] * sizes[1]
         if not what:
-            what = " ".join(filter(None, (i.op, "Aᵀ" * i.ta, "Bᵀ" * i.tb, i.code, i.then)))
+            what = i.title
             parts = [i, *([self.biases[id(i)]] if id(i) in self.biases else [])]
             operations = sum(self.program.instruction_operations(x, total) for x in parts)
             moved = self.program.instruction_bytes(i, total, self.item)
@@ -494,7 +492,7 @@ class _Table:
                     operands[cpu.OUT2] = operands[cpu.OUT]
         if i.then:
             then = simd.UNARY_CODES[i.then]
-            operands[cpu.OUT2] = self._operand(i.outs[1])
+            operands[cpu.OUT2] = self._operand(i.outs[-1])
         if id(i) in self.biases:
             how |= gemm.ONES
             operands[cpu.Y] = self.common.one
@@ -776,19 +774,21 @@ class _Table:
 
     def _chain(self, i: Instruction) -> None:
         rows, cols = (size.at(self.n) for size in i.domain)
-        ins, outs = (tuple(Place(*self._where(b), *self._shape(b)) for b in side) for side in (i.ins, i.outs))
-        names = [step.code for step in i.steps]
-        what = f"chain {' '.join(names[:4])}{' …' if len(names) > 4 else ''}"
-        self._work(Work((rows, cols), ins, i.steps, i.results), outs, self._cost(i), what)
+        ins, outs = (tuple(self._in_memory(b) for b in side) for side in (i.ins, i.outs))
+        self._work(Work((rows, cols), ins, i.steps, i.results), outs, self._cost(i))
 
-    def _work(self, work: Work, outs: Sequence[Place], cost: int, what: str) -> None:
+    def _in_memory(self, index: int) -> Place:
+        shape = (1, 1) if self.program.buffers[index].dtype == "double" else self._shape(index)  # a mask's key
+        return Place(*self._where(index), *shape)
+
+    def _work(self, work: Work, outs: Sequence[Place], cost: int, what: str = "") -> None:
         """A chain in pieces; sums of pieces are added up by another chain."""
         work = flattened(work)
         rows, cols = work.shape
         builder = Builder(work, self.item)
         height = builder.height
-        block = (rows, cols) if self.in_chunk else (_ceil(max(1, PIECE_ELEMENTS // max(1, cols)), height), cols)
-        if rows == 1 and not self.in_chunk:
+        block = (rows, cols) if self.in_chunk or not cols else (_ceil(max(1, PIECE_ELEMENTS // max(1, cols)), height), cols)
+        if rows == 1 and cols and not self.in_chunk:
             block = (1, PIECE_ELEMENTS)
         m_block, n_block = _few_pieces((rows, cols), block)
         pieces = max(1, -(-rows // m_block) * -(-cols // n_block))
@@ -818,28 +818,13 @@ class _Table:
         return self._operand(i.ins[-1]) if i.scaled else self.common.one
 
     def _sum(self, i: Instruction) -> None:
+        """Over rows: the product of a row of ones with x, which sums in the products' fixed order."""
         rows, cols = self._shape(i.ins[0])
-        x = self._operand(i.ins[0])
-        out = self._operand(i.outs[0])
-        cost = self._cost(i)
-        if i.axis is None:
-            size = max(self.program.size(index, self.n) for index in i.operands)
-            places = dict(zip((cpu.A, cpu.B), (self._long(index, size) for index in i.operands), strict=False))
-            places |= {cpu.OUT: out, cpu.EXTRA: self._number(i)}
-            count = len(i.operands)
-            code = -1 if not i.code else simd.UNARY_CODES[i.code] if count == 1 else simd.BINARY_CODES[i.code]
-            self.common.scratch = max(self.common.scratch, cpu.SUM_CHUNK * self.item)
-            # of a piece: there is one even where there is nothing to sum
-            self._row(cpu.SUM_ALL, (1, size, 0), (1, max(1, size)), cost, places, code, count)
-        elif i.axis == 1:
-            block = (PIECE_ELEMENTS // max(cols, 1), cols)
-            self._row(cpu.SUM_COLUMNS, (rows, cols, 0), block, cost, {cpu.OUT: out, cpu.A: x})
-        else:  # over rows: the product of a row of ones with x, which sums in the products' fixed order
-            operands = {cpu.OUT: out, cpu.A: self.common.one, cpu.B: x}
-            if id(i) in self.fused:
-                self._updating(i, (1, cols, rows), operands, self.panel)
-            else:
-                self._product((1, cols, rows), operands, self.panel, cost)
+        operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self.common.one, cpu.B: self._operand(i.ins[0])}
+        if id(i) in self.fused:
+            self._updating(i, (1, cols, rows), operands, self.panel)
+        else:
+            self._product((1, cols, rows), operands, self.panel, self._cost(i))
 
     def _softmax(self, i: Instruction) -> None:
         m, n = self._shape(i.ins[0])
@@ -867,7 +852,13 @@ class _Table:
         m, n = self._shape(i.outs[0])
         words = n * (2 if self.program.buffers[i.outs[0]].dtype == "int" else self.item // 4)
         operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self._operand(i.ins[0]), cpu.B: self._operand(i.ins[1])}
-        self._row(cpu.GATHER, (m, words, 0 if i.op == "take" else m), (PIECE_ELEMENTS // max(n, 1), words), self._cost(i), operands)
+        self._row(
+            cpu.GATHER,
+            (m, words, 0 if i.op == "take" else m),
+            (PIECE_ELEMENTS // max(n, 1), words),
+            self._cost(i),
+            operands,
+        )
 
     _take = _gather
 

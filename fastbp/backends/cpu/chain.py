@@ -25,8 +25,8 @@ from fastbp.backends.cpu.simd import (
     BINARY_CODES,
     MAX,
     UNARY_CODES,
+    dropout_mask,
     get_int,
-    itemsize_of,
     lanes_of,
     load_at,
     lowest_of,
@@ -39,8 +39,10 @@ from fastbp.backends.cpu.simd import (
 )
 
 # words of the header
-PLACES, STILL, PROLOGUE, BODY, EPILOGUE, HEIGHT, WIDTH, COLUMNS = range(8)
-HEADER = 8
+PLACES, STILL, PROLOGUE, BODY, EPILOGUE, HEIGHT, WIDTH, COLUMNS, ROW = range(
+    9
+)  # ROW: elements of a row before rows became one
+HEADER = 9
 # words of a place: slot (OWN for private memory), offset; bytes a row, a column, a piece; 1 or 0
 SLOT, OFFSET, A_ROW, A_COLUMN, A_PIECE, STEP = range(6)
 PLACE = 6
@@ -55,6 +57,8 @@ CLEAR, CLEAR_MAX = 6, 7  # running sums, or maxima: CODE elements
 REDUCE_ALL = 8  # the block joins the running sums in OUT
 REDUCE_ROWS = 9  # every row of the block becomes a number
 END_ALL, END_COLUMNS = 10, 11  # what is reduced goes out, times the number C
+MASK = 12  # CODE has the bits of program.Step
+REDUCE_WHOLE = 13  # the only block of all becomes a number, times the number C: what REDUCE_ALL and END_ALL would give
 
 COPY, ADD, MAXIMUM = UNARY_CODES["copy"], BINARY_CODES["add"], BINARY_CODES["maximum"]
 RUNNING = 4  # vectors of running sums
@@ -101,7 +105,7 @@ def _once(private, operation, height, columns, accumulate, one):
     """An operation of the prologue or the epilogue."""
     kind, code = get_int(operation, KIND), get_int(operation, CODE)
     out = _place(private, get_int(operation, OUT), one)
-    if kind == CLEAR or kind == CLEAR_MAX:
+    if kind in (CLEAR, CLEAR_MAX):
         start = lowest_of(one) if kind == CLEAR_MAX else one - one
         for k in range(code):
             store_at(out, k, start)
@@ -118,8 +122,8 @@ def _once(private, operation, height, columns, accumulate, one):
 
 
 @kernel
-def run_chain(head, bases, private, piece, i, j, m, n, accumulate, one):
-    """Rows i … i + m and columns j … j + n of a chain.
+def run_chain(head, bases, private, piece, i, j, m, n, accumulate, first_row, one):
+    """Rows i … i + m and columns j … j + n of a chain; row 0 is row ``first_row`` of the batch.
 
     Sums go out over what ``out`` held, or are added to it if ``accumulate``; in a piece's own place if it has one.
     """
@@ -129,27 +133,27 @@ def run_chain(head, bases, private, piece, i, j, m, n, accumulate, one):
     operations = places + count * 8 * PLACE
     for k in range(still):
         _point(places, k, bases, private, int64(0), int64(0), piece)
-    for q in range(get_int(head, PROLOGUE)):
+    for _ in range(get_int(head, PROLOGUE)):
         _once(private, operations, height, columns, accumulate, one)
         operations += 8 * OPERATION
-    body = get_int(head, BODY)
+    body, before = get_int(head, BODY), first_row * get_int(head, ROW)
     for r in range(i, i + m, height):
         rows = min(height, i + m - r)
-        for c in range(j, j + n, width):
+        for c in range(j, j + max(n, 1), width):  # rows of nothing are reduced, too
             cols = min(width, j + n - c)
             for k in range(still, count):
                 _point(places, k, bases, private, r, c, piece)
             for q in range(body):
-                _operate(private, operations + q * 8 * OPERATION, rows, cols, one)
+                _operate(private, operations + q * 8 * OPERATION, rows, cols, before + r * columns + c, accumulate, one)
     operations += body * 8 * OPERATION
-    for q in range(get_int(head, EPILOGUE)):
+    for _ in range(get_int(head, EPILOGUE)):
         _once(private, operations, height, columns, accumulate, one)
         operations += 8 * OPERATION
 
 
 @kernel
-def _operate(private, operation, rows, cols, one):
-    """One operation on a block."""
+def _operate(private, operation, rows, cols, element, accumulate, one):
+    """One operation on a block that begins with that element of the batch."""
     kind, code = get_int(operation, KIND), get_int(operation, CODE)
     x_place = get_int(operation, X)
     out, x = _place(private, get_int(operation, OUT), one), _place(private, x_place, one)
@@ -167,6 +171,11 @@ def _operate(private, operation, rows, cols, one):
         apply_ternary(
             code, n, out, x, x_step, y, get_int(private, 2 * k + 1), z, get_int(private, 2 * p + 1)
         )  # fmt: skip
+    elif kind == MASK:
+        dropout_mask(code, n, out, pointer(get_int(private, 2 * x_place), int64(0), 1.0), element)
+    elif kind == REDUCE_WHOLE:
+        total = reduce_row(code, n, x) * _number(private, operation, one)
+        store_at(out, 0, total + load_at(out, 0) if accumulate else total)
     elif kind == REDUCE_ALL:
         reduce_into(code, n, out, x)
     elif kind == REDUCE_ROWS:

@@ -25,6 +25,7 @@ _CODES = {"sum": simd.SUM, "max": simd.MAX}
 _COMBINE = {"sum": chain.ADD, "max": chain.MAXIMUM}
 ALIGNMENT = 64  # bytes
 NONE = -1  # in the place of an operand
+Ref = tuple[bool, int]  # a place: whether it moves from block to block, and its number among those that do, or do not
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Work:
     ins: tuple[Place, ...]
     steps: tuple[Step, ...]
     results: tuple[Result, ...]
+    row: int = 0  # elements of a row before rows became one
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def flattened(work: Work) -> Work:
         if not how:
             stored.add(value)
         results.append(Result(value, how, axis if how else None, scale))
-    return Work((rows, cols), work.ins, tuple(steps), tuple(results))
+    return Work((rows, cols), work.ins, tuple(steps), tuple(results), work.shape[1])
 
 
 def with_multiply_adds(work: Work) -> tuple[Step | None, ...]:
@@ -129,16 +131,16 @@ class Builder:
         wanted = MOST
         blocks = self._most_registers() + sum((p.rows, p.cols) != (1, 1) for p in work.ins)
         wanted = max(FEWEST, min(MOST, BLOCK_BYTES // (item * max(1, blocks)) // FEWEST * FEWEST))
-        self.height = max(1, min(self.rows, wanted // self.cols)) if self.tall else 1
+        self.height = max(1, min(self.rows, wanted // max(1, self.cols))) if self.tall else 1
         whole_rows = self.tall or any(r.how and r.axis == 1 for r in work.results)
         self.width = max(1, self.cols if whole_rows else min(self.cols, wanted))
         self.still: list[list[int]] = []
         self.moving: list[list[int]] = []
-        self.prologue: list[list[int]] = []
-        self.body: list[list[int]] = []
-        self.epilogue: list[list[int]] = []
-        self.private: list[tuple[tuple[bool, int], int]] = []  # places of private memory and their elements
-        self.free: list[tuple[bool, int]] = []
+        self.prologue: list[list[Any]] = []
+        self.body: list[list[Any]] = []
+        self.epilogue: list[list[Any]] = []
+        self.private: list[tuple[Ref, int]] = []  # places of private memory and their elements
+        self.free: list[Ref] = []
 
     def _last_reads(self) -> dict[int, int]:
         """The last step that reads each value."""
@@ -156,27 +158,27 @@ class Builder:
             alive -= ends.get(k, 0)
         return most
 
-    # ---- places: a pair (moves, number), numbered when all are known ---------------------------------------------
+    # ---- places ----------------------------------------------------------------------------------------------------
 
-    def _memory(self, place: Place, *, still: bool = False) -> tuple[bool, int]:
+    def _memory(self, place: Place, *, still: bool = False) -> Ref:
         across = place.cols == self.cols if self.rows > 1 else place.rows * place.cols == self.cols
         down = self.rows > 1 and place.rows > 1
         steps = (place.cols * self.item * down, self.item * across)
         words = [place.slot, place.offset, *((0, 0) if still else steps), place.a_piece, int(across)]
         return self._add(words, not still and any(steps))
 
-    def _own(self, elements: int, a_column: int = 0) -> tuple[bool, int]:
+    def _own(self, elements: int, a_column: int = 0) -> Ref:
         """Private memory; its offset is known in the end."""
         found = self._add([chain.OWN, 0, 0, a_column, 0, 1], bool(a_column))
         self.private.append((found, elements))
         return found
 
-    def _add(self, words: list[int], moves: bool) -> tuple[bool, int]:
+    def _add(self, words: list[int], moves: bool) -> Ref:
         table = self.moving if moves else self.still
         table.append(words)
         return moves, len(table) - 1
 
-    def _register(self) -> tuple[bool, int]:
+    def _register(self) -> Ref:
         return self.free.pop() if self.free else self._own(self.height * self.width)
 
     # ---- operations ----------------------------------------------------------------------------------------------
@@ -198,9 +200,12 @@ class Builder:
             value = first + k
             self.free.extend(at[v] for v in ends.get(k, []))
             at[value] = self._memory(stored[value]) if value in stored else self._register()
-            kind, codes = _TABLES[len(step.args)]
             operands = [at[v] for v in step.args] + [NONE] * (3 - len(step.args))
-            self.body.append([kind, codes[step.code], at[value], *operands, at[step.scale]])
+            kind, codes = _TABLES[len(step.args)]
+            if step.code == "dropout_mask":
+                self.body.append([chain.MASK, step.bits, at[value], *operands, NONE])
+            else:
+                self.body.append([kind, codes[step.code], at[value], *operands, at[step.scale]])
             for result, out in reduced.get(value, []):
                 self._reduce(at[value], result, out, at[result.scale])
             if value not in stored:
@@ -210,7 +215,7 @@ class Builder:
                     self.free.append(at[value])
         return self._words()
 
-    def _input(self, place: Place) -> Any:
+    def _input(self, place: Place) -> Ref:
         """Where an input is read: tiled or spread over blocks of several rows, if it is a row or a column."""
         shape = (place.rows, place.cols)
         if not self.tall or shape in (self.work.shape, (1, 1)):
@@ -229,6 +234,9 @@ class Builder:
             self.body.append([chain.REDUCE_ROWS, code, self._memory(out), value, NONE, NONE, scale])
             return
         to = self._memory(out, still=True)
+        if result.axis is None and 0 < self.rows * self.cols <= self.height * self.width:
+            self.body.append([chain.REDUCE_WHOLE, code, to, value, NONE, NONE, scale])
+            return
         if result.axis is None:
             length = chain.RUNNING * simd.VECTOR_BYTES // self.item
             running = self._own(length)
@@ -255,7 +263,7 @@ class Builder:
             (self.moving if moves else self.still)[number][chain.OFFSET] = start
         still = len(self.still)
         words = [len(places), still, len(self.prologue), len(self.body), len(self.epilogue)]
-        words += [self.height, self.width, self.cols]
+        words += [self.height, self.width, self.cols, self.work.row]
         for place in places:
             words += place
         for kind, code, *operands in (*self.prologue, *self.body, *self.epilogue):

@@ -33,7 +33,10 @@ merged = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc
 COMPILED_SOURCES = (
     "scalars.py",
     "polynomials.py",
-    *(f"backends/cpu/{name}.py" for name in ("compiling", "simd", "bf16", "gemm", "chain", "few_rows", "team", "machine")),
+    *(
+        f"backends/cpu/{name}.py"
+        for name in ("compiling", "simd", "bf16", "gemm", "chain", "few_rows", "team", "machine")
+    ),
 )
 MESSAGE_AFTER = 1.5  # seconds; a warm start takes a tenth of it
 

@@ -42,7 +42,6 @@ from fastbp.backends.cpu.gemm import (
 from fastbp.backends.cpu.simd import (
     LOG_SUM_EXP,
     LOGARITHMS_GRAD,
-    SUM,
     copy_and_prefetch,
     float_at,
     get_int,
@@ -56,7 +55,6 @@ from fastbp.backends.cpu.simd import (
     softmax_row,
     stack_square,
     store_at,
-    reduce_row,
     transpose_tile,
 )
 from fastbp.backends.cpu.team import BASES as CURRENT_BASES
@@ -78,11 +76,10 @@ from fastbp.backends.cpu.team import ROW as CURRENT_ROW
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 # operations
-PRODUCT, MAP_UNARY, MAP_BINARY, SUM_ALL, SUM_COLUMNS, SOFTMAX, ONEHOT, TRANSPOSE, GATHER, UPDATE = range(10)
-PRODUCT_UPDATE = 10  # a gradient's product and the update of what it is the gradient of
-CHUNKS = 11
-CHAIN = 12  # see chain.py
-SCATTER = 13
+PRODUCT, MAP_UNARY, MAP_BINARY, SOFTMAX, ONEHOT, TRANSPOSE, GATHER, SCATTER, UPDATE = range(9)
+PRODUCT_UPDATE = 9  # a gradient's product and the update of what it is the gradient of
+CHUNKS = 10
+CHAIN = 11  # see chain.py
 # words of a row; M, N, K are sizes, a piece is M_BLOCK rows by N_BLOCK columns
 OP, CODE, THEN, M, N, K, M_BLOCK, N_BLOCK, PIECES, SHARED = range(10)
 # of a product (see gemm.py); PANEL also of a transposition
@@ -99,10 +96,8 @@ WIDTH = OPERANDS + 4 * 6
 HEAD = CODE  # of a chain: the address of its table
 CHUNK, TABLE, COUNT, REST_TABLE, REST_COUNT, MOVES, SLOTS = N_BLOCK, CODE, THEN, K, BLOCK, LONGEST, STRIP
 # the first slots: memory of each thread's own and its bytes a thread; where the clock adds up, or
-# 0; the temps; the sums over the pieces of CHUNKS
-PRIVATE, PRIVATE_BYTES, CLOCK, WORKSPACE, PARTIALS = range(5)
-
-SUM_CHUNK = 1024  # elements summed in one go before they join the total, so that rounding errors stay small
+# 0; the number of rows before the chunk; the temps; the sums over the pieces of CHUNKS
+PRIVATE, PRIVATE_BYTES, CLOCK, FIRST_ROW, WORKSPACE, PARTIALS = range(6)
 
 
 @kernel
@@ -266,36 +261,6 @@ def _scale(row, bases, one):
 
 
 @kernel
-def _sum_all(row, bases, accumulate, thread, one):
-    """The sum of x, UNARY[code](x) or BINARY[code](x, y): the function's values exist for SUM_CHUNK elements only.
-
-    THEN says how many operands there are; EXTRA is the number that the sum is multiplied by.
-    """
-    code, operands = get_int(row, CODE), get_int(row, THEN)
-    x_step, y_step = _operand(row, A, COL_STRIDE), _operand(row, B, COL_STRIDE)
-    out = pointer(_address(row, bases, OUT), 0, one)
-    values = pointer(_private(bases, thread), 0, one)
-    total = one - one
-    size = get_int(row, N)
-    start = 0
-    while start < size:
-        length = min(size - start, SUM_CHUNK)
-        x = pointer(_address(row, bases, A), start * x_step, one)
-        if operands == 2:
-            apply_binary(
-                code, length, values, x, x_step, pointer(_address(row, bases, B), start * y_step, one), y_step, one
-            )
-            x = values
-        elif code >= 0:
-            apply_unary(code, length, values, x, x_step)
-            x = values
-        total += reduce_row(int64(SUM), length, x)
-        start += SUM_CHUNK
-    total *= _scale(row, bases, one)
-    store_at(out, 0, total + load_at(out, 0) if accumulate else total)
-
-
-@kernel
 def _softmax(row, bases, i, m, one):
     """Rows of a softmax, of its logarithm, or of what that hands back.
 
@@ -382,7 +347,8 @@ def _run_block(row, bases, piece, accumulate, thread, one):
     n = min(n_block, get_int(row, N) - j)
     if op == CHAIN:
         own = _private(bases, thread)
-        run_chain(code, bases, own, piece, i, j, m, n, accumulate and get_int(row, SUMS), one)
+        adds, first = accumulate and get_int(row, SUMS), get_int(bases, FIRST_ROW)
+        run_chain(code, bases, own, piece, i, j, m, n, adds, first, one)
     elif op == PRODUCT:
         if get_int(row, HOW) & FEW_ROWS:
             _few_rows(row, bases, j, n, thread, one)
@@ -408,12 +374,6 @@ def _run_block(row, bases, piece, accumulate, thread, one):
         _product_update_piece(row, bases, code, i, m, n, one)
     elif op == GATHER:
         _gather(row, bases, i, m)
-    elif op == SUM_ALL:
-        _sum_all(row, bases, accumulate and get_int(row, SUMS), thread, one)
-    elif op == SUM_COLUMNS:
-        for r in range(i, i + m):
-            total = reduce_row(int64(SUM), n, _element(row, bases, A, r, 0, one))
-            store_at(_element(row, bases, OUT, r, 0, one), 0, total)
     elif op == SOFTMAX:
         _softmax(row, bases, i, m, one)
     elif op == SCATTER:
@@ -473,6 +433,7 @@ def _run_chunks(row, bases, piece, thread, one):
             set_int(own, k, get_int(bases, k) + moved)
         set_int(own, PRIVATE, own + chunk_header(slots))
         set_int(own, PRIVATE_BYTES, 0)
+        set_int(own, FIRST_ROW, at)
         table, count = get_int(row, TABLE), get_int(row, COUNT)
         if end - at < chunk:
             table, count = get_int(row, REST_TABLE), get_int(row, REST_COUNT)

@@ -70,7 +70,7 @@ def divide(program: Program) -> Division | None:
             late.update(_root(program, b) for b in summed)
             if i.op == "gather" and program.buffers[i.outs[0]].shape[1] == ONE:
                 gathered[i.outs[0]] = i
-        elif i.op == "sum" and gathered.keys() >= computed.intersection(i.ins) and computed.intersection(i.ins):
+        elif computed.intersection(i.ins) and gathered.keys() >= computed.intersection(i.ins):
             columns = computed.intersection(i.ins)  # their sum is what rows depend on: gathered once more, ahead
             head += [gathered[b] for b in sorted(columns - ahead)]
             head.append(i)
@@ -128,8 +128,6 @@ def _stays_in_its_rows(program: Program, i: Instruction) -> bool:
             return True
         case "take":
             return not _has_rows(program, i.ins[0])
-        case "sum":
-            return i.axis == 1
     return False
 
 
@@ -139,7 +137,7 @@ def _adds_up(i: Instruction) -> bool:
         case "matmul":
             return i.ta and not i.tb and not i.code and not i.then
         case "sum":
-            return i.axis != 1
+            return True
         case "chain":
             return i.domain[0] == N and _sums_add_up(i)
     return False

@@ -30,6 +30,8 @@ BINARY_CODES = {name: code for code, name in enumerate(scalars.BINARY)}
 TERNARY_CODES = {name: code for code, name in enumerate(scalars.TERNARY)}
 UPDATE_CODES = {name: code for code, name in enumerate(scalars.UPDATES)}
 
+LARGEST_ANGLE = {"float32": 1e5, "float64": 1e9}  # that pi/2 in three parts reduces: |y| stays below 0.8
+
 
 # ---- the target ----------------------------------------------------------------------------------------------------
 
@@ -216,6 +218,22 @@ class VectorEmitter:
             x = combine(x, Vector(self, swapped))
         return self.builder.extract_element(x.value, I32(0))
 
+    def outlined(self, name: str, formula: Callable[..., Vector], *arguments: Vector) -> Vector:
+        """formula(m, *arguments) in a function of its own: full vectors and the ragged end share one copy.
+
+        So the machine compiles hardly longer for a long formula; the call costs it a few per cent.
+        """
+        module = self.builder.module
+        name = f"fastbp.{name}{self.suffix}"
+        function = module.globals.get(name)
+        if function is None:
+            function = ir.Function(module, ir.FunctionType(self.type, [self.type] * len(arguments)), name)
+            function.linkage = "linkonce_odr"  # every module that needs it has one; they are the same
+            function.attributes.add("noinline")
+            m = VectorEmitter(ir.IRBuilder(function.append_basic_block("entry")), self.dtype)
+            m.builder.ret(formula(m, *(Vector(m, x) for x in function.args)).value)
+        return Vector(self, self.builder.call(function, [x.value for x in arguments]))
+
     # -- the Emitter's operations
 
     def abs(self, x: Vector) -> Vector:
@@ -274,15 +292,37 @@ class VectorEmitter:
         """Adding it to a number leaves the nearest integer in the low bits."""
         return self._number(1.5 * 2.0**self.mantissa)
 
-    def _reduced(self, x: Vector) -> tuple[Vector, Vector]:
-        """N and e^r - 1 with x = n ln 2 + r, |r| <= ln(2)/2 (Cody and Waite's two-part ln 2).
+    def _product(self, x: Vector, y: Vector) -> tuple[Vector, Vector]:
+        """X y as the sum of two numbers, exact but for overflow and underflow (Dekker 1971, where there is no fma)."""
+        high = x * y
+        if HAS_FMA:
+            return high, self.fma(x, y, -high)
+        (a, b), (c, d) = self._halves(x), self._halves(y)
+        return high, ((a * c - high) + a * d + b * c) + b * d
+
+    def _halves(self, x: Vector) -> tuple[Vector, Vector]:
+        """X as the sum of two numbers of half its digits (Veltkamp 1968)."""
+        c = x * (2.0 ** ((self.mantissa + 2) // 2) + 1.0)
+        high = c - (c - x)
+        return high, x - high
+
+    @staticmethod
+    def _sum(x: Any, y: Vector) -> tuple[Vector, Vector]:
+        """X + y as the sum of two numbers, exact if |x| >= |y| or x = 0 (Dekker 1971)."""
+        high = y + x
+        return high, y - (high - x)
+
+    def _reduced(self, x: Vector, rest: Vector | None = None) -> tuple[Vector, Vector]:
+        """N and e^r - 1 with x + rest = n ln 2 + r, |r| <= ln(2)/2 (Cody and Waite's two-part ln 2).
 
         n comes from adding 1.5 2^mantissa and taking it away again. A conversion to integer would be undefined for NaN;
         this way NaN stays in n and r.
         """
         n = self.fma(x, 1.4426950408889634, self._magic()) - self._magic()
-        high, low = (0.693359375, -2.12194440054690583e-4) if self.dtype == "float32" else _LN2_PARTS
+        high, low = _LN2_PARTS[self.dtype]
         r = self.fma(n, -low, self.fma(n, -high, x))
+        if rest is not None:
+            r = r + rest
         p = scalars.polynomial(self, r, polynomials.EXPM1[self.dtype])
         return n, self.fma(r * r, p, r)
 
@@ -290,7 +330,7 @@ class VectorEmitter:
         return Vector(self, self.constant(x))
 
     def exp(self, x: Vector) -> Vector:
-        low, high = (-105.0, 90.0) if self.dtype == "float32" else (-746.0, 711.0)  # beyond: 0 and inf
+        low, high = _EXP_SPAN[self.dtype]
         n, e = self._reduced(self.where(x > high, high, self.where(x < low, low, x)))
         return self._scaled(e + 1.0, n)
 
@@ -306,8 +346,8 @@ class VectorEmitter:
         t = self.expm1(self.abs(x) * -2.0)
         return self.call("copysign", -t / (t + 2.0), x)
 
-    def log(self, x: Vector) -> Vector:
-        """k ln 2 + log(1 + f) with x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)): the reduction of fdlibm's log."""
+    def _split(self, x: Vector) -> tuple[Vector, Vector]:
+        """K and f with x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)), for 0 < x < inf: fdlibm's reduction."""
         b = self.builder
         lift = 2.0 ** (self.mantissa + 1)
         subnormal = x < float(np.finfo(self.numpy).tiny)
@@ -317,12 +357,16 @@ class VectorEmitter:
         k = b.ashr(b.sub(bits, root), self.integers(self.mantissa))
         f = self._from_bits(b.sub(bits, b.shl(k, self.integers(self.mantissa)))) - 1.0
         lifted = b.select(subnormal.value, self.integers(self.mantissa + 1), self.integers(0))
-        exponent = Vector(self, b.sitofp(b.sub(k, lifted), self.type))
+        return Vector(self, b.sitofp(b.sub(k, lifted), self.type)), f
+
+    def log(self, x: Vector) -> Vector:
+        """k ln 2 + log(1 + f)."""
+        exponent, f = self._split(x)
         s = f / (f + 2.0)
         z = s * s
         r = z * scalars.polynomial(self, z, polynomials.LOG[self.dtype])
         half = f * f * 0.5
-        high, low = (0.693359375, -2.12194440054690583e-4) if self.dtype == "float32" else _LN2_PARTS
+        high, low = _LN2_PARTS[self.dtype]
         result = self.fma(exponent, high, f - (half - self.fma(s, half + r, exponent * low)))
         positive = self.where(x < float("inf"), result, x)
         return self.where(x > 0.0, positive, self.where(x >= 0.0, -float("inf"), float("nan")))
@@ -333,8 +377,134 @@ class VectorEmitter:
         corrected = self.log(w) + (x - (w - 1.0)) / w
         return self.where(w < float("inf"), corrected, w)
 
+    def power(self, x: Vector, y: Vector) -> Vector:
+        return self.outlined("power", VectorEmitter._power, x, y)
 
-_LN2_PARTS = (6.93147180369123816490e-01, 1.90821492927058770002e-10)  # fdlibm's split: the first has 32 bits
+    def _power(self, x: Vector, y: Vector) -> Vector:
+        """e^(y log|x|), the exponent as the sum of two numbers; x < 0 and special values as C17's F.10.4.4 has them.
+
+        y is limited to where every power but those of 1 is 0 or infinite, so that infinite ones need no care.
+        """
+        size = self.abs(x)
+        bound = 2.0 ** (2 * self.mantissa - 6)
+        limited = self.where(y > bound, bound, self.where(y < -bound, -bound, y))
+        high, low = self._log_parts(size)
+        e, rest = self._product(limited, high)
+        rest = self.fma(limited, low, rest)
+        lowest, highest = _EXP_SPAN[self.dtype]
+        inside = self.where(e > highest, 0.0, self.where(e < lowest, 0.0, rest))
+        n, p = self._reduced(self.where(e > highest, highest, self.where(e < lowest, lowest, e)), inside)
+        value = self._scaled(p + 1.0, n)
+
+        whole, half = self.call("floor", y)._compare("==", y), y * 0.5
+        signed = self.where(whole, self.where(self.call("floor", half)._compare("==", half), 1.0, x), 1.0)  # x: y odd
+        value = self.where(x < 0.0, self.where(whole, value, float("nan")), value)
+        falling = self.where(size < 1.0, float("inf"), self.where(size > 1.0, 0.0, size))  # 1/size, for 0 and infinity
+        edge = self.where(y > 0.0, size, self.where(y < 0.0, falling, y))  # the power of 0, infinity and NaN
+        value = self.where(size > 0.0, self.where(size < float("inf"), value, edge), edge)
+        value = self.call("copysign", value, signed)
+        one = self.builder.or_(x._compare("==", 1.0).value, y._compare("==", 0.0).value)
+        return self.where(Vector(self, one), 1.0, value)
+
+    def _log_parts(self, x: Vector) -> tuple[Vector, Vector]:
+        """Log x as the sum of two numbers, for 0 < x < inf: k ln 2 + s (2 + z (2/3 + z R(z))), see LOG_REST.
+
+        What is large in it is a sum of two numbers: s = f/(2 + f), z = s^2, 2/3 + z R and everything made of them.
+        """
+        exponent, f = self._split(x)
+        t, dt = self._sum(2.0, f)
+        inverse = 1.0 / t
+        s = f * inverse
+        high, low = self._product(s, t)
+        ds = ((f - high) - low - s * dt) * inverse  # what is left of f after s (t + dt)
+        z, dz = self._product(s, s)
+        dz = self.fma(s * 2.0, ds, dz)
+        two_thirds, digits = polynomials.TWO_THIRDS[self.dtype]
+        c, dc = self._sum(two_thirds, z * scalars.polynomial(self, z, polynomials.LOG_REST[self.dtype]))
+        q, dq = self._product(z, c)
+        dq = self.fma(z, dc + digits, self.fma(dz, c, dq))
+        u, du = self._sum(2.0, q)
+        h, dh = self._product(s, u)
+        dh = self.fma(s, du + dq, self.fma(ds, u, dh))
+        ln2, ln2_rest = _LN2_PARTS[self.dtype]
+        total, rest = self._sum(exponent * ln2, h)  # k ln2 is exact, and 0 or larger than h
+        return self._sum(total, rest + self.fma(exponent, ln2_rest, dh))
+
+    def sin(self, x: Vector) -> Vector:
+        return self.outlined("sin", lambda m, x: m._circular("sin", x), x)
+
+    def cos(self, x: Vector) -> Vector:
+        return self.outlined("cos", lambda m, x: m._circular("cos", x), x)
+
+    def _circular(self, name: str, x: Vector) -> Vector:
+        """Sine or cosine, from those of y + dy = |x| - n pi/2, |y| <= pi/4 (Cody and Waite; pi/2 has three parts).
+
+        size - n one is exact: a multiple of both last places, and small. Beyond LARGEST_ANGLE the C library's function
+        for float64 gives the value, a lane at a time.
+        """
+        b = self.builder
+        limit = LARGEST_ANGLE[self.dtype]
+        size = self.abs(x)
+        count = self.fma(size, 2.0 / np.pi, self._magic())
+        n = count - self._magic()
+        one, two, three = (self._number(part) for part in polynomials.HALF_PI[self.dtype])
+        if HAS_FMA:
+            r = self.fma(n, -one, size)
+        else:
+            high, low = self._product(n, one)
+            r = (size - high) - low
+        w, dw = self._product(n, two)
+        y = r - w
+        dy = ((r - y) - w) - self.fma(n, three, dw)
+        z = y * y
+        sine = y + self.fma(y * z, scalars.polynomial(self, z, polynomials.SIN[self.dtype]), dy)
+        fourth = self.fma(z * z, scalars.polynomial(self, z, polynomials.COS[self.dtype]), -(y * dy))
+        cosine = 1.0 - (z * 0.5 - fourth)
+
+        quadrant = b.bitcast(count.value, self.int_type)
+        if name == "cos":  # cos x = sin(x + pi/2)
+            quadrant = b.add(quadrant, self.integers(1))
+        odd = b.icmp_signed("!=", b.and_(quadrant, self.integers(1)), self.integers(0))
+        sign = b.shl(b.and_(quadrant, self.integers(2)), self.integers(8 * self.itemsize - 2))
+        if name == "sin":
+            sign = b.xor(sign, b.xor(self._bits(x), self._bits(size)))
+        value = self._from_bits(b.xor(self._bits(self.where(Vector(self, odd), cosine, sine)), sign))
+
+        lanes = ir.IntType(self.lanes)
+        before = b.block
+        with b.if_then(b.icmp_unsigned("!=", b.bitcast((size > limit).value, lanes), lanes(0)), likely=False):
+            exact = self.outlined(f"{name}.library", lambda m, x, value: m._by_library(name, limit, x, value), x, value)
+            last = b.block
+        result = b.phi(self.type)
+        result.add_incoming(value.value, before)
+        result.add_incoming(exact.value, last)
+        return Vector(self, result)
+
+    def _by_library(self, name: str, limit: float, x: Vector, value: Vector) -> Vector:
+        """The C library's function of the lanes beyond the limit, the given value of the others."""
+        b = self.builder
+        double = ir.DoubleType()
+        function = cgutils.get_or_insert_function(b.module, ir.FunctionType(double, [double]), name)
+        of, to = b.alloca(self.type), b.alloca(self.type)
+        b.store(x.value, of)
+        b.store(value.value, to)
+        with cgutils.for_range(b, I64(self.lanes)) as loop:
+            here = b.load(b.gep(b.bitcast(of, self.element.as_pointer()), [loop.index]))
+            beyond = [b.fcmp_ordered(">", here, self.element(limit)), b.fcmp_ordered("<", here, self.element(-limit))]
+            with b.if_then(b.or_(*beyond)):
+                if self.dtype == "float32":
+                    result = b.fptrunc(b.call(function, [b.fpext(here, double)]), self.element)
+                else:
+                    result = b.call(function, [here])
+                b.store(result, b.gep(b.bitcast(to, self.element.as_pointer()), [loop.index]))
+        return Vector(self, b.load(to))
+
+
+_LN2_PARTS = {
+    "float32": (0.693359375, -2.12194440054690583e-4),  # Cody and Waite's split: the first has 9 bits
+    "float64": (6.93147180369123816490e-01, 1.90821492927058770002e-10),  # fdlibm's split: the first has 32 bits
+}
+_EXP_SPAN = {"float32": (-105.0, 90.0), "float64": (-746.0, 711.0)}  # beyond: 0 and infinity
 
 
 # ---- loops ---------------------------------------------------------------------------------------------------------
@@ -448,17 +618,20 @@ def map_binary(
 def map_ternary(
     typingctx: Any, code: Any, n: Any, out: Any, x: Any, x_step: Any, y: Any, y_step: Any, z: Any, z_step: Any
 ) -> Any:
-    """out_i = TERNARY[code](x_(i x_step), y_(i y_step), z_(i z_step)) for i < n; overwrites. Steps are 0 or 1."""
+    """out_i = TERNARY[code](x_(i x_step), y_(i y_step), z_(i z_step)) for i < n; overwrites, also in place.
+
+    Steps are 0 or 1.
+    """
     signature = types.void(types.int64, types.int64, out, x, types.int64, y, types.int64, z, types.int64)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        code, n, out, *places = arguments
+        code, n, out, *rest = arguments
         m = _emitter(builder, sig.args[2])
-        operands = [(_spread(m, p, step), step) for p, step in zip(places[::2], places[1::2], strict=True)]
+        operands = [(_spread(m, pointer, step), step) for pointer, step in zip(rest[::2], rest[1::2], strict=True)]
 
         def loop(formula: Callable[..., Any]) -> Callable[[], None]:
             def body(i: Any, mask: Any) -> None:
-                values = (m.load(_offset(builder, p, builder.mul(i, step)), mask) for p, step in operands)
+                values = [m.load(_offset(builder, p, builder.mul(i, step)), mask) for p, step in operands]
                 m.store(formula(m, *values), _offset(builder, out, i), mask)
 
             return lambda: vector_loop(m, n, body)
@@ -501,6 +674,66 @@ def update_vectors(typingctx: Any, code: Any, n: Any, theta: Any, g: Any, first:
             return run
 
         switch(builder, code, [loop(rule) for rule in scalars.UPDATES.values()])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+class _Integers:
+    """Vectors of unsigned integers of 32 bits, see scalars.philox."""
+
+    def __init__(self, m: VectorEmitter) -> None:
+        self.builder = m.builder
+        self.lanes = m.lanes
+        self.type = ir.VectorType(I32, m.lanes)
+        self.wide = ir.VectorType(I64, m.lanes)
+
+    def splat(self, x: Any) -> Any:
+        b, nothing = self.builder, ir.Constant(self.type, ir.Undefined)
+        return b.shuffle_vector(b.insert_element(nothing, x, I32(0)), nothing, self.constant(0))
+
+    def constant(self, x: int) -> Any:
+        return ir.Constant(self.type, [x] * self.lanes)
+
+    def multiply(self, x: Any, constant: int) -> tuple[Any, Any]:
+        b = self.builder
+        product = b.mul(b.zext(x, self.wide), ir.Constant(self.wide, [constant] * self.lanes))
+        high = b.lshr(product, ir.Constant(self.wide, [32] * self.lanes))
+        return b.trunc(high, self.type), b.trunc(product, self.type)
+
+    def add(self, x: Any, constant: int) -> Any:
+        return self.builder.add(x, self.constant(constant))
+
+    def xor(self, x: Any, y: Any) -> Any:
+        return self.builder.xor(x, y)
+
+
+@intrinsic
+def dropout_mask(typingctx: Any, bits: Any, n: Any, out: Any, key: Any, first: Any) -> Any:
+    """n elements of a mask from element ``first`` on: 0 or 1/(1 - rate); key points to seed and step, float64."""
+    signature = types.void(types.int64, types.int64, out, types.CPointer(types.float64), types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        bits, n, out, key, first = arguments
+        b, m = builder, _emitter(builder, sig.args[2])
+        integers = _Integers(m)
+        seed, step = (b.trunc(b.fptosi(b.load(_offset(b, key, I64(k))), I64), I32) for k in range(2))
+        threshold, number = b.trunc(bits, I32), b.trunc(b.lshr(bits, I64(32)), I32)
+        keys = integers.splat(b.xor(seed, b.mul(number, I32(scalars.DROPOUT_KEY))))
+        rate = b.fmul(b.uitofp(threshold, ir.DoubleType()), ir.Constant(ir.DoubleType(), 2.0**-32))
+        one = ir.Constant(ir.DoubleType(), 1.0)
+        scale = b.fdiv(one, b.fsub(one, rate))
+        kept = m.splat(b.fptrunc(scale, m.element) if m.dtype == "float32" else scale)
+        lowest, steps = integers.splat(threshold), integers.splat(step)
+        each = ir.Constant(integers.type, list(range(m.lanes)))
+
+        def body(i: Any, mask: Any) -> None:
+            counters = b.add(integers.splat(b.trunc(b.add(first, i), I32)), each)
+            drawn = scalars.philox(integers, counters, steps, keys)
+            chosen = b.select(b.icmp_unsigned(">=", drawn, lowest), kept.value, m.constant(0.0))
+            m.store(Vector(m, chosen), _offset(b, out, i), mask)
+
+        vector_loop(m, n, body)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -569,7 +802,9 @@ def reduce_row(typingctx: Any, code: Any, n: Any, x: Any) -> Any:
 
         def case(start: float, combine: Callable[[Vector, Vector], Vector]) -> Callable[[], None]:
             def run() -> None:
-                total = fold(m, n, start, lambda old, i, mask: combine(old, m.load(_offset(builder, x, i), mask)), combine)
+                total = fold(
+                    m, n, start, lambda old, i, mask: combine(old, m.load(_offset(builder, x, i), mask)), combine
+                )
                 builder.store(m.reduce(total, combine), result)
 
             return run

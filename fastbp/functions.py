@@ -1,4 +1,4 @@
-"""The functions that people write losses and models with, on arrays as on the tracers of functions being differentiated.
+"""The functions that people write losses and models with, on arrays and on tracers.
 
 On tracers they write down (:mod:`fastbp.tracing`); on arrays and numbers they compute at once, as NumPy does. Shapes,
 ``axis`` and ``keepdims`` are NumPy's; traced values have at most two dimensions.
@@ -6,7 +6,6 @@ On tracers they write down (:mod:`fastbp.tracing`); on arrays and numbers they c
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Sequence
 from typing import Any
 
@@ -221,7 +220,7 @@ def concatenate(parts: Sequence[Any], axis: int | None = 0) -> Any:
 
 
 def take(x: Any, index: Any, axis: int = 0) -> Any:
-    """Rows by number (an embedding), the same as ``x[index]``; columns with axis 1. Numbers below 0 count from the end."""
+    """Rows by number (an embedding), the same as ``x[index]``; columns with axis 1."""
     return tracing.take(x, index, axis) if is_traced(x, index) else np.take(x, index, axis=axis)
 
 

@@ -6,7 +6,8 @@ by a free reshape where two have to fit together. :mod:`fastbp.functions` are th
 arrays; :mod:`fastbp.transform` runs what was written down.
 
 Arguments that are data have symbolic rows (``ops.N``), so that the machine can go through them in chunks. Where a
-function mixes them with numbers of its own, nodes raise GraphError, and the transform traces again with all sizes fixed.
+function mixes them with numbers of its own, nodes raise GraphError, and it is traced again with all
+sizes fixed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Union, cast
+from functools import partial
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +87,7 @@ class Tape:
         self.feeds: dict[str, Feed] = {}
         self.alive = False
         self._constants: dict[int, Tracer] = {}
+        self._integers: dict[str, Node] = {}
 
     def __enter__(self) -> Tape:
         _running.tape, self.alive = self, True
@@ -130,9 +133,11 @@ class Tape:
 
     def integers(self, name: str, feed: Feed, batch: bool) -> Node:
         """A column of integers that comes in."""
-        self.feeds[name] = feed
-        rows = None if batch and feed.shape[0] == self.n else feed.shape[0]
-        return nodes.input(name, 1, rows=rows, dtype="int")
+        if name not in self._integers:
+            self.feeds[name] = feed
+            rows = None if batch and feed.shape[0] == self.n else feed.shape[0]
+            self._integers[name] = nodes.input(name, 1, rows=rows, dtype="int")
+        return self._integers[name]
 
     def shaped(self, node: Node, rows: int, cols: int) -> Node:
         """The node's elements as (rows, cols), in terms of n where it has rows of the batch."""
@@ -261,7 +266,7 @@ class Tracer:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         raise TraceError(
-            f"{self!r} cannot be changed in place; use fastbp.where(mask, new, x), or join parts with fastbp.concatenate"
+            f"{self!r} cannot be changed in place; use fastbp.where(mask, new, x), or join parts (fastbp.concatenate)"
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -435,7 +440,7 @@ class Tracer:
         return as_floats(self)
 
 
-Operand = Union[Tracer, float]
+Operand = Tracer | float
 
 
 def is_traced(*values: Any) -> bool:
@@ -487,8 +492,10 @@ def as_tracer(name: str, value: Any) -> Tracer:
     return found
 
 
-def record(name: str, operands: Sequence[Operand], shape: Dims, build: Build, *, note: str = "", mask: bool = False) -> Tracer:
-    """The tracer of ``build(*nodes of the operands)``, numbers as they are; on a teaching tape with a line of its own."""
+def record(
+    name: str, operands: Sequence[Operand], shape: Dims, build: Build, *, note: str = "", mask: bool = False
+) -> Tracer:
+    """The tracer of ``build(*nodes of the operands)``, numbers as they are; on a teaching tape a line."""
     tape = next(o.tape for o in operands if isinstance(o, Tracer))
     if tape.lines is None:
         node = build(*(o.node if isinstance(o, Tracer) else o for o in operands))
@@ -519,9 +526,7 @@ def _aligned(operands: Sequence[Operand], found: Sequence[Node | float], rank: i
     """1-d operands all as rows or all as columns, beside 2-d ones as rows."""
     vectors = [node for o, node in zip(operands, found, strict=True) if isinstance(o, Tracer) and o.ndim == 1]
     long = [node for node in vectors if isinstance(node, Node) and node.shape != SCALAR]
-    rows = rank == 2 or (
-        any(node.shape[0] == ONE for node in long) and not any(node.shape[0].per_row for node in long)
-    )
+    rows = rank == 2 or (any(node.shape[0] == ONE for node in long) and not any(node.shape[0].per_row for node in long))
     return [
         node.reshape(node.shape[::-1])
         if isinstance(node, Node) and any(node is v for v in long) and (node.shape[0] == ONE) != rows
@@ -534,9 +539,7 @@ def elementwise(name: str, values: Sequence[Any], build: Build, *, mask: bool = 
     """An operation on broadcast operands; ``build`` takes nodes and numbers."""
     operands = [lift(name, value) for value in values]
     shape = broadcast(name, *(o.shape for o in operands if isinstance(o, Tracer)))
-    return record(
-        name, operands, shape, lambda *found: build(*_aligned(operands, found, len(shape))), mask=mask
-    )
+    return record(name, operands, shape, lambda *found: build(*_aligned(operands, found, len(shape))), mask=mask)
 
 
 def unary(name: str, x: Any) -> Tracer:
@@ -620,6 +623,7 @@ def stop_gradient(x: Tracer) -> Tracer:
 
 def scaled(function: Callable[[Any], Tracer], *, before: float = 1.0, after: float = 1.0) -> Callable[[Any], Tracer]:
     """after · f(before · x): logarithms and powers to other bases."""
+
     def wrapped(x: Any) -> Tracer:
         found = function(x if before == 1.0 else x * before)
         return found if after == 1.0 else found * after
@@ -715,7 +719,9 @@ def matmul(a: Any, b: Any) -> Tracer:
     if not x.ndim or not y.ndim:
         raise InputError(f"matmul: scalars are multiplied with *; got shapes {x.shape} and {y.shape}")
     if x.shape[-1] != y.shape[0]:
-        raise InputError(f"matmul: shapes {x.shape} and {y.shape} do not fit together: {x.shape[-1]} is not {y.shape[0]}")
+        raise InputError(
+            f"matmul: shapes {x.shape} and {y.shape} do not fit together: {x.shape[-1]} is not {y.shape[0]}"
+        )
 
     def build(p: Node, q: Node) -> Node:
         if x.ndim == y.ndim == 1:
@@ -874,7 +880,9 @@ def stack(values: Sequence[Any], axis: int = 0) -> Tracer:
     """Scalars as a vector, vectors as rows (axis 0) or columns (axis 1)."""
     parts = [as_tracer("stack", value) for value in values]
     if not parts or len({p.shape for p in parts}) != 1 or parts[0].ndim > 1:
-        raise InputError(f"stack: needs scalars, or vectors of one length; got {', '.join(str(p.shape) for p in parts)}")
+        raise InputError(
+            f"stack: needs scalars, or vectors of one length; got {', '.join(str(p.shape) for p in parts)}"
+        )
     if not parts[0].ndim:
         return concatenate([reshaped(p, (1,)) for p in parts])
     if axis % 2 == 0:
@@ -904,6 +912,7 @@ def column_stack(values: Sequence[Any]) -> Tracer:
 def getitem(x: Tracer, key: Any) -> Tracer:
     """Numbers, slices, None, ``...`` and arrays of integers, as NumPy has them."""
     items = list(key) if isinstance(key, tuple) else [key]
+    dims: list[list[int]]  # the sizes that each axis of x leaves
     for item in items:
         if _is_mask(item):
             raise TraceError("indexing by a mask gives a shape that depends on values; use fastbp.where(mask, x, 0)")
@@ -918,14 +927,13 @@ def getitem(x: Tracer, key: Any) -> Tracer:
         raise InputError("an index has more than one ...")
     per_axis = [item for item in items if item is not None]
     if x.ndim == 2 and all(_is_index_array(item) for item in per_axis):
-        found, dims = _paired(x, *per_axis), None
+        found = _paired(x, *per_axis)
+        dims = [list(found.shape), []]
     else:
         found, dims = x, []
         for axis in reversed(range(x.ndim)):
             found, size = _selected(found, axis, per_axis[axis])
-            dims[:0] = size
-    if dims is None:
-        return found
+            dims.insert(0, size)
     sizes = iter(dims)
     shape: list[int] = []
     for item in items:
@@ -934,7 +942,9 @@ def getitem(x: Tracer, key: Any) -> Tracer:
         else:
             shape.extend(next(sizes))
     if len(shape) > 2:
-        raise InputError(f"indexing {x!r} with {_shown(key)} gives {len(shape)} dimensions; traced values have at most 2")
+        raise InputError(
+            f"indexing {x!r} with {_shown(key)} gives {len(shape)} dimensions; traced values have at most 2"
+        )
     return reshaped(found, tuple(shape))
 
 
@@ -945,14 +955,16 @@ def _shown(key: Any) -> str:
 def _is_mask(item: Any) -> bool:
     if isinstance(item, Tracer):
         return item.mask
-    return isinstance(item, (bool, np.bool_)) or (isinstance(item, (np.ndarray, list)) and np.asarray(item).dtype.kind == "b")
+    return isinstance(item, (bool, np.bool_)) or (
+        isinstance(item, (np.ndarray, list)) and np.asarray(item).dtype.kind == "b"
+    )
 
 
 def _is_index_array(item: Any) -> bool:
     return isinstance(item, (np.ndarray, list, Tracer))
 
 
-def _selected(x: Tracer, axis: int, item: Any) -> tuple[Tracer, list[list[int]]]:
+def _selected(x: Tracer, axis: int, item: Any) -> tuple[Tracer, list[int]]:
     """Part of one axis, and the sizes that it leaves: none for a number, one for a slice, an array's own."""
     size = x.shape[axis]
     if isinstance(item, slice):
@@ -961,17 +973,17 @@ def _selected(x: Tracer, axis: int, item: Any) -> tuple[Tracer, list[list[int]]]
         if not count:
             raise InputError(f"{_shown(item)} leaves nothing of the {size} elements of {x!r}")
         if step == 1:
-            return _stretch(x, axis, start, stop), [[count]]
-        return _by_index(x, axis, as_tracer("index", np.arange(size)[item]), checked=False), [[count]]
+            return _stretch(x, axis, start, stop), [count]
+        return _by_index(x, axis, as_tracer("index", np.arange(size)[item]), checked=False), [count]
     if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
         if not -size <= item < size:
             raise InputError(f"index {item} is outside axis {axis} of {x!r}, which has {size} elements")
         start = int(item) % size
-        return _stretch(x, axis, start, start + 1), [[]]
+        return _stretch(x, axis, start, start + 1), []
     if not _is_index_array(item):
         raise InputError(f"{x!r} is indexed by integers, slices, None and arrays of integers; got {_shown(item)}")
     index = as_tracer("index", np.asarray(item) if isinstance(item, list) else item)
-    return _by_index(x, axis, index), [list(index.shape)]
+    return _by_index(x, axis, index), list(index.shape)
 
 
 def _stretch(x: Tracer, axis: int, start: int, stop: int) -> Tracer:
@@ -1086,10 +1098,9 @@ UFUNCS: dict[str, Callable[..., Any]] = {
     "exp2": scaled(lambda x: unary("exp", x), before=float(np.log(2.0))),
     "log2": scaled(lambda x: unary("log", x), after=float(1.0 / np.log(2.0))),
     "log10": scaled(lambda x: unary("log", x), after=float(1.0 / np.log(10.0))),
-} | {
-    name: (lambda x, name=name: unary(name, x))
-    for name in ("square", "sqrt", "exp", "log", "sign", "sin", "cos", "tanh")
 }
+for _name in ("square", "sqrt", "exp", "log", "sign", "sin", "cos", "tanh"):
+    UFUNCS[_name] = partial(unary, _name)
 
 
 def _np_sum(a: Any, axis: Any = None, *, keepdims: bool = False) -> Tracer:

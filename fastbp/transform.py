@@ -19,6 +19,7 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+import operator
 import types
 import weakref
 from collections.abc import Callable, Sequence
@@ -62,7 +63,9 @@ def grad(f: Callable[..., Any], argnums: Argnums = 0, *, backend: str | None = N
         TraceError: f does with a traced value what only a value could do.
     """
     both = _with_gradient(f, argnums, False)
-    return _Compiled(f, lambda *args, **rest: both(*args, **rest)[1], _chosen(argnums), ("grad", argnums), backend)
+    return _Compiled(
+        f, lambda *args, **rest: both(*args, **rest)[1], _chosen(argnums, "grad"), ("grad", argnums), backend
+    )
 
 
 def value_and_grad(
@@ -73,8 +76,8 @@ def value_and_grad(
     Args:
         has_aux: f returns (scalar, more): the value is (scalar, more) too, and only the scalar is differentiated.
     """
-    run = _with_gradient(f, argnums, has_aux)
-    return _Compiled(f, run, _chosen(argnums), ("value_and_grad", argnums, bool(has_aux)), backend)
+    run, title = _with_gradient(f, argnums, has_aux), "value_and_grad"
+    return _Compiled(f, run, _chosen(argnums, title), (title, argnums, bool(has_aux)), backend)
 
 
 def hvp(f: Callable[..., Any], argnums: Argnums = 0, *, backend: str | None = None) -> Callable[..., Any]:
@@ -97,7 +100,7 @@ def hvp(f: Callable[..., Any], argnums: Argnums = 0, *, backend: str | None = No
         return opened.rebuilt(opened.gradients(_dot(first, along)))
 
     def fixed(count: int, static: frozenset[int]) -> set[int]:
-        return _chosen(argnums)(count - 1, static) | {count - 1}
+        return _chosen(argnums, "hvp")(count - 1, static) | {count - 1} if count > 1 else set()
 
     return _Compiled(f, run, fixed, ("hvp", argnums), backend)
 
@@ -170,8 +173,8 @@ def _positions(argnums: Argnums, count: int, title: str) -> tuple[int, ...]:
     return found
 
 
-def _chosen(argnums: Argnums) -> Callable[[int, frozenset[int]], set[int]]:
-    return lambda count, static: set(_positions(argnums, count, "argnums"))
+def _chosen(argnums: Argnums, title: str) -> Callable[[int, frozenset[int]], set[int]]:
+    return lambda count, static: set(_positions(argnums, count, title))
 
 
 class _Opened:
@@ -221,7 +224,9 @@ class _Opened:
         for structure, leaves, value in zip(self._structures, self._leaves, values, strict=True):
             given, theirs = trees.flatten(value)
             if theirs != structure:
-                raise InputError(f"{title} must have the argument's structure {trees.show(structure)}, got {trees.show(theirs)}")
+                raise InputError(
+                    f"{title} must have the argument's structure {trees.show(structure)}, got {trees.show(theirs)}"
+                )
             for leaf, other in zip(leaves, given, strict=True):
                 if isinstance(leaf, Tracer):
                     tracer = as_tracer(title, other)
@@ -246,7 +251,11 @@ def _scalar(title: str, value: Any) -> Tracer:
     shape = np.shape(value) if numeric else None
     if shape != ():
         got = f"an array of shape {shape}" if numeric else f"a {type(value).__name__}"
-        hint = "take fastbp.sum or fastbp.mean of it" if numeric else "(value_and_grad(has_aux=True) for a scalar and more)"
+        hint = (
+            "take fastbp.sum or fastbp.mean of it"
+            if numeric
+            else "(value_and_grad(has_aux=True) for a scalar and more)"
+        )
         raise InputError(f"{title}: the function must return a scalar; it returned {got}; {hint}")
     return as_floats(as_tracer(title, value))
 
@@ -338,6 +347,7 @@ class _Compiled:
         """A new entry, and the result of its first call."""
         (_, _, ((_, count, _), _)) = structure
         values, positions = _checked(leaves, structure)
+        captured = _Captured(self.f)
         fixed = self._fixed(count, frozenset(p for p, v in zip(positions, values, strict=True) if v is None))
         data = [p not in fixed for p in positions]
         found = [v for v, free in zip(values, data, strict=True) if free and isinstance(v, np.ndarray) and v.ndim == 2]
@@ -346,14 +356,14 @@ class _Compiled:
         for n in guesses or [None]:
             try:
                 tape = Tape(n, dtype, guesses_rows=not guesses)
-                entry = _Entry(tape, self._inline, values, data, structure, backend)
-                return entry._finished(self.f), entry(leaves)
+                entry = _Entry(tape, self._inline, values, data, structure, backend, captured)
+                return entry, entry(leaves)
             except TraceError:
                 raise
             except GraphError:  # a function that mixes the rows with numbers of its own, as if they were 5 and not n
                 continue
-        entry = _Entry(Tape(None, dtype), self._inline, values, [False] * len(data), structure, backend)
-        return entry._finished(self.f), entry(leaves)
+        entry = _Entry(Tape(None, dtype), self._inline, values, [False] * len(data), structure, backend, captured)
+        return entry, entry(leaves)
 
 
 def _spec(leaf: Any) -> Any:
@@ -413,7 +423,9 @@ def _value(name: str, leaf: Any) -> Any:
 def _dtype(leaves: Sequence[Any]) -> str:
     """float32 if all arrays of floats are, numbers of NumPy's if there are no arrays; else float64."""
     of_arrays = {leaf.dtype for leaf in leaves if isinstance(leaf, np.ndarray) and leaf.ndim and leaf.dtype.kind == "f"}
-    of_numbers = {leaf.dtype for leaf in leaves if isinstance(leaf, (np.ndarray, np.floating)) and leaf.dtype.kind == "f"}
+    of_numbers = {
+        leaf.dtype for leaf in leaves if isinstance(leaf, (np.ndarray, np.floating)) and leaf.dtype.kind == "f"
+    }
     return "float32" if (of_arrays or of_numbers) == {np.dtype(np.float32)} else "float64"
 
 
@@ -428,15 +440,18 @@ class _Entry:
         data: list[bool],
         structure: Any,
         backend: str,
+        captured: _Captured,
     ) -> None:
         with tape:
             inside = [_argument(tape, k, v, data[k]) for k, v in enumerate(values)]
             args, kwargs = trees.unflatten(structure, inside)
-            out = inline(*args, **kwargs)
-            self._leaves, self._structure = trees.flatten(out)
-            traced = {f"out{k}": leaf for k, leaf in enumerate(self._leaves) if isinstance(leaf, Tracer)}
+            out = _called(inline, args, kwargs)
+            found, self._structure = trees.flatten(out)
+            traced = {f"out{k}": leaf for k, leaf in enumerate(found) if isinstance(leaf, Tracer)}
             outputs = {name: tracer.node for name, tracer in traced.items()}
-        self.captured = _Captured()
+        self._leaves = [None if isinstance(leaf, Tracer) else leaf for leaf in found]
+        captured.settle()
+        self.captured = captured
         self.program = plan(outputs) if outputs else None
         self._n = 1 if tape.n is None else tape.n
         self._dtype = tape.dtype
@@ -467,10 +482,6 @@ class _Entry:
             else:
                 self._floats.append((name, feed.source, feed.shape))
 
-    def _finished(self, f: Any) -> _Entry:
-        self.captured = _Captured(f)
-        return self
-
     def __call__(self, leaves: list[Any]) -> Any:
         out = list(self._leaves)
         if self._run is not None:
@@ -485,14 +496,24 @@ class _Entry:
             for name, feed in self._integers:
                 values[name] = _indices(feed, leaves[feed.source] if isinstance(feed.source, int) else feed.source)
             found = self._run(values, self._n)
-            for place, name, shape, copy in self._results:
+            for place, name, size, copy in self._results:
                 value = found[name]
-                if not shape:
+                if not size:
                     out[place] = value[0, 0]
                 else:
-                    value = value if len(shape) == 2 else value.reshape(shape)
+                    value = value if len(size) == 2 else value.reshape(size)
                     out[place] = value.copy() if copy else value
         return trees.unflatten(self._structure, out)
+
+
+def _called(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """f(*args, **kwargs), with what NumPy makes of a TraceError taken back."""
+    try:
+        return f(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        if isinstance(error.__cause__, TraceError):
+            raise error.__cause__ from None
+        raise
 
 
 def _is_plain(array: Array) -> bool:
@@ -525,40 +546,41 @@ def _argument(tape: Tape, number: int, value: Any, data: bool) -> Any:
 
 # ---- what a function captures --------------------------------------------------------------------------------------
 
-MOST_ITEMS = 1000  # of a captured container that are watched
+MOST_WATCHED = 1000  # variables that a function reads from outside
 _OURS = ("fastbp", "numpy")
 
 
 class _Captured:
-    """The variables that a Python function reads from outside, and what they were bound to when it was traced.
+    """The variables that a Python function reads from outside, and what they are bound to.
 
     Followed are globals, closures, defaults, functions that it calls (Python's, not NumPy's or fastbp's), dicts, lists
     and tuples, and the attributes of objects.
     """
 
-    def __init__(self, f: Any = None) -> None:
-        self._cells: list[tuple[Any, Any]] = []
-        self._items: list[tuple[Any, Any, Any]] = []
-        self._sizes: list[tuple[Any, int]] = []
+    def __init__(self, f: Any) -> None:
+        self._watched: list[tuple[Callable[[Any], Any], Any, Any]] = []  # value = read(place)
         self._seen: set[int] = set()
-        if f is not None:
-            self._value(f, frozenset())
+        self._value(f, frozenset())
 
     def changed(self) -> bool:
         """Whether a variable is bound to something else by now."""
         try:
-            for cell, value in self._cells:
-                if cell.cell_contents is not value and not _same(cell.cell_contents, value):
-                    return True
-            for container, key, value in self._items:
-                if container[key] is not value and not _same(container[key], value):
-                    return True
-            for container, size in self._sizes:
-                if len(container) != size:
+            for read, place, value in self._watched:
+                now = read(place)
+                if now is not value and not _same(now, value):
                     return True
         except (LookupError, ValueError):  # gone
             return True
         return False
+
+    def settle(self) -> None:
+        """Forget what the function itself has changed, as it does a counter or a log."""
+        watched, kept = self._watched, []
+        for place in watched:
+            self._watched = [place]
+            if not self.changed():
+                kept.append(place)
+        self._watched = kept
 
     def _value(self, value: Any, names: frozenset[str]) -> None:
         """Follow a value; ``names`` are those that the code which reads it mentions."""
@@ -569,7 +591,7 @@ class _Captured:
             self._function(value)
         elif isinstance(value, types.MethodType):
             self._value(value.__func__, names)
-            self._value(value.__self__, _names(value.__func__))
+            self._value(value.__self__, names | _names(value.__func__))
         elif isinstance(value, functools.partial):
             for part in (value.func, value.args, value.keywords):
                 self._value(part, names)
@@ -577,26 +599,34 @@ class _Captured:
             self._value(value.f, names)
         elif isinstance(value, (dict, list, tuple)):
             if not isinstance(value, tuple):
-                self._sizes.append((value, len(value)))
-            keys = list(value) if isinstance(value, dict) else range(len(value))
-            for key in keys if len(keys) <= MOST_ITEMS else ():
+                self._watched.append((len, value, len(value)))
+            for key in list(value) if isinstance(value, dict) else range(len(value)):
                 self._item(value, key, names)
         elif isinstance(value, types.ModuleType):
             if value.__name__.partition(".")[0] not in _OURS:
-                for name in names & vars(value).keys():
+                for name in sorted(names & vars(value).keys()):
                     self._item(vars(value), name, names)
         elif hasattr(value, "__dict__") and not type(value).__module__.startswith(_OURS):
-            call = getattr(type(value), "__call__", None)
-            if isinstance(call, types.FunctionType):
-                self._value(call, names)
-                names |= _names(call)
-            for name in names & vars(value).keys():
+            self._methods(type(value), names | {"__call__"})
+            for name in vars(value):
                 self._item(vars(value), name, names)
+
+    def _methods(self, kind: type, names: frozenset[str]) -> None:
+        """Follow a class's methods that are mentioned, by each other too."""
+        waiting = set(names)
+        while waiting:
+            method = vars(kind).get(waiting.pop())
+            if isinstance(method, types.FunctionType) and id(method) not in self._seen:
+                self._seen.add(id(method))
+                self._function(method)
+                waiting |= _names(method)
 
     def _item(self, container: Any, key: Any, names: frozenset[str]) -> None:
         value = container[key]
+        if len(self._watched) >= MOST_WATCHED:
+            return
         if not isinstance(value, types.ModuleType):
-            self._items.append((container, key, value))
+            self._watched.append((operator.itemgetter(key), container, value))
         self._value(value, names)
 
     def _function(self, f: types.FunctionType) -> None:
@@ -610,7 +640,7 @@ class _Captured:
                 value = cell.cell_contents
             except ValueError:  # not bound yet
                 continue
-            self._cells.append((cell, value))
+            self._watched.append((operator.attrgetter("cell_contents"), cell, value))
             self._value(value, names)
         for default in (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()):
             self._value(default, names)
@@ -744,7 +774,7 @@ def trace(f: Callable[..., Any], *args: Any, argnums: Argnums | None = None, bac
     tape = Tape(None, _dtype(leaves), teaching=True)
     with tape:
         inside = [_argument(tape, k, _float_if_number(v, positions[k] in wanted), False) for k, v in enumerate(values)]
-        out = _scalar("trace", f(*trees.unflatten(structure, inside)[0]))
+        out = _scalar("trace", _called(f, *trees.unflatten(structure, inside)))
         steps = _numbered(tape, inside, names, out)
         edges = [edge for step in steps for edge in step.edges]
         forward = [step.tracer.node for step in steps]

@@ -576,6 +576,7 @@ def compare(name: str, x: Any, y: Any) -> Tracer:
 
 
 def not_equal(x: Any, y: Any) -> Tracer:
+    """1 where the values differ, else 0."""
     return logical_not(compare("equal", x, y))
 
 
@@ -587,14 +588,17 @@ def _as_mask(name: str, value: Any) -> Tracer:
 
 
 def logical_and(x: Any, y: Any) -> Tracer:
+    """1 where both masks are 1."""
     return elementwise("and", (_as_mask("and", x), _as_mask("and", y)), lambda a, b: a * b, mask=True)
 
 
 def logical_or(x: Any, y: Any) -> Tracer:
+    """1 where one of the masks is 1."""
     return elementwise("or", (_as_mask("or", x), _as_mask("or", y)), lambda a, b: a.maximum(b), mask=True)
 
 
 def logical_not(x: Any) -> Tracer:
+    """1 where the mask is 0."""
     return elementwise("not", (_as_mask("not", x),), lambda a: 1.0 - a, mask=True)
 
 
@@ -748,6 +752,7 @@ def dot(a: Any, b: Any) -> Tracer:
 
 
 def inner(a: Any, b: Any) -> Tracer:
+    """NumPy's inner: products over the last axes, a bᵀ."""
     x, y = as_tracer("inner", a), as_tracer("inner", b)
     return dot(x, transpose(y))
 
@@ -759,6 +764,7 @@ def outer(a: Any, b: Any) -> Tracer:
 
 
 def vdot(a: Any, b: Any) -> Tracer:
+    """The product of two values as vectors."""
     x, y = as_tracer("vdot", a), as_tracer("vdot", b)
     return matmul(reshape(x, (-1,)), reshape(y, (-1,)))
 
@@ -824,6 +830,7 @@ def squeeze(value: Any, axis: Any = None) -> Tracer:
 
 
 def expand_dims(value: Any, axis: int) -> Tracer:
+    """With an axis of size 1 more."""
     x = as_tracer("expand_dims", value)
     if x.ndim == 2 or not isinstance(axis, int) or not -x.ndim - 1 <= axis <= x.ndim:
         raise InputError(f"expand_dims: axis={axis!r} does not fit a value of {x.ndim} dimensions, of 3 at most 2")
@@ -891,17 +898,20 @@ def stack(values: Sequence[Any], axis: int = 0) -> Tracer:
 
 
 def hstack(values: Sequence[Any]) -> Tracer:
+    """Vectors end to end, matrices side by side."""
     parts = [as_tracer("hstack", value) for value in values]
     parts = [p if p.ndim else reshaped(p, (1,)) for p in parts]
     return concatenate(parts, axis=parts[0].ndim - 1)
 
 
 def vstack(values: Sequence[Any]) -> Tracer:
+    """Vectors as rows, and matrices, below each other."""
     parts = [as_tracer("vstack", value) for value in values]
     return concatenate([p if p.ndim == 2 else reshaped(p, (1, p.size)) for p in parts], axis=0)
 
 
 def column_stack(values: Sequence[Any]) -> Tracer:
+    """Vectors as columns, and matrices, side by side."""
     parts = [as_tracer("column_stack", value) for value in values]
     return concatenate([p if p.ndim == 2 else reshaped(p, (p.size, 1)) for p in parts], axis=1)
 

@@ -524,14 +524,16 @@ def broadcast(name: str, *shapes: Dims) -> Dims:
 
 def _aligned(operands: Sequence[Operand], found: Sequence[Node | float], rank: int) -> list[Node | float]:
     """1-d operands all as rows or all as columns, beside 2-d ones as rows."""
-    vectors = [node for o, node in zip(operands, found, strict=True) if isinstance(o, Tracer) and o.ndim == 1]
-    long = [node for node in vectors if isinstance(node, Node) and node.shape != SCALAR]
-    rows = rank == 2 or (any(node.shape[0] == ONE for node in long) and not any(node.shape[0].per_row for node in long))
+    long = [
+        node if isinstance(o, Tracer) and o.ndim == 1 and isinstance(node, Node) and node.shape != SCALAR else None
+        for o, node in zip(operands, found, strict=True)
+    ]
+    vectors = [node for node in long if node is not None]
+    batch = any(node.shape[0].per_row for node in vectors)
+    rows = rank == 2 or (not batch and any(node.shape[0] == ONE for node in vectors))
     return [
-        node.reshape(node.shape[::-1])
-        if isinstance(node, Node) and any(node is v for v in long) and (node.shape[0] == ONE) != rows
-        else node
-        for node in found
+        node if vector is None or (vector.shape[0] == ONE) == rows else vector.reshape(vector.shape[::-1])
+        for node, vector in zip(found, long, strict=True)
     ]
 
 

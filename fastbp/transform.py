@@ -8,7 +8,7 @@ arguments, their shapes and dtypes, and the values of what is neither array nor 
 integers that are not differentiated). From then on a call runs the Program and no Python of the function.
 
 - Arrays that the function captures are read anew at every call. If a variable that it reads (a global, a closure's,
-  an attribute of a captured object) is bound to something else, it is traced again.
+  an item or attribute of a captured object) is bound to something else, it is traced again.
 - What it computes from captured arrays alone, random numbers and other effects happen once, when it is traced.
 
 All is computed in float32 if all arrays of floats among the arguments are float32, else in float64.
@@ -19,7 +19,9 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+import itertools
 import operator
+import sysconfig
 import types
 import weakref
 from collections.abc import Callable, Sequence
@@ -547,20 +549,22 @@ def _argument(tape: Tape, number: int, value: Any, data: bool) -> Any:
 # ---- what a function captures --------------------------------------------------------------------------------------
 
 MOST_WATCHED = 1000  # variables that a function reads from outside
-_OURS = ("fastbp", "numpy")
+_INSTALLED = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
 
 
 class _Captured:
     """The variables that a Python function reads from outside, and what they are bound to.
 
-    Followed are globals, closures, defaults, functions that it calls (Python's, not NumPy's or fastbp's), dicts, lists
-    and tuples, and the attributes of objects.
+    Followed are globals, closures, defaults, functions that it calls (but for installed packages'), dicts, lists and
+    tuples, and the attributes of objects that the code mentions.
     """
 
     def __init__(self, f: Any) -> None:
         self._watched: list[tuple[Callable[[Any], Any], Any, Any]] = []  # value = read(place)
         self._seen: set[int] = set()
-        self._value(f, frozenset())
+        self._waiting: list[tuple[Any, frozenset[str]]] = [(f, frozenset())]
+        while self._waiting and len(self._watched) < MOST_WATCHED:
+            self._follow(*self._waiting.pop())
 
     def changed(self) -> bool:
         """Whether a variable is bound to something else by now."""
@@ -582,55 +586,54 @@ class _Captured:
                 kept.append(place)
         self._watched = kept
 
-    def _value(self, value: Any, names: frozenset[str]) -> None:
-        """Follow a value; ``names`` are those that the code which reads it mentions."""
-        if isinstance(value, (np.ndarray, np.generic, str, int, float, type, Tape)) or id(value) in self._seen:
+    def _follow(self, value: Any, names: frozenset[str]) -> None:
+        """What a value leads to; ``names`` are those that the code which reads it mentions."""
+        if isinstance(value, (np.ndarray, np.generic, str, int, float, type)) or id(value) in self._seen:
             return
         self._seen.add(id(value))
         if isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, types.MethodType):
-            self._value(value.__func__, names)
-            self._value(value.__self__, names | _names(value.__func__))
+            self._waiting.append((value.__func__, names))
+            self._waiting.append((value.__self__, names | _names(value.__func__)))
         elif isinstance(value, functools.partial):
-            for part in (value.func, value.args, value.keywords):
-                self._value(part, names)
+            self._waiting += [(part, names) for part in (value.func, value.args, value.keywords)]
         elif isinstance(value, _Compiled):
-            self._value(value.f, names)
+            self._waiting.append((value.f, names))
         elif isinstance(value, (dict, list, tuple)):
             if not isinstance(value, tuple):
                 self._watched.append((len, value, len(value)))
-            for key in list(value) if isinstance(value, dict) else range(len(value)):
+            keys = value if isinstance(value, dict) else range(len(value))
+            for key in itertools.islice(keys, MOST_WATCHED):
                 self._item(value, key, names)
         elif isinstance(value, types.ModuleType):
-            if value.__name__.partition(".")[0] not in _OURS:
+            if not _is_ours(value.__name__):
                 for name in sorted(names & vars(value).keys()):
                     self._item(vars(value), name, names)
-        elif hasattr(value, "__dict__") and not type(value).__module__.startswith(_OURS):
-            self._methods(type(value), names | {"__call__"})
-            for name in vars(value):
+        elif hasattr(value, "__dict__") and not _is_ours(type(value).__module__):
+            names |= self._methods(type(value), names | {"__call__"})
+            for name in sorted(names & vars(value).keys()):
                 self._item(vars(value), name, names)
 
-    def _methods(self, kind: type, names: frozenset[str]) -> None:
-        """Follow a class's methods that are mentioned, by each other too."""
-        waiting = set(names)
+    def _methods(self, kind: type, names: frozenset[str]) -> frozenset[str]:
+        """Follow the methods that are mentioned, by each other too; the names that they mention."""
+        waiting, found = set(names), set(names)
         while waiting:
-            method = vars(kind).get(waiting.pop())
-            if isinstance(method, types.FunctionType) and id(method) not in self._seen:
-                self._seen.add(id(method))
-                self._function(method)
-                waiting |= _names(method)
+            method = getattr(kind, waiting.pop(), None)
+            if isinstance(method, types.FunctionType):
+                self._waiting.append((method, frozenset()))
+                waiting |= _names(method) - found
+                found |= _names(method)
+        return frozenset(found)
 
     def _item(self, container: Any, key: Any, names: frozenset[str]) -> None:
         value = container[key]
-        if len(self._watched) >= MOST_WATCHED:
-            return
         if not isinstance(value, types.ModuleType):
             self._watched.append((operator.itemgetter(key), container, value))
-        self._value(value, names)
+        self._waiting.append((value, names))
 
     def _function(self, f: types.FunctionType) -> None:
-        if (f.__module__ or "").startswith(_OURS):
+        if _is_ours(f.__module__) or f.__code__.co_filename.startswith(_INSTALLED):
             return
         names = _names(f)
         for name in sorted(names & f.__globals__.keys()):
@@ -641,9 +644,14 @@ class _Captured:
             except ValueError:  # not bound yet
                 continue
             self._watched.append((operator.attrgetter("cell_contents"), cell, value))
-            self._value(value, names)
+            self._waiting.append((value, names))
         for default in (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()):
-            self._value(default, names)
+            self._waiting.append((default, names))
+
+
+def _is_ours(module: str | None) -> bool:
+    """Whether what is in the module does not change."""
+    return (module or "").partition(".")[0] in ("fastbp", "numpy")
 
 
 def _names(f: Any) -> frozenset[str]:
@@ -766,6 +774,8 @@ def trace(f: Callable[..., Any], *args: Any, argnums: Argnums | None = None, bac
         args: as for :func:`grad`.
         argnums: the arguments whose ``Trace.gradients`` are wanted; None for all, as a tuple.
     """
+    if running() is not None:
+        raise TraceError("trace cannot be called by a function that is traced")
     leaves, structure = trees.flatten((args, {}))
     values, positions = _checked(leaves, structure)
     chosen = tuple(range(len(args))) if argnums is None else argnums

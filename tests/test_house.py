@@ -106,7 +106,7 @@ def test_design_shows_the_same_house():
 
 
 def test_all_is_what_is_documented():
-    """Every public name has a heading in docs/api.md, or stands in the first cell of a table's row; and no others do."""
+    """Every public name has a heading in docs/api.md, or stands in the first cell of a row; and no others do."""
     text = (ROOT / "docs" / "api.md").read_text()
     documented = set(re.findall(r"^#+ `fastbp\.(\w+)", text, re.MULTILINE))
     for cell in re.findall(r"^\| (`fastbp\.[^|]*)\|", text, re.MULTILINE):

@@ -432,6 +432,19 @@ def test_closures_and_objects_are_watched():
         assert [k(np.ones(2))[0] for k in (method, itself, part)] == [value] * 3
 
 
+def test_what_the_function_changes_itself_is_not_watched():
+    state = {"calls": 0}
+
+    def f(x):
+        state["calls"] += 1
+        return fastbp.sum(x * x)
+
+    g = fastbp.grad(f)
+    for size in (2, 3, 2, 3):
+        g(np.ones(size))
+    assert state["calls"] == 2
+
+
 def test_captured_arrays_of_other_kinds(backend):
     data, labels, mask = [[1, 2], [3, 4], [5, 6]], np.array([0, 1, 1]), np.array([True, False, True])
     offsets = np.asfortranarray(np.arange(6.0).reshape(3, 2)).astype(np.float32)
@@ -571,6 +584,11 @@ ERRORS = {
     ),
     "sizes": (lambda: fastbp.grad(lambda w, x: fastbp.sum(x @ w))(W, np.ones((5, 4))), InputError, "matmul: shapes"),
     "branch": (lambda: fastbp.grad(lambda x: x if x > 0 else -x)(1.0), TraceError, "branch with fastbp.where"),
+    "trace inside": (
+        lambda: fastbp.grad(lambda x: fastbp.trace(square_sum, x).value)(B),
+        TraceError,
+        "trace cannot be",
+    ),
     "trace": (lambda: fastbp.trace(lambda x: x * 2.0, B), InputError, "trace: the function must return a scalar"),
 }
 

@@ -1,6 +1,6 @@
 """fastbp: compiled backpropagation for dense networks and computational graphs of matrices."""
 
-from fastbp import data, graph, losses, optim
+from fastbp import data, graph, layers, losses, optim
 from fastbp.backends import available_backends, use_backend
 from fastbp.backends.threads import get_num_threads, set_num_threads
 from fastbp.errors import DivergedError, FastbpError, InputError
@@ -44,6 +44,7 @@ from fastbp.functions import (
     where,
 )
 from fastbp.history import History
+from fastbp.layered import Network
 from fastbp.network import MLP, load
 from fastbp.transform import function, grad, hvp, jvp, trace, value_and_grad
 
@@ -55,6 +56,7 @@ __all__ = [
     "FastbpError",
     "History",
     "InputError",
+    "Network",
     "abs",
     "available_backends",
     "clip",
@@ -73,6 +75,7 @@ __all__ = [
     "graph",
     "hvp",
     "jvp",
+    "layers",
     "leaky_relu",
     "load",
     "log",

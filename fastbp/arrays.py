@@ -67,14 +67,14 @@ def finite(name: str, array: Array) -> None:
             )
 
 
-def labels(name: str, value: Array, classes: int) -> Array:
+def labels(name: str, value: Array, classes: int, what: str = "labels") -> Array:
     """Integer class labels as a contiguous (n, 1) int64 array, checked to lie in 0 … classes - 1."""
     if value.size:
         low, high = int(value.min()), int(value.max())
         if low < 0 or high >= classes:
             worst = low if low < 0 else high
             row = int(np.argmax(value.reshape(-1) == worst))
-            raise InputError(f"{name}: labels must be 0 … {classes - 1}; row {row} is {worst}")
+            raise InputError(f"{name}: {what} must be 0 … {classes - 1}; row {row} is {worst}")
     return np.ascontiguousarray(value.reshape(-1, 1), np.int64)
 
 

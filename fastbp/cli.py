@@ -384,6 +384,8 @@ class Model:
     def load(cls, path: Path) -> Model:
         """Read what ``net.save`` wrote, with or without the arrays of :func:`train`."""
         net = fastbp.load(path)
+        if not isinstance(net, MLP):
+            raise DataError(f"{path} holds a {type(net).__name__}; predict takes an MLP: use fastbp.load from Python")
         kept = network.extras(path)
         classes = kept["classes"].ravel().astype(str).tolist() if "classes" in kept else None
         if classes is None and net.loss_name == "cross_entropy":

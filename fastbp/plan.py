@@ -4,7 +4,8 @@ Fusions, each a pattern of the graph that one instruction does in one pass:
 
 - f(x + y) and x f'(y) become one elementwise function of two values (``scalars.FUSED``);
 - a product followed by one elementwise function of it and another value becomes that product with an epilogue:
-  act(X W + b) forward, (dZ Wᵀ) ⊙ act'(saved) backward;
+  act(X W + b) forward, (dZ Wᵀ) ⊙ act'(saved) backward; not one that adds up rows of the batch, as dW does, so that it
+  can be done a chunk of rows at a time;
 - the sum of an elementwise function, times a number (a loss), becomes one pass without the function's values stored;
 - what a log-softmax hands back, g - exp(y) Σg, is done a row at a time;
 - c x f'(y) with a number c (the first delta, a mean's) becomes one function too;
@@ -24,7 +25,7 @@ from fastbp.chains import Item, chains
 from fastbp.errors import GraphError
 from fastbp.lowering import lowered
 from fastbp.nodes import Node, ancestors
-from fastbp.ops import ELEMENTWISE, SCALAR, TABLE, Shape, broadcast, columns
+from fastbp.ops import ELEMENTWISE, SCALAR, TABLE, Shape, broadcast, columns, fixed
 from fastbp.program import Buffer, Instruction, Program, Result, Step
 
 _ACTS = {a.forward for a in scalars.ACTIVATIONS.values() if a.forward}
@@ -161,12 +162,17 @@ class _Planner:
         swaps = code in _COMMUTES or code.startswith("add_")
         for a, b in ((x, y), (y, x)) if swaps else ((x, y),):
             consumer = self._consumer(node, a)
-            if a.op == "matmul" and a is not b and a.shape == node.shape and self._only_for(a, consumer):
+            free = a.op == "matmul" and a is not b and not self._sums_rows(a)
+            if free and a.shape == node.shape and self._only_for(a, consumer):
                 self.pairs[node.id] = (code, a, b)
                 self.products[node.id] = a
                 self.absorbed.add(a.id)
                 self._fuse_then(node)
                 return
+
+    def _sums_rows(self, product: Node) -> bool:
+        """Whether a product adds up rows of the batch: done a chunk of them at a time, it has no epilogue."""
+        return bool(product.attrs["ta"] and self.inputs[product.id][0].shape[0].per_row)
 
     def _consumer(self, node: Node, operand: Node) -> Node:
         """The node that reads the operand in the graph: the one fused into ``node``, or ``node`` itself."""
@@ -202,6 +208,23 @@ class _Planner:
                 if part.op not in _FREE and part.id not in self.index:
                     self.index[part.id] = self._new(Buffer(part.name, kind, part.shape, base=whole, offset=offset))
                 offset += columns(part.shape) * columns(part.shape[::-1])
+
+    def _place_gradients(self) -> None:
+        """Give Aᵀ dZ and the sum of dZ's rows that both go out, dW and db, one memory: a product does both then."""
+        for node in self.nodes:
+            if node.op != "sum" or node.attrs["axis"] != 0 or node.id in self.index or node.id not in self.kept:
+                continue
+            (delta,) = self.inputs[node.id]
+            for product in self.readers[delta.id]:
+                alone = product.id in self.kept and product.id not in self.index and product.id not in self.absorbed
+                is_gradient = product.op == "matmul" and product.attrs["ta"] and not product.attrs["tb"]
+                if not (alone and is_gradient) or self.inputs[product.id][1] is not delta or product.shape[0].per_row:
+                    continue
+                rows, cols = (size.fixed for size in product.shape)
+                whole = self._new(Buffer(f"{product.name}.{node.name}", "output", fixed(1, (rows + 1) * cols)))
+                for part, offset in ((product, 0), (node, rows * cols)):
+                    self.index[part.id] = self._new(Buffer(part.name, "output", part.shape, base=whole, offset=offset))
+                break
 
     def _buffer(self, node: Node) -> int:
         if node.id not in self.index:
@@ -261,11 +284,8 @@ class _Planner:
         """One instruction for all members: their steps in order, and what becomes of the values."""
         inside = {node.id for node in members}
         domain = self._domain(members[0]) or self.inputs[members[0].id][0].shape
-        inputs: list[Node] = []
-        for node in members:
-            for operand in self._operands(node):
-                if operand.id not in inside and operand not in inputs:
-                    inputs.append(operand)
+        read = {o.id: o for node in members for o in self._operands(node) if o.id not in inside}
+        inputs = list(read.values())
         number = {node.id: k for k, node in enumerate(inputs)}
         steps: list[Step] = []
         results: list[Result] = []
@@ -311,6 +331,7 @@ class _Planner:
         self._fuse()
         self._chain()
         self._place_packs()
+        self._place_gradients()
         for node in self.nodes:
             if node.op in ("input", "param"):
                 self._buffer(node)
@@ -336,7 +357,7 @@ class _Planner:
         waiting: dict[int, int] = {}
         unlocks: dict[int, list[Node]] = {}
         ready: list[tuple[int, int, Node]] = []
-        first = {node.id: members[0].id for members in self.chain_of.values() for node in members}
+        first = {number: members[0].id for number, members in self.chain_of.items()}
         for node in self.nodes:
             if node.id in self.absorbed or first.get(node.id, node.id) != node.id:
                 continue

@@ -224,18 +224,55 @@ class Program:
             gathers.append(Instruction("gather", (index,), (len(buffers) - 1, order)))
         return Program(tuple(buffers), (*gathers, *self.instructions), self.outputs)
 
-    def explain(self, n: int) -> str:
-        """A readable table of the instructions, with operations and float32 bytes for n rows."""
+    def explain(self, n: int, itemsize: int = 4) -> str:
+        """A readable table of the instructions, with operations and bytes for n rows, and of the memory they need.
+
+        Below a chain stand its steps: what is not named in the chain's line is never written to memory.
+        """
         lines = []
         for i in self.instructions:
             outs, ins = (", ".join(self._describe(b) for b in side) for side in (i.outs, i.ins))
-            cost = f"{self.instruction_operations(i, n):>12,} op {self.instruction_bytes(i, n, 4):>12,} B"
-            lines.append(f"{i.title:32s} {cost}  {outs} <- {ins}")
+            cost = f"{self.instruction_operations(i, n):>14,} op {self.instruction_bytes(i, n, itemsize):>14,} B"
+            lines.append(f"{i.title:30s}{cost}  {outs} <- {ins}")
+            if i.op == "chain":
+                lines += [f"    {line}" for line in self._steps(i)]
+        temps = [self.size(b, n) * itemsize for b in self.lifetimes]
+        peak = place(self, n, itemsize, 64)[1]
+        lines.append(
+            f"{self.operations(n):,} operations; {self.bytes(n, itemsize):,} bytes read and written; "
+            f"workspace {peak:,} bytes for {len(temps)} values of {sum(temps):,}"
+        )
         return "\n".join(lines)
+
+    def _steps(self, chain: Instruction) -> list[str]:
+        names = [self._called(b) for b in chain.ins]
+        stored = {r.value: self.buffers[b].name for r, b in zip(chain.results, chain.outs, strict=True) if not r.how}
+        lines = []
+        for k, step in enumerate(chain.steps, len(names)):
+            names.append(stored.get(k, f"s{k - len(chain.ins) + 1}"))
+            args = [names[v] for v in step.args]
+            if step.scale >= 0:
+                args[0] = f"{names[step.scale]} × {args[0]}"
+            lines.append(f"{names[k]} = {step.code}({', '.join(args)})")
+        for r, b in zip(chain.results, chain.outs, strict=True):
+            if r.how:
+                over = {None: "", 0: " over rows", 1: " over columns"}[r.axis]
+                factor = f"{names[r.scale]} × " if r.scale >= 0 else ""
+                lines.append(f"{self.buffers[b].name} = {factor}{r.how} of {names[r.value]}{over}")
+        return lines
 
     def _describe(self, index: int) -> str:
         buffer = self.buffers[index]
-        return f"{buffer.name}{ops.show(buffer.shape)}"
+        return self._called(index) + (ops.show(buffer.shape) if buffer.kind != "const" else "")
+
+    def _called(self, index: int) -> str:
+        """The name of a buffer, or the number that it is."""
+        buffer = self.buffers[index]
+        if buffer.kind != "const":
+            return buffer.name
+        value, per = buffer.value
+        counted = "" if per is None else "/" + "·".join(f"({s})" if s.per_row and s.fixed else str(s) for s in per)
+        return f"{value:g}{counted}"
 
 
 def place(

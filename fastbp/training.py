@@ -54,8 +54,7 @@ class Trainable(Protocol):
         self, X: Any, T: Any, sample_weight: Any, *, finite: bool, prefix: str = ""
     ) -> dict[str, Array]: ...
     def training_step(self, batch: Sequence[str], optimizer: Optimizer, gathered: bool) -> backends.Executable: ...
-    def loss(self, X: Any, T: Any, sample_weight: Any = None) -> Any: ...
-    def score(self, X: Any, T: Any, sample_weight: Any = None) -> float: ...
+    def evaluate(self, batch: dict[str, Array]) -> tuple[float, float]: ...
     def operations_a_row(self) -> int: ...
     @property
     def averages(self) -> bool: ...
@@ -133,7 +132,7 @@ class _Fit:
         self.state = training.state
         self.epochs = epochs
         self.batch = batch_size
-        self.rows = len(data["X"])
+        self.rows = rows_of(data)
         self.per_epoch = -(-self.rows // batch_size)
         self.gathered = shuffle or sampling == "replacement"
         self.order = RowOrder(self.rows, training.seed, sampling)
@@ -160,7 +159,10 @@ class _Fit:
             order = np.zeros((drawn.size + 2 * self.batch, 1), np.int64)
             order[: drawn.size, 0] = drawn.reshape(-1)
             values["order"] = order
-        values["hyper"] = self.training.optimizer.hyper(self.state.step + np.arange(last - first, dtype=np.float64))
+        step = self.state.step + np.arange(last - first, dtype=np.float64)
+        values["hyper"] = self.training.optimizer.hyper(step)
+        if "dropout" in self.run.program.inputs:  # what its masks are drawn from, seed and step, below 2³²
+            values["dropout"] = np.column_stack([np.full(len(step), float(self.training.seed % 2**32)), step % 2**32])
         table = np.column_stack([rows, position, np.arange(last - first)])
         losses = self.run.run_steps(values, np.ascontiguousarray(table, np.int64))["loss"]
         self.state.step += last - first
@@ -194,7 +196,7 @@ def fit(
     callbacks: Sequence[Callable[[Any, History], Any]],
     progress: bool | Reporter,
 ) -> History:
-    """See :meth:`fastbp.MLP.fit`."""
+    """See :meth:`fastbp.Network.fit`."""
     epochs = arrays.count("epochs", epochs)
     if batch_size is not None:
         batch_size = arrays.count("batch_size", batch_size)
@@ -215,10 +217,10 @@ def fit(
     if not isinstance(progress, bool) and not all(hasattr(progress, name) for name in ("slice", "epoch", "close")):
         raise InputError(f"progress must be True, False or a Reporter, got {progress!r}")
     data = net.check_batch(X, T, sample_weight, finite=True)
-    if not len(data["X"]):
+    if not rows_of(data):
         raise InputError("X has no rows: there is nothing to fit")
     data, held_out = _hold_out(net, data, validation)
-    rows = len(data["X"])
+    rows = rows_of(data)
     if batch_size is None:
         batch_size = min(DEFAULT_BATCH, rows)
     if batch_size > rows:
@@ -240,8 +242,8 @@ def fit(
 
 def _hold_out(
     net: Trainable, data: dict[str, Array], validation: tuple[Any, ...] | float | None
-) -> tuple[dict[str, Array], tuple[Any, ...] | None]:
-    """Training data and (X, T[, weight]) to validate on: given, or the last fraction of the rows."""
+) -> tuple[dict[str, Array], dict[str, Array] | None]:
+    """The batch to train on and the one to validate on: given, or the last fraction of the rows."""
     if validation is None:
         return data, None
     if isinstance(validation, tuple):
@@ -250,23 +252,27 @@ def _hold_out(
                 f"validation must be (X, T), (X, T, sample_weight) or a fraction, got {len(validation)} parts"
             )
         checked = net.check_batch(*validation, *[None] * (3 - len(validation)), finite=True, prefix="validation ")
-        if not len(checked["X"]):
+        if not rows_of(checked):
             raise InputError("validation has no rows")
-        return data, validation
+        return data, checked
     number = isinstance(validation, (int, float, np.floating)) and not isinstance(validation, bool)
     if not number or not 0.0 < validation < 1.0:
         raise InputError(f"validation must be (X, T) or a fraction between 0 and 1, got {validation!r}")
-    rows = len(data["X"])
+    rows = rows_of(data)
     kept = rows - max(1, round(rows * validation))
     if kept < 1:
         raise InputError(f"validation={validation} of {rows} rows leaves none to train on")
     held = {name: array[kept:] for name, array in data.items()}
-    target = held["labels"][:, 0] if "labels" in held else held["T"]
     trained = {name: array[:kept] for name, array in data.items()}
     if "weight" in data:
         arrays.weights("sample_weight of the rows to train on", trained["weight"], kept, net.dtype)
         arrays.weights("sample_weight of the rows held out for validation", held["weight"], rows - kept, net.dtype)
-    return trained, (held["X"], target, held.get("weight"))
+    return trained, held
+
+
+def rows_of(data: dict[str, Array]) -> int:
+    """Rows of a batch; all its arrays have as many."""
+    return len(next(iter(data.values())))
 
 
 def _resume(net: Trainable, optimizer: str | Optimizer | None, seed: int | None, steps: int) -> TrainingState:
@@ -305,7 +311,7 @@ class _Watch:
         self,
         net: Trainable,
         one: _Fit,
-        held_out: tuple[Any, ...] | None,
+        held_out: dict[str, Array] | None,
         tol: float | None,
         patience: int | None,
         callbacks: Sequence[Callable[[Any, History], Any]],
@@ -328,7 +334,7 @@ class _Watch:
         """Why to stop now, or ""."""
         history = self.one.training.history
         if self.held_out is not None:
-            loss, score = float(self.net.loss(*self.held_out)), self.net.score(*self.held_out)
+            loss, score = self.net.evaluate(self.held_out)
             with held_back():
                 history.validation_loss.append(loss)
                 history.validation_score.append(score)

@@ -136,8 +136,13 @@ def test_operations_and_bytes():
 
 
 def test_explain_names_every_instruction():
-    text = MLP([5, 4, 3], activation="gelu").program("gradient").explain(10)
-    assert len(text.splitlines()) == len(MLP([5, 4, 3], activation="gelu").program("gradient").instructions)
+    program = MLP([5, 4, 3], activation="gelu").program("gradient")
+    text = program.explain(10)
+    lines = [line for line in text.splitlines() if not line.startswith(" ")]
+    assert len(lines) == len(program.instructions) + 1
+    inside = [line for line in text.splitlines() if line.startswith(" ")]
+    assert len(inside) == sum(len(i.steps) + sum(bool(r.how) for r in i.results) for i in program.instructions)
+    assert f"workspace {place(program, 10, 4, 64)[1]:,} bytes" in lines[-1]
     assert "matmul add gelu" in text
     assert "X(n, 5)" in text
 

@@ -18,6 +18,8 @@ _default = "cpu"
 class Executable(Protocol):
     """A Program on one machine."""
 
+    program: Program
+
     def run(self, values: Mapping[str, Any], n: int) -> dict[str, Any]:
         """Run once for n rows; outputs by name."""
 

@@ -777,6 +777,18 @@ class _Table:
         ins, outs = (tuple(self._in_memory(b) for b in side) for side in (i.ins, i.outs))
         self._work(Work((rows, cols), ins, i.steps, i.results), outs, self._cost(i))
 
+    def _piece_of(self, builder: Builder) -> tuple[int, int]:
+        """Rows and columns of a piece of a chain."""
+        rows, cols = builder.work.shape
+        if self.in_chunk or not cols:
+            return rows, cols
+        along_rows = any(r.how and r.axis == 1 for r in builder.work.results)
+        if rows == 1 or (cols > PIECE_ELEMENTS // 4 and not along_rows):
+            return rows, PIECE_ELEMENTS
+        return _ceil(
+            max(4, PIECE_ELEMENTS // cols), builder.height
+        ), cols  # several: their sums are added in pieces, too
+
     def _in_memory(self, index: int) -> Place:
         shape = (1, 1) if self.program.buffers[index].dtype == "double" else self._shape(index)  # a mask's key
         return Place(*self._where(index), *shape)
@@ -786,20 +798,17 @@ class _Table:
         work = flattened(work)
         rows, cols = work.shape
         builder = Builder(work, self.item)
-        height = builder.height
-        block = (rows, cols) if self.in_chunk or not cols else (_ceil(max(1, PIECE_ELEMENTS // max(1, cols)), height), cols)
-        if rows == 1 and cols and not self.in_chunk:
-            block = (1, PIECE_ELEMENTS)
-        m_block, n_block = _few_pieces((rows, cols), block)
+        m_block, n_block = _few_pieces((rows, cols), self._piece_of(builder))
         pieces = max(1, -(-rows // m_block) * -(-cols // n_block))
         to, parts, size = list(outs), [], self.scratch_size
         for k, (result, out) in enumerate(zip(work.results, outs, strict=True)):
-            if pieces > 1 and result.how and result.axis != 1:
+            cut = {None: pieces > 1, 0: rows > m_block, 1: False}[result.axis]  # no piece has all that is reduced
+            if result.how and cut:
                 each = out.rows * out.cols
                 to[k] = Place(cpu.WORKSPACE, self.scratch + size, out.rows, out.cols, each * self.item)
                 parts.append((result, Place(cpu.WORKSPACE, self.scratch + size, pieces, each), out))
                 size += _ceil(pieces * each * self.item, ALIGNMENT)
-        table = builder.table(to)
+        table = builder.table(to, n_block)
         self.common.kept.append(table.words)
         self.common.scratch = max(self.common.scratch, table.scratch)
         self._row(cpu.CHAIN, (rows, cols, 0), (m_block, n_block), cost, {}, table.words.ctypes.data, what=what)

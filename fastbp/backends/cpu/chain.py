@@ -70,11 +70,13 @@ def _place(private, k, one):
 
 
 @kernel
-def _point(places, k, bases, private, r, c, piece):
-    """Work out the address of place k for the block at row r, column c."""
+def _point(places, k, bases, private, r, c, j, piece):
+    """Work out the address of place k for the block at row r, column c, in a piece from column j on."""
     place = places + k * 8 * PLACE
     slot = get_int(place, SLOT)
     base = private if slot == OWN else get_int(bases, slot)
+    if slot == OWN:
+        c -= j
     base += get_int(place, OFFSET) + r * get_int(place, A_ROW) + c * get_int(place, A_COLUMN)
     set_int(private, 2 * k, base + piece * get_int(place, A_PIECE))
     set_int(private, 2 * k + 1, get_int(place, STEP))
@@ -102,7 +104,7 @@ def _end_columns(private, operation, rows, cols, accumulate, one):
 
 @kernel
 def _once(private, operation, height, columns, accumulate, one):
-    """An operation of the prologue or the epilogue."""
+    """An operation of the prologue or the epilogue of a piece with so many columns."""
     kind, code = get_int(operation, KIND), get_int(operation, CODE)
     out = _place(private, get_int(operation, OUT), one)
     if kind in (CLEAR, CLEAR_MAX):
@@ -132,9 +134,9 @@ def run_chain(head, bases, private, piece, i, j, m, n, accumulate, first_row, on
     places = head + 8 * HEADER
     operations = places + count * 8 * PLACE
     for k in range(still):
-        _point(places, k, bases, private, int64(0), int64(0), piece)
+        _point(places, k, bases, private, int64(0), j, j, piece)
     for _ in range(get_int(head, PROLOGUE)):
-        _once(private, operations, height, columns, accumulate, one)
+        _once(private, operations, height, n, accumulate, one)
         operations += 8 * OPERATION
     body, before = get_int(head, BODY), first_row * get_int(head, ROW)
     for r in range(i, i + m, height):
@@ -142,12 +144,12 @@ def run_chain(head, bases, private, piece, i, j, m, n, accumulate, first_row, on
         for c in range(j, j + max(n, 1), width):  # rows of nothing are reduced, too
             cols = min(width, j + n - c)
             for k in range(still, count):
-                _point(places, k, bases, private, r, c, piece)
+                _point(places, k, bases, private, r, c, j, piece)
             for q in range(body):
                 _operate(private, operations + q * 8 * OPERATION, rows, cols, before + r * columns + c, accumulate, one)
     operations += body * 8 * OPERATION
     for _ in range(get_int(head, EPILOGUE)):
-        _once(private, operations, height, columns, accumulate, one)
+        _once(private, operations, height, n, accumulate, one)
         operations += 8 * OPERATION
 
 

@@ -167,6 +167,11 @@ class Builder:
         words = [place.slot, place.offset, *((0, 0) if still else steps), place.a_piece, int(across)]
         return self._add(words, not still and any(steps))
 
+    def _result(self, out: Place) -> Ref:
+        """Where a reduction goes: to a number, or from the first column of the piece on."""
+        words = [out.slot, out.offset, 0, self.item * (out.cols > 1), out.a_piece, 1]
+        return self._add(words, False)
+
     def _own(self, elements: int, a_column: int = 0) -> Ref:
         """Private memory; its offset is known in the end."""
         found = self._add([chain.OWN, 0, 0, a_column, 0, 1], bool(a_column))
@@ -183,8 +188,9 @@ class Builder:
 
     # ---- operations ----------------------------------------------------------------------------------------------
 
-    def table(self, outs: Sequence[Place]) -> Table:
-        """The table, with the places where the results go."""
+    def table(self, outs: Sequence[Place], n_block: int) -> Table:
+        """The table, with the places where the results go, for pieces of ``n_block`` columns."""
+        self.n_block = min(self.cols, n_block)
         first, last = len(self.work.ins), self._last_reads()
         at: dict[int, Any] = {k: self._input(place) for k, place in enumerate(self.work.ins)}
         at[NONE] = NONE
@@ -233,7 +239,7 @@ class Builder:
         if result.axis == 1:
             self.body.append([chain.REDUCE_ROWS, code, self._memory(out), value, NONE, NONE, scale])
             return
-        to = self._memory(out, still=True)
+        to = self._result(out)
         if result.axis is None and 0 < self.rows * self.cols <= self.height * self.width:
             self.body.append([chain.REDUCE_WHOLE, code, to, value, NONE, NONE, scale])
             return
@@ -243,7 +249,7 @@ class Builder:
             self.body.append([chain.REDUCE_ALL, code, running, value, NONE, NONE, NONE])
             self.epilogue.append([chain.END_ALL, code, to, running, NONE, NONE, scale])
         else:
-            length = self.height * self.cols
+            length = self.height * self.n_block
             running = here = self._own(length)
             if self.width < self.cols:  # the same memory, seen from the block's first column
                 here = self._add([chain.OWN, 0, 0, self.item, 0, 1], True)

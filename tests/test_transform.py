@@ -315,6 +315,60 @@ def test_transforms_within_functions(backend):
     close(fastbp.grad(compiled, backend=backend)(x), fastbp.grad(rosenbrock)(x), 1e-13)
 
 
+def random_function(seed):
+    """A few random operations on whatever fits, and a sum of all that came out."""
+    one = [
+        *(fastbp.tanh, fastbp.sigmoid, fastbp.softplus, fastbp.gelu, np.square, np.negative, np.transpose),
+        *(fastbp.sum, fastbp.max, np.ravel, lambda a: np.broadcast_to(a, (3, *np.shape(a))) if np.ndim(a) < 2 else a),
+        lambda a: a[..., None] if np.ndim(a) < 2 else a[:, 0],
+        lambda a: fastbp.where(a > 0.1, a, a * a),
+    ]
+    some = [  # of at least one dimension
+        *(lambda a: np.sum(a, axis=0), lambda a: np.mean(a, axis=-1), lambda a: np.min(a, axis=0, keepdims=True)),
+        *(lambda a: a[0], lambda a: a[::-1], lambda a: a[np.array([0, -1, 0])], lambda a: np.var(a, axis=0)),
+        *(fastbp.softmax, fastbp.log_softmax, lambda a: fastbp.logsumexp(a, axis=0), lambda a: fastbp.softmax(a, 0)),
+        *(lambda a: np.concatenate([a, a * 2.0]), lambda a: np.concatenate([a, a * a], axis=-1)),
+    ]
+    two = [np.add, np.multiply, np.subtract, np.maximum, lambda a, b: a / (1.5 + b * b)]
+
+    def f(*args):
+        rng, pool = np.random.default_rng(seed), list(args)
+        for _ in range(rng.integers(3, 12)):
+            a, b = (pool[rng.integers(len(pool))] for _ in range(2))
+            sizes = zip(np.shape(a)[::-1], np.shape(b)[::-1], strict=False)
+            if np.ndim(a) and np.ndim(b) and np.shape(a)[-1] == np.shape(b)[0] and rng.random() < 0.5:
+                out = a @ b
+            elif rng.random() < 0.5 and all(p == q or 1 in (p, q) for p, q in sizes):
+                out = two[rng.integers(len(two))](a, b)
+            else:
+                group = [*one, *some] if np.ndim(a) else one
+                out = group[rng.integers(len(group))](a)
+            if np.size(out) < 400:
+                pool.append(out)
+        return sum(fastbp.sum(fastbp.tanh(p) * (k + 1)) for k, p in enumerate(pool))
+
+    rng = np.random.default_rng(seed + 1)
+    n, d, k = rng.integers(1, 6, 3)
+    return f, [rng.normal(size=shape) for shape in ((d, k), (k,), (n, d), (n,))]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_functions(seed, backend):
+    """Values as NumPy has them; gradients, jvp and hvp agree with differences and with each other."""
+    f, args = random_function(seed)
+    u, v = ([np.random.default_rng(seed + k).normal(size=a.shape) for a in args[:2]] for k in (2, 3))
+    value, gradient = fastbp.value_and_grad(f, (0, 1), backend=backend)(*args)
+    close(value, f(*args), 1e-10)
+    step = 1e-6
+    ahead, behind = (f(*(a + s * b for a, b in zip(args[:2], v, strict=True)), *args[2:]) for s in (step, -step))
+    along = sum((g * b).sum() for g, b in zip(gradient, v, strict=True))
+    close(along, (ahead - behind) / (2 * step), 1e-5, 1e-5)
+    close(fastbp.jvp(f, backend=backend)(args, (*v, None, None))[1], along, 1e-8, 1e-9)
+    product, other = (fastbp.hvp(f, (0, 1), backend=backend)(*args, tuple(w)) for w in (u, v))
+    symmetric = [sum((a * b).sum() for a, b in zip(*pair, strict=True)) for pair in ((product, v), (other, u))]
+    close(*symmetric, 1e-7, 1e-8)
+
+
 # ---- caching -------------------------------------------------------------------------------------------------------
 
 

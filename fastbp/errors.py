@@ -18,6 +18,10 @@ class GraphError(FastbpError):
     """A graph cannot be built, differentiated or planned."""
 
 
+class TraceError(GraphError):
+    """A Python function does with a traced value what only a value could do; the message says what to do instead."""
+
+
 class DivergedError(FastbpError):
     """Training stopped because the loss is no longer finite; the last good parameters are kept."""
 

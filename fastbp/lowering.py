@@ -19,7 +19,6 @@ _FOLDED: dict[str, Callable[..., float]] = {
     "greater_equal": lambda x, y: float(x >= y),
     "neg": lambda x: -x,
     "square": lambda x: x * x,
-    "copy": lambda x: x,
 }
 
 
@@ -37,7 +36,7 @@ def lowered(outputs: Mapping[str, Node]) -> dict[str, Node]:
 
 
 def _replaced(node: Node) -> Node:
-    if node.op == "stop_gradient":
+    if node.op in ("stop_gradient", "copy"):  # they matter to differentiation alone
         return node.inputs[0]
     if node.op == "logsumexp" and node.attrs["axis"] != 1:
         return _logsumexp(node.inputs[0], node.attrs["axis"])

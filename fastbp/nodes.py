@@ -123,7 +123,7 @@ class Node:
         """X where this node is not 0, else y."""
         operands = (self, _node(x), _node(y))
         shape = ops.broadcast("where", *(o.shape for o in operands))
-        return Node("where", (_narrowed(o, operands, shape) for o in operands), {})
+        return Node("where", _narrowed(operands, shape), {})
 
     def stop_gradient(self) -> Node:
         """The same value, taken as a constant by :func:`gradients`."""
@@ -277,22 +277,18 @@ def _node(value: Operand) -> Node:
 def _binary(op: str, x: Operand, y: Operand) -> Node:
     a, b = _node(x), _node(y)
     shape = ops.broadcast(op, a.shape, b.shape)
-    return Node(op, (_narrow(a, b, shape), _narrow(b, a, shape)), {})
+    return Node(op, _narrowed((a, b), shape), {})
 
 
-def _narrow(x: Node, other: Node, shape: Shape) -> Node:
-    """Elementwise operations broadcast by themselves: take a broadcast node's source where the shape allows it."""
-    if x.op == "broadcast_to" and ops.broadcast("", x.inputs[0].shape, other.shape) == shape:
-        return x.inputs[0]
-    return x
-
-
-def _narrowed(x: Node, others: Sequence[Node], shape: Shape) -> Node:
-    """The same for any number of operands."""
-    rest = ops.broadcast("", *(o.shape for o in others if o is not x)) if any(o is not x for o in others) else SCALAR
-    if x.op == "broadcast_to" and ops.broadcast("", x.inputs[0].shape, rest) == shape:
-        return x.inputs[0]
-    return x
+def _narrowed(operands: Sequence[Node], shape: Shape) -> list[Node]:
+    """Elementwise operations broadcast by themselves: the sources of broadcast nodes, as far as the shape allows it."""
+    found = list(operands)
+    for k, x in enumerate(found):
+        if x.op == "broadcast_to":
+            others = (o.shape for j, o in enumerate(found) if j != k)
+            if ops.broadcast("", x.inputs[0].shape, *others) == shape:
+                found[k] = x.inputs[0]
+    return found
 
 
 def _power(x: Node, exponent: Operand) -> Node:

@@ -103,6 +103,16 @@ def test_gradients_of_several_consumers_are_summed():
     np.testing.assert_allclose(evaluate({"dx": dx}, {"x": value})["dx"], expected, rtol=1e-15)
 
 
+def test_operands_that_are_both_broadcast():
+    """Each could be replaced by its source, but not both: the shape is theirs."""
+    x = graph.input("x", 1)
+    wide = x.broadcast_to((x.shape[0], graph.param("p", (3, 3)).shape[1]))
+    for out in (wide + wide, wide.where(wide, wide)):
+        assert out.shape == wide.shape
+    (dx,) = graph.gradients((wide * wide).sum(), [x])
+    np.testing.assert_array_equal(evaluate({"dx": dx}, {"x": np.array([[1.0], [2.0]])})["dx"], [[6.0], [12.0]])
+
+
 def test_a_gradient_with_respect_to_a_node_in_the_middle():
     x, w = graph.input("x", 3), graph.param("w", (3, 2))
     z = x @ w

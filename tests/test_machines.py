@@ -111,6 +111,20 @@ def reference(name, x):
     return table[name]()
 
 
+@pytest.mark.parametrize("ta", [False, True])
+def test_a_product_with_one_column_and_an_epilogue(machine, dtype, ta):
+    for m, k in ((2, 2), (5, 1), (33, 7), (7, 40)):
+        a, b = RNG.normal(size=(k, m) if ta else (m, k)), RNG.normal(size=(k, 1))
+        product = (a.T if ta else a) @ b
+        p = graph.param("a", a.shape).matmul(graph.param("b", b.shape), ta=ta)
+        for y in (RNG.normal(size=(m, 1)), RNG.normal(size=(1, 1))):
+            values = {"x": np.ones((1, 1)), "a": a, "b": b, "y": y}
+            node = graph.param("y", y.shape)
+            close(run({"c": p + node}, values, machine, dtype)["c"], product + y, dtype, 2)
+            close(run({"c": p * node.tanh_grad()}, values, machine, dtype)["c"], product * (1 - y * y), dtype, 2)
+            close(run({"c": (p + node).tanh()}, values, machine, dtype)["c"], np.tanh(product + y), dtype, 2)
+
+
 @pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "maximum", "minimum", "greater", "bce_logits"])
 @pytest.mark.parametrize("other", ["full", "row", "column", "scalar"])
 def test_binary_broadcasts(machine, dtype, name, other):

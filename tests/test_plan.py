@@ -208,3 +208,15 @@ def test_constants_that_differ_in_sign_alone_stay_apart(backend):
     got = backends.executable(plan(outputs), backend, "float64").run({"x": np.ones((1, 1))}, 1)
     assert got["plus"][0, 0] == np.inf
     assert got["minus"][0, 0] == -np.inf
+
+
+def test_a_factor_that_is_a_function_itself_stays():
+    """c f'(y) is one function already: what reads it as a factor must not take c out of it."""
+    x = graph.input("x", 3)
+    y = x.tanh()
+    out = (y.tanh_grad() * 2.0) * x.sigmoid().sigmoid_grad()
+    values = np.linspace(-1.0, 1.0, 6).reshape(2, 3)
+    s = 1 / (1 + np.exp(-values))
+    for backend in ("cpu", "numpy"):
+        got = graph.compile(out, backend=backend)(x=values)
+        np.testing.assert_allclose(got, 2 * (1 - np.tanh(values) ** 2) * s * (1 - s), rtol=1e-13)

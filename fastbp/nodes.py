@@ -123,7 +123,7 @@ class Node:
         """X where this node is not 0, else y."""
         operands = (self, _node(x), _node(y))
         shape = ops.broadcast("where", *(o.shape for o in operands))
-        return Node("where", (_narrowed(o, operands, shape) for o in operands), {})
+        return Node("where", (_narrowed(o, operands, shape) for o in operands), {}).broadcast_to(shape)
 
     def stop_gradient(self) -> Node:
         """The same value, taken as a constant by :func:`gradients`."""
@@ -277,7 +277,7 @@ def _node(value: Operand) -> Node:
 def _binary(op: str, x: Operand, y: Operand) -> Node:
     a, b = _node(x), _node(y)
     shape = ops.broadcast(op, a.shape, b.shape)
-    return Node(op, (_narrow(a, b, shape), _narrow(b, a, shape)), {})
+    return Node(op, (_narrow(a, b, shape), _narrow(b, a, shape)), {}).broadcast_to(shape)  # if both were narrowed
 
 
 def _narrow(x: Node, other: Node, shape: Shape) -> Node:

@@ -514,16 +514,16 @@ class _Table:
         a, b = operands[cpu.A], operands[cpu.B]
         turned = {which: (*place[:2], 0, place[2]) for which, place in operands.items()}  # a column is a row
         turned[cpu.A] = (*b[:2], 0, b[2])
+        if how & gemm.BIAS:
+            how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
         if i.ta:
             turned[cpu.B] = (*a[:2], a[3], 1)
             if id(i) in self.fused:
                 self._updating(i, (1, m, k), turned, self.panel)
             else:
-                self._product((1, m, k), turned, self.panel, self._cost(i))
+                self._product((1, m, k), turned, self.panel, self._cost(i), how, code, then)
             return
         turned[cpu.B] = (*a[:2], a[2], 1)
-        if how & gemm.BIAS:
-            code = simd.BINARY_CODES["add"]
         self._product_with_few_rows((1, m, k), turned, self._cost(i), gemm.PACK_T, code, then)
 
     def _updating(

@@ -793,7 +793,7 @@ class _Table:
 
     def _work(self, work: Work, outs: Sequence[Place], cost: int, what: str = "") -> None:
         """A chain in pieces; sums of pieces are added up by another chain."""
-        work = flattened(work)
+        work = flattened(work, self.in_chunk)
         rows, cols = work.shape
         builder = Builder(work, self.item)
         m_block, n_block = _few_pieces((rows, cols), self._piece_of(builder))

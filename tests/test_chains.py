@@ -173,3 +173,21 @@ def test_nan_and_infinities_go_through():
         np.testing.assert_array_equal(got["lse"][:2, 0], [np.nan, -np.inf])
         np.testing.assert_array_equal(got["lse0"][0, :2], [np.nan, np.inf])
         np.testing.assert_array_equal(got["s"][:2, 0], [np.nan, -np.inf])
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 40])
+@pytest.mark.parametrize("n", [0, 1, 5, 3000])
+def test_transposed_products_with_one_column_have_their_epilogue(n, m):
+    """With an activation, a number, a column, both."""
+    x, y, u, v = graph.input("x", m), graph.input("y", 1), graph.param("u", (2, m)), graph.param("v", (2, 1))
+    c, b = graph.param("c", (1, 1)), graph.param("b", (m, 1))
+    products = {"x": x.matmul(y, ta=True), "u": u.matmul(v, ta=True)}
+    outputs = {f"{k} tanh": p.tanh() for k, p in products.items()}
+    outputs |= {f"{k} gelu": (p + c).gelu() for k, p in products.items()}
+    outputs |= {f"{k} + c": p + c for k, p in products.items()}
+    outputs |= {f"{k} - b": p - b for k, p in products.items()}
+    outputs |= {f"{k} + b": (p + b).sigmoid() for k, p in products.items()}
+    shapes = {"x": (n, m), "y": (n, 1), "u": (2, m), "v": (2, 1), "c": (1, 1), "b": (m, 1)}
+    values = {k: RNG.normal(size=shape) for k, shape in shapes.items()}
+    for name, node in outputs.items():  # alone, so that the product is fused
+        agree({name: node}, {k: values[k] for k in plan({name: node}).inputs}, n)

@@ -238,6 +238,23 @@ def test_graphs_are_those_of_the_array_machine(name, n, dtype):
             assert relative_error(value, expected[key], 1e-3) < (1e-12 if dtype == "float64" else 2e-5), key
 
 
+@pytest.mark.parametrize("d", [1, 3, 300, 1500])
+def test_sums_of_a_last_chunk_of_one_row(d, dtype):
+    """... are added to those of the chunks before it in its piece."""
+    x, w = graph.input("x", 2), graph.param("w", (2, d))
+    y = ((x @ w) * 2.0).tanh()
+    outputs = {"rows": y.sum(axis=0), "all": y.sum(), "mean": (y * y).mean(axis=0), "columns": y.sum(axis=1)}
+    program = plan(outputs)
+    chunk = chunks_for(program, divide(program), 10**5).rows
+    n = 33 * chunk + 1  # a piece has two chunks
+    assert chunks_for(program, divide(program), n) == Chunks(chunk, 2 * chunk)
+    values = {"x": RNG.normal(size=(n, 2)), "w": RNG.normal(size=(2, d))}
+    expected = backends.executable(program, "numpy", "float64").run(values, n)
+    got = backends.executable(program, "cpu", dtype).run({k: v.astype(dtype) for k, v in values.items()}, n)
+    for name, value in expected.items():
+        assert relative_error(got[name], value, 1e-3) < (1e-12 if dtype == "float64" else 2e-5), name
+
+
 def random_case(seed, layers, n, activation, loss, kind, reduction):
     """A network with biases that are not 0, and its data."""
     rng = np.random.default_rng(seed)

@@ -283,3 +283,18 @@ def test_gradients_wants_a_list_of_nodes():
     for wrong in (x, [3]):
         with pytest.raises(InputError, match="wrt must be a list of nodes"):
             graph.gradients(x.sum(), wrong)
+
+
+def test_operands_that_are_both_broadcast_keep_the_shape():
+    """... though the operation is done on what they were broadcast from."""
+    x, y, r, s = graph.input("x", 3), graph.input("y", 1), graph.param("r", (1, 3)), graph.param("s", (1, 3))
+    wide_r, wide_s = r.broadcast_to(x.shape), s.broadcast_to(x.shape)
+    values = {"x": np.ones((5, 3)), "y": np.ones((5, 1)), "r": RNG.normal(size=(1, 3)), "s": RNG.normal(size=(1, 3))}
+    for product in (wide_r * wide_s, graph.constant(1.0).where(wide_r * s, wide_s), wide_r * s):
+        assert product.shape == x.shape
+    product = wide_r * wide_s
+    (dr,) = graph.gradients(product.sum() * y.sum(), [r])
+    found = evaluate({"product": product, "sum": product.sum(), "dr": dr}, values | {"x": np.ones((5, 3))})
+    np.testing.assert_allclose(found["product"], np.tile(values["r"] * values["s"], (5, 1)), rtol=1e-15)
+    np.testing.assert_allclose(found["sum"], 5 * (values["r"] * values["s"]).sum(), rtol=1e-14)
+    np.testing.assert_allclose(found["dr"], 25 * values["s"], rtol=1e-14)

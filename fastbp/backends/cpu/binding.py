@@ -517,13 +517,13 @@ class _Table:
         turned = {which: (*place[:2], 0, place[2]) for which, place in operands.items()}  # a column is a row
         turned[cpu.A] = (*b[:2], 0, b[2])
         if how & gemm.BIAS:
-            code = simd.BINARY_CODES["add"]
+            how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
         if i.ta:
             turned[cpu.B] = (*a[:2], a[3], 1)
             if id(i) in self.fused:
                 self._updating(i, (1, m, k), turned, self.panel)
             else:
-                self._product((1, m, k), turned, self.panel, self._cost(i), 0, code, then)
+                self._product((1, m, k), turned, self.panel, self._cost(i), how, code, then)
             return
         turned[cpu.B] = (*a[:2], a[2], 1)
         self._product_with_few_rows((1, m, k), turned, self._cost(i), gemm.PACK_T, code, then)
@@ -797,7 +797,7 @@ class _Table:
 
     def _work(self, work: Work, outs: Sequence[Place], cost: int, what: str = "") -> None:
         """A chain in pieces; sums of pieces are added up by another chain."""
-        work = flattened(work)
+        work = flattened(work, self.in_chunk)
         rows, cols = work.shape
         builder = Builder(work, self.item)
         m_block, n_block = _few_pieces((rows, cols), self._piece_of(builder))

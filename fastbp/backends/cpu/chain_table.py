@@ -63,10 +63,11 @@ class Table:
     scratch: int
 
 
-def flattened(work: Work) -> Work:
+def flattened(work: Work, in_chunk: bool = False) -> Work:
     """The same work over one long row, where rows do not matter.
 
-    Reductions over a single element become results; a result is the value of a step, and each of another one.
+    Reductions over a single element become results; a result is the value of a step, and each of another one. A
+    chunk's only row is done as several are: its sums over rows add to those of the chunks before, others do not.
     """
     rows, cols = work.shape
     plain = all((p.rows, p.cols) in (work.shape, (1, 1)) for p in work.ins)
@@ -80,9 +81,9 @@ def flattened(work: Work) -> Work:
 
     for result in work.results:
         how, axis, value, scale = result.how, result.axis, result.value, result.scale
-        if how and axis is not None and work.shape[axis] == 1:
+        if how and axis is not None and work.shape[axis] == 1 and not (in_chunk and axis == 0):
             how = ""
-        if how and rows == 1:
+        if how and rows == 1 and not (in_chunk and work.shape[0] == 1):
             axis = None
         if not how and scale >= 0:
             value, scale = step("mul", value, scale), -1

@@ -90,7 +90,13 @@ def test_all_kinds_of_broadcasts_and_reductions(n, d):
     outputs = {"y": y, "sum": z.sum(), "rows": (z * y).sum(0), "columns": z.sum(1), "most": z.max(1)}
     outputs |= {"powers": (z - y).exp() * 0.5, "mean": (z * x).mean(0), "count": x.broadcast_to(x.shape).sum(1)}
     if n:
-        outputs |= {"max": z.max(), "max0": z.max(0), "lse": x.logsumexp(), "lse0": x.logsumexp(0), "lse1": z.logsumexp(1)}
+        outputs |= {
+            "max": z.max(),
+            "max0": z.max(0),
+            "lse": x.logsumexp(),
+            "lse0": x.logsumexp(0),
+            "lse1": z.logsumexp(1),
+        }
     values = {"x": RNG.normal(size=(n, d)), "r": RNG.normal(size=(1, d)), "c": RNG.normal(size=(n, 1))}
     agree(outputs, values, n)
     agree(outputs, values, n, "float32")

@@ -255,8 +255,6 @@ def test_sums_of_a_last_chunk_of_one_row(d, dtype):
         assert relative_error(got[name], value, 1e-3) < (1e-12 if dtype == "float64" else 2e-5), name
 
 
-
-
 def random_case(seed, layers, n, activation, loss, kind, reduction):
     """A network with biases that are not 0, and its data."""
     rng = np.random.default_rng(seed)

@@ -10,13 +10,18 @@ from collections.abc import Callable, Mapping
 
 from fastbp.nodes import Node, ancestors, constant
 
+
+def _compared(x: float, y: float, holds: bool) -> float:
+    return math.nan if math.isnan(x) or math.isnan(y) else float(holds)
+
+
 _FOLDED: dict[str, Callable[..., float]] = {
     "add": lambda x, y: x + y,
     "sub": lambda x, y: x - y,
     "mul": lambda x, y: x * y,
-    "equal": lambda x, y: float(x == y),
-    "greater": lambda x, y: float(x > y),
-    "greater_equal": lambda x, y: float(x >= y),
+    "equal": lambda x, y: _compared(x, y, x == y),
+    "greater": lambda x, y: _compared(x, y, x > y),
+    "greater_equal": lambda x, y: _compared(x, y, x >= y),
     "neg": lambda x: -x,
     "square": lambda x: x * x,
 }
@@ -36,7 +41,8 @@ def lowered(outputs: Mapping[str, Node]) -> dict[str, Node]:
 
 
 def _replaced(node: Node) -> Node:
-    if node.op in ("stop_gradient", "copy"):  # they matter to differentiation alone
+    # what matters to differentiation alone; and (1, 1) of a number is the number
+    if node.op in ("stop_gradient", "copy") or (node.op == "view" and node.inputs[0].op == "const"):
         return node.inputs[0]
     if node.op == "logsumexp" and node.attrs["axis"] != 1:
         return _logsumexp(node.inputs[0], node.attrs["axis"])

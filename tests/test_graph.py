@@ -298,3 +298,50 @@ def test_operands_that_are_both_broadcast_keep_the_shape():
     np.testing.assert_allclose(found["product"], np.tile(values["r"] * values["s"], (5, 1)), rtol=1e-15)
     np.testing.assert_allclose(found["sum"], 5 * (values["r"] * values["s"]).sum(), rtol=1e-14)
     np.testing.assert_allclose(found["dr"], 25 * values["s"], rtol=1e-14)
+
+
+def test_comparisons_of_constants_with_nan(backend):
+    nan, one = graph.constant(float("nan")), graph.constant(1.0)
+    outputs = {k: getattr(a, op)(b) for op in ("equal", "greater", "greater_equal") for k, a, b in ((op, nan, one),)}
+    outputs["ones"] = one.greater_equal(1.0)
+    found = evaluate(outputs, {"x": np.ones((1, 1))}, backend)
+    assert np.isnan([found[op] for op in ("equal", "greater", "greater_equal")]).all()
+    assert found["ones"] == 1.0
+
+
+def test_a_view_of_a_constant(backend):
+    node = (graph.constant(1.0) + 2.0).view(0, 1, 1)
+    assert evaluate({"y": node}, {"x": np.ones((1, 1))}, backend)["y"] == 3.0
+
+
+def test_reductions_of_nothing(backend):
+    """Of no rows, and of no columns."""
+    x = graph.input("x", 3)
+    outputs = {
+        f"{name} {axis}": getattr(x, name)(axis) for name in ("sum", "max", "logsumexp") for axis in (None, 0, 1)
+    }
+    outputs |= {
+        f"{name} {axis} T": getattr(x.T, name)(axis) for name in ("sum", "max", "logsumexp") for axis in (None, 0, 1)
+    }
+    found = evaluate(outputs, {"x": np.ones((0, 3))}, backend)
+    shapes = {"None": (1, 1), "0": (1, 3), "1": (0, 1), "None T": (1, 1), "0 T": (1, 0), "1 T": (3, 1)}
+    for name, value in found.items():
+        op, _, kind = name.partition(" ")
+        np.testing.assert_array_equal(value, np.full(shapes[kind], 0.0 if op == "sum" else -np.inf), err_msg=name)
+
+
+@pytest.mark.parametrize("d", [1, 40, 300])
+def test_products_over_no_rows_are_0(d, dtype):
+    """... whatever the memory held before."""
+    x, y, one = graph.input("x", d), graph.input("y", 1), graph.param("one", (1, d))
+    outputs = {"xy": x.matmul(y, ta=True), "yx": y.matmul(x, ta=True), "rows": (x - one).sum(0), "xx": x.T @ x}
+    outputs["delta"] = y.matmul(x * one, ta=True) + (x * one).sum(0)
+    run = backends.executable(plan(outputs), "cpu", dtype)
+    values = {"one": np.ones((1, d), dtype)}
+    run.run({"x": np.full((50, d), np.nan, dtype), "y": np.ones((50, 1), dtype), **values}, 50)
+    for _ in range(3):
+        junk = [np.full(size, np.nan, dtype) for size in (d, d * d) for _ in range(9)]
+        del junk
+        found = run.run({"x": np.ones((0, d), dtype), "y": np.ones((0, 1), dtype), **values}, 0)
+        for name, value in found.items():
+            np.testing.assert_array_equal(value, np.zeros_like(value), err_msg=name)

@@ -209,14 +209,15 @@ def _chain(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) 
 
 def _reduced(xp: Any, how: str, x: Array, axis: int | None) -> Array:
     over = (0, 1) if axis is None else axis
-    if how == "max" and not x.shape[0] and axis != 1:  # of nothing: -inf, as the sum of nothing is 0
-        x = xp.full((1, x.shape[1]), -float("inf"), dtype=x.dtype)
+    if how == "max" and 0 in x.shape:  # of nothing: -inf, as the sum of nothing is 0
+        rows, cols = (size if axis == 1 - k else 1 for k, size in enumerate(x.shape))
+        return xp.full((rows, cols), -float("inf"), dtype=x.dtype)
     return (xp.sum if how == "sum" else xp.max)(x, axis=over, keepdims=True)
 
 
 def _logsumexp(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
     xp, z = e.xp, e._read(i.ins[0], store, n)
-    top = xp.max(z, axis=1, keepdims=True) if z.shape[0] else z[:, :1]
+    top = _reduced(xp, "max", z, 1)
     top = xp.where(xp.isfinite(top), top, xp.where(xp.isnan(top), top, xp.zeros_like(top)))
     e._write(i.outs[0], xp.log(xp.sum(xp.exp(z - top), axis=1, keepdims=True)) + top, store, n)
 

@@ -131,14 +131,15 @@ class _Common:
         self.item = 4 if dtype == "float32" else 8
         self.panel = TILE_VECTORS * simd.VECTOR_BYTES // self.item
         consts = [i for i, b in enumerate(program.buffers) if b.kind == "const"]
-        # the last two serve sums over rows and the zeros beside a matrix
-        self.consts = np.array([*(const_value(program.buffers[i], n) for i in consts), 1.0, 0.0], dtype)
+        # the last three serve sums over rows, the zeros beside a matrix, and the log Σ exp of nothing
+        self.consts = np.array([*(const_value(program.buffers[i], n) for i in consts), 1.0, 0.0, -np.inf], dtype)
         self.places = {index: (slot, 0) for index, slot in slots.of.items()}
         for k, index in enumerate(consts):
             self.places[index] = (slots.absolute, self.consts.ctypes.data + k * self.item)
         at = self.consts.ctypes.data + len(consts) * self.item
         self.one: Operand = (slots.absolute, at, 0, 0)
         self.zero: Operand = (slots.absolute, at + self.item, 0, 0)
+        self.lowest: Operand = (slots.absolute, at + 2 * self.item, 0, 0)
         self.scratch = 0
         self.kept: list[np.ndarray] = [self.consts]
         self.lines: list[Line] = []
@@ -787,9 +788,8 @@ class _Table:
         along_rows = any(r.how and r.axis == 1 for r in builder.work.results)
         if rows == 1 or (cols > PIECE_ELEMENTS // 4 and not along_rows):
             return rows, PIECE_ELEMENTS
-        return _ceil(
-            max(4, PIECE_ELEMENTS // cols), builder.height
-        ), cols  # several: their sums are added in pieces, too
+        # several: their sums are added in pieces, too
+        return _ceil(max(4, PIECE_ELEMENTS // cols), builder.height), cols
 
     def _in_memory(self, index: int) -> Place:
         shape = (1, 1) if self.program.buffers[index].dtype == "double" else self._shape(index)  # a mask's key
@@ -852,7 +852,12 @@ class _Table:
 
     _log_softmax = _softmax
     _log_softmax_grad = _softmax
-    _logsumexp = _softmax
+
+    def _logsumexp(self, i: Instruction) -> None:
+        if self._shape(i.ins[0])[1]:
+            self._softmax(i)
+        else:
+            self._copy(i, self._operand(i.outs[0]), self.common.lowest, 1)
 
     def _onehot(self, i: Instruction) -> None:
         m, n = self._shape(i.outs[0])

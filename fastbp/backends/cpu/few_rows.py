@@ -85,12 +85,15 @@ def product_by_rows(
     sums = pointer(scratch, 0, one)
     for i in range(m):
         line = pointer(out, i * out_row, one)
+        if k == 0:
+            for c in range(n):
+                simd.store_at(line, c, one - one)
         at = 0
-        while at == 0 or at < k:
+        while at < k:
             length = min(block, k - at)
             to = sums if at else line
             q = 0
-            while q == 0 or q < length:
+            while q < length:
                 here = pointer(a, i * a_row + (at + q) * a_col, one)
                 add_rows(
                     min(length - q, _TOGETHER), n, int64(q == 0), here, a_col, pointer(b, (at + q) * b_row, one),

@@ -155,7 +155,7 @@ class CpuExecutable:
 
 
 def _address(array: np.ndarray) -> int:
-    """Of the first element, by the buffer protocol: 0.3 µs where ``__array_interface__`` and ``ctypes.data`` take 1 µs."""
+    """Of the first element, by the buffer protocol: 0.3 µs; ``__array_interface__`` and ``ctypes.data`` take 1."""
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(cast(Any, array)))
     except (TypeError, ValueError):  # read only, or empty

@@ -35,6 +35,7 @@ from fastbp import arrays, backends, nodes, trees
 from fastbp.errors import GraphError, InputError, TraceError
 from fastbp.nodes import Node
 from fastbp.plan import plan
+from fastbp.program import Program
 from fastbp.tracing import Array, Feed, Tape, Tracer, as_floats, as_tracer, copied, is_traced, reduce, running
 
 KEPT = 128  # signatures of a function
@@ -332,18 +333,25 @@ class _Compiled:
             return self._inline(*args, **kwargs)
         backend = backends.resolve(self._backend)
         leaves, structure = trees.flatten((args, kwargs))
-        try:
-            key = (backend, structure, *[_spec(leaf) for leaf in leaves])
-            entry = self._entries.get(key)
-        except TypeError:  # something that has no hash
-            key, entry = None, None
+        key = _key(backend, structure, leaves)
+        entry = self._entries.get(key) if key is not None else None
         if entry is not None and not entry.captured.changed():
             return entry(leaves)
         entry, result = self._traced(leaves, structure, backend)
-        while len(self._entries) >= KEPT:
-            self._entries.pop(next(iter(self._entries)))
-        self._entries[key] = entry
+        if key is not None:
+            while len(self._entries) >= KEPT:
+                self._entries.pop(next(iter(self._entries)))
+            self._entries[key] = entry
         return result
+
+    def program(self, /, *args: Any, **kwargs: Any) -> Program | None:
+        """The Program that a call with these arguments runs, None if it computes nothing; ``explain(n)`` shows it."""
+        self(*args, **kwargs)
+        leaves, structure = trees.flatten((args, kwargs))
+        key = _key(backends.resolve(self._backend), structure, leaves)
+        if key is None:
+            raise InputError("program: an argument has no hash, so its Program is not kept")
+        return self._entries[key].program
 
     def _traced(self, leaves: list[Any], structure: Any, backend: str) -> tuple[_Entry, Any]:
         """A new entry, and the result of its first call."""
@@ -366,6 +374,16 @@ class _Compiled:
                 continue
         entry = _Entry(Tape(None, dtype), self._inline, values, [False] * len(data), structure, backend, captured)
         return entry, entry(leaves)
+
+
+def _key(backend: str, structure: Any, leaves: list[Any]) -> Any:
+    """What tells signatures apart; None where something has no hash."""
+    try:
+        key = (backend, structure, *[_spec(leaf) for leaf in leaves])
+        hash(key)
+    except TypeError:
+        return None
+    return key
 
 
 def _spec(leaf: Any) -> Any:

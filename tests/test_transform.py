@@ -191,6 +191,31 @@ def test_an_mlp_is_the_same_network(backend):
     close(gradient, expected_gradient, 1e-10, 1e-12)
 
 
+@pytest.mark.parametrize(("layers", "n"), [((784, 30, 10), 10), ((16, 64, 64, 3), 4096), ((3, 5, 2), 7)], ids=str)
+def test_an_mlp_as_a_function_costs_the_same(layers, n):
+    """The same instructions, operations and bytes, and the same bits."""
+    net = fastbp.MLP(layers, activation="tanh", loss="mse", seed=0)
+    x, t = (RNG.normal(size=(n, d)).astype("float32") for d in (layers[0], layers[-1]))
+
+    def f(parameters, x, t):
+        for w, b in parameters[:-1]:
+            x = np.tanh(x @ w + b)
+        w, b = parameters[-1]
+        return fastbp.mean((x @ w + b - t) ** 2)
+
+    both = fastbp.value_and_grad(f)
+    parameters = list(zip(net.weights, net.biases, strict=True))
+    mine, its = both.program(parameters, x, t), net.program("gradient")
+    assert [i.title for i in mine.instructions] == [i.title for i in its.instructions]
+    assert (mine.operations(n), mine.bytes(n, 4)) == (its.operations(n), its.bytes(n, 4))
+    value, gradient = both(parameters, x, t)
+    expected, flat = net.loss_and_grad(x, t)
+    assert value == expected
+    for (dw, db), *both_of_net in zip(gradient, *net.split(flat), strict=True):
+        np.testing.assert_array_equal(dw, both_of_net[0])
+        np.testing.assert_array_equal(db, both_of_net[1])
+
+
 def test_rows_of_every_number(backend):
     """0 rows, 1 row, rows as many as columns: as NumPy has it."""
     f = fastbp.value_and_grad(lambda w, x: fastbp.sum(fastbp.tanh(x @ w) ** 2), backend=backend)

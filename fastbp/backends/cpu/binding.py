@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -85,6 +86,15 @@ class Bound:
     private: int
     shared: bool
     lines: tuple[Line, ...]
+
+    @cached_property
+    def entry(self) -> int:
+        """Address of the table's address and length."""
+        return int(self._entry.ctypes.data)
+
+    @cached_property
+    def _entry(self) -> np.ndarray:
+        return np.array([self.table.ctypes.data, len(self.table)], np.int64)
 
 
 class Slots:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from array import array
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ KEPT_WORKSPACE = 256 << 20  # bytes up to which a workspace is kept for the next
 
 
 _ONE_STEP = np.zeros((1, 3), np.int64)  # the first table, position 0, step 0
+_ONCE = (_ONE_STEP.ctypes.data, 1, 0, 0)  # and no slot moves
 
 
 class CpuExecutable:
@@ -46,6 +48,9 @@ class CpuExecutable:
             moves = buffer.kind == "input" and buffer.shape[0] == N
             itemsize = self.dtype.itemsize if buffer.dtype == "float" else 8
             self._sources.append((slot, buffer.name, itemsize * cols * moves, 8 * cols * (buffer.dtype == "double")))
+        self._zeros = [0] * self.slots.count
+        self._gathers = "order" in program.inputs
+        self._parts = any(program.buffers[index].base is not None for index in program.outputs.values())
 
     def bound(self, n: int) -> Bound:
         """The table for n rows, made once and kept."""
@@ -60,9 +65,20 @@ class CpuExecutable:
 
     def run(self, values: Mapping[str, Any], n: int) -> dict[str, Any]:
         """Run once for n rows; see :meth:`fastbp.backends.array.ArrayExecutable.run`. All arrays C-contiguous."""
-        outputs = {index: np.empty(self.program.shape(index, n), self.dtype) for _, index in self._results}
-        values = self._followed(values, 2 * n)
-        self._launch([self.bound(n)], _ONE_STEP, values, outputs, dict.fromkeys(outputs, 0))
+        bound = self._bound.get(n) or self.bound(n)
+        if self._gathers:
+            values = self._followed(values, 2 * n)
+        outputs: dict[int, np.ndarray] = {}
+        bases = array("q", self._zeros)  # a list of machine words that is quick to fill; np.int64 takes twice as long
+        for slot, name, _, _ in self._sources:
+            bases[slot] = _address(values[name])
+        for slot, index in self._results:
+            outputs[index] = found = np.empty(self.program.shape(index, n), self.dtype)
+            bases[slot] = _address(found)
+        bases[machine.PRIVATE_BYTES] = bound.private
+        self._enter(bound.shared, bound.workspace, bound.private, bound.entry, bases, _ONCE)
+        if not self._parts:
+            return {name: outputs.get(index) for name, index in self.program.outputs.items()}
         return {name: self._output(outputs, index, n) for name, index in self.program.outputs.items()}
 
     def timed_steps(self, values: Mapping[str, Any], n: int, count: int) -> np.ndarray:
@@ -89,7 +105,7 @@ class CpuExecutable:
 
     def _followed(self, values: Mapping[str, Any], length: int) -> Mapping[str, Any]:
         """With an order of at least that length: gathering a batch looks at the row numbers of the next one."""
-        if "order" not in self.program.inputs or len(values["order"]) >= length:
+        if not self._gathers or len(values["order"]) >= length:
             return values
         order = np.zeros((length, 1), np.int64)
         order[: len(values["order"])] = values["order"]
@@ -106,9 +122,7 @@ class CpuExecutable:
     ) -> None:
         """Hand everything to the machine as addresses; the arrays live in this frame until it returns."""
         tables = np.array([(_address(b.table), len(b.table)) for b in bindings], np.int64)
-        threads = get_num_threads() if any(b.shared for b in bindings) else 1
         shared, private = (max(getattr(b, what) for b in bindings) for what in ("workspace", "private"))
-        shared = -(-shared // ALIGNMENT) * ALIGNMENT
         slots = [(0, 0, 0)] * self.slots.count
         for slot, name, a_position, a_step in self._sources:
             slots[slot] = (_address(values[name]), a_position, a_step)
@@ -117,7 +131,15 @@ class CpuExecutable:
         slots[machine.PRIVATE_BYTES], slots[machine.CLOCK] = (private, 0, 0), (clock, 0, 0)
         moving = [(k, *slot) for k, slot in enumerate(slots) if slot[1] or slot[2]]
         places = np.array(moving, np.int64).reshape(-1, 4)
-        bases = np.array([address for address, _, _ in slots], np.int64)
+        bases = array("q", [address for address, _, _ in slots])
+        steps = (_address(plan), len(plan), _address(places), len(places))
+        self._enter(any(b.shared for b in bindings), shared, private, _address(tables), bases, steps)
+
+    def _enter(
+        self, divided: bool, shared: int, private: int, tables: int, bases: array[int], steps: tuple[int, int, int, int]
+    ) -> None:
+        """Give the machine a workspace, ``shared`` bytes and ``private`` ones a thread, and let it run."""
+        shared = -(-shared // ALIGNMENT) * ALIGNMENT
         kept = []
 
         def arguments(count: int) -> tuple[int, ...]:
@@ -127,9 +149,9 @@ class CpuExecutable:
             start += -start % ALIGNMENT
             bases[machine.WORKSPACE] = bases[machine.PARTIALS] = start
             bases[machine.PRIVATE] = start + shared
-            return _address(tables), _address(plan), len(plan), _address(places), len(places), _address(bases)
+            return tables, *steps, bases.buffer_info()[0]
 
-        self._team.run(threads, arguments)
+        self._team.run(get_num_threads() if divided else 1, arguments)
         self._spare[:] = [workspace for workspace in kept if workspace.size <= KEPT_WORKSPACE]
 
     def _borrow(self, size: int) -> np.ndarray:

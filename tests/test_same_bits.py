@@ -318,3 +318,23 @@ def test_results_do_not_depend_on_the_caches(way, dtype, rule, sizes, monkeypatc
     monkeypatch.setattr(caches, "second_level", lambda: sizes[1])
     for got, one in zip(train(), expected, strict=True):
         np.testing.assert_array_equal(got, one)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_parameters_beyond_the_cache_are_updated_to_the_same_bits(batch, dtype, monkeypatch):
+    """Row by row in the order of memory, or a tile after the other: the sizes of caches change no result."""
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(3 * batch, 401)).astype(dtype), rng.normal(size=(3 * batch, 3)).astype(dtype)
+
+    def train():
+        net = MLP([401, 701, 3], activation="tanh", loss="mse", dtype=dtype, seed=0)
+        net.fit(x, t, epochs=2, batch_size=batch, optimizer=optim.SGD(0.01), shuffle=False)
+        lines = net.training_step(("X", "T"), optim.SGD(0.01), False).bound(batch).lines
+        return net.theta, any("row by row" in line.schedule and "sgd" in line.schedule for line in lines)
+
+    found = []
+    for size in (1 << 18, 1 << 30):
+        monkeypatch.setattr(caches, "second_level", lambda size=size: size)
+        found.append(train())
+    assert [by_rows for _, by_rows in found] == [True, False]
+    np.testing.assert_array_equal(found[0][0], found[1][0])

@@ -552,6 +552,14 @@ class _Table:
             slot, offset = self._where(index)
             operands[which] = (slot, offset + first * self.item, n, 1)
         operands[cpu.EXTRA] = self._operand(hyper)
+        far = 2 * sizes[0] * n * self.item > caches.second_level()  # to the same bits as tiles, in memory's order
+        if update.code == "sgd" and far and 0 < sizes[2] <= few_rows.MOST_ROWS and n > self.panel:
+            pieces = 1 if self._cost(i) < SHARE_FROM else FEWEST_PIECES
+            blocking = (block_of(sizes[2], n), 0, 0, how | gemm.SGD | gemm.FEW_ROWS, self.panel)
+            notes = ("sgd", "row by row", *(["with db"] if how & gemm.ONES else []))
+            block = (-(-sizes[0] // pieces), n)
+            self._row(cpu.PRODUCT, sizes, block, self._cost(i), operands, blocking=blocking, notes=notes)
+            return
         if update.code == "sgd":
             self._product(sizes, operands, panel, self._cost(i), how | gemm.SGD)
             return

@@ -11,8 +11,10 @@ from functools import partial
 from typing import Any
 
 from numba import int64, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastbp import scalars
 from fastbp.backends.cpu import simd
 from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.gemm import BIAS, apply_binary, epilogue
@@ -69,6 +71,62 @@ def _dot(typingctx: Any, n: Any, x: Any, y: Any) -> Any:
         return m.reduce(simd.fold(m, n, 0.0, step, simd.add), simd.add)
 
     return signature, codegen
+
+
+@intrinsic
+def _update_rows(
+    typingctx: Any,
+    count: Any,
+    m: Any,
+    n: Any,
+    a: Any,
+    a_row: Any,
+    a_col: Any,
+    b: Any,
+    b_row: Any,
+    theta: Any,
+    theta_row: Any,
+    rate: Any,
+) -> Any:
+    """theta (m, n) -= rate A B, with ``count`` <= 4 columns of A and rows of B."""
+    i64 = types.int64
+    signature = types.void(i64, i64, i64, a, i64, i64, b, i64, theta, i64, rate)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        count, m_rows, n, a, a_row, a_col, b, b_row, theta, theta_row, rate = arguments
+        m = simd.VectorEmitter(builder, str(sig.args[3].dtype))
+        h = (m.splat(rate),)
+        rule = scalars.UPDATES["sgd"].formula
+
+        def rows(number: int) -> None:
+            lines = [builder.gep(b, [builder.mul(I64(c), b_row)]) for c in range(number)]
+            with cgutils.for_range(builder, m_rows) as loop:
+                here = builder.gep(a, [builder.mul(loop.index, a_row)])
+                own = builder.gep(theta, [builder.mul(loop.index, theta_row)])
+                columns = [builder.gep(here, [builder.mul(I64(c), a_col)]) for c in range(number)]
+                factors = [m.splat(builder.load(column)) for column in columns]
+
+                def body(i: Any, mask: Any) -> None:
+                    total = simd.Vector(m, m.constant(0.0))
+                    for factor, line in zip(factors, lines, strict=True):
+                        total = m.fma(factor, m.load(builder.gep(line, [i]), mask), total)
+                    place = builder.gep(own, [i])
+                    (new,) = rule(m, h, m.load(place, mask), total)
+                    m.store(new, place, mask)
+
+                simd.vector_loop(m, n, body)
+
+        simd.switch(builder, builder.sub(count, I64(1)), [partial(rows, k) for k in range(1, MOST_ROWS + 1)])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@kernel
+def update_by_rows(m, n, k, a, a_row, a_col, b, b_row, theta, theta_row, rate, one):
+    """theta (m, n) -= rate A B with k <= MOST_ROWS: a row of theta after the other, in the order of memory."""
+    start, line = pointer(a, int64(0), one), pointer(theta, int64(0), one)
+    _update_rows(k, m, n, start, a_row, a_col, pointer(b, int64(0), one), b_row, line, theta_row, rate)
 
 
 @kernel

@@ -21,7 +21,7 @@ from numba import int64, types
 
 from fastbp.backends.cpu.chain import ADD, run_chain
 from fastbp.backends.cpu.compiling import compile_entry, kernel, merged, source_stamp
-from fastbp.backends.cpu.few_rows import product_by_dots, product_by_rows
+from fastbp.backends.cpu.few_rows import product_by_dots, product_by_rows, update_by_rows
 from fastbp.backends.cpu.gemm import (
     FEW_ROWS,
     ONES,
@@ -211,6 +211,18 @@ def _few_rows(row, bases, j, n, thread, one):
 
 
 @merged
+def _few_summands(row, bases, i, m, n, one):
+    """Rows i … of theta, with an update by SGD whose gradient is a product of few columns and rows."""
+    item = itemsize_of(one)
+    a_row, theta_row = _operand(row, A, ROW_STRIDE), _operand(row, OUT, ROW_STRIDE)
+    update_by_rows(
+        m, n, get_int(row, K), _address(row, bases, A) + i * a_row * item, a_row, _operand(row, A, COL_STRIDE),
+        _address(row, bases, B), _operand(row, B, ROW_STRIDE), _address(row, bases, OUT) + i * theta_row * item,
+        theta_row, _rate(row, bases, one), one,
+    )  # fmt: skip
+
+
+@merged
 def _row_of_ones(row, bases, j, n, accumulate, one):
     """The row after the last one of a product with ONES."""
     item = itemsize_of(one)
@@ -350,7 +362,9 @@ def _run_block(row, bases, piece, accumulate, thread, one):
         adds, first = accumulate and get_int(row, SUMS), get_int(bases, FIRST_ROW)
         run_chain(code, bases, own, piece, i, j, m, n, adds, first, one)
     elif op == PRODUCT:
-        if get_int(row, HOW) & FEW_ROWS:
+        if get_int(row, HOW) & FEW_ROWS and get_int(row, HOW) & SGD:
+            _few_summands(row, bases, i, m, n, one)
+        elif get_int(row, HOW) & FEW_ROWS:
             _few_rows(row, bases, j, n, thread, one)
         else:
             _product_piece(row, bases, i, j, m, n, accumulate, thread, one)

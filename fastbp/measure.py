@@ -29,7 +29,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -248,16 +248,12 @@ def spread(samples: list[float]) -> float:
 
 
 def storing_forward(gradient: Program) -> Program:
-    """The forward part of a gradient's Program: up to its loss, what the rest reads kept as outputs."""
+    """The forward part of a gradient's Program: up to its loss, what the rest reads kept where it keeps it."""
     last = next(k for k, i in enumerate(gradient.instructions) if gradient.outputs["loss"] in i.outs)
     head, tail = gradient.instructions[: last + 1], gradient.instructions[last + 1 :]
     written = {index for i in head for index in i.outs}
-    saved = sorted(written & {index for i in tail for index in i.ins})
-    buffers = list(gradient.buffers)
-    for index in saved:
-        buffers[index] = replace(buffers[index], kind="output")
-    outputs = {buffers[index].name: index for index in saved}
-    return Program(tuple(buffers), head, {"loss": gradient.outputs["loss"], **outputs})
+    saved = frozenset(written & {index for i in tail for index in i.ins})
+    return Program(gradient.buffers, head, {"loss": gradient.outputs["loss"]}, saved)
 
 
 @dataclass(frozen=True)

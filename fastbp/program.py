@@ -126,11 +126,16 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """Instructions in order, the buffers they work on, and the names of what comes in and goes out."""
+    """Instructions in order, the buffers they work on, and the names of what comes in and goes out.
+
+    Attributes:
+        kept: temps that stay in memory of their own to the end, as what a backward pass will read does.
+    """
 
     buffers: tuple[Buffer, ...]
     instructions: tuple[Instruction, ...]
     outputs: Mapping[str, int]
+    kept: frozenset[int] = frozenset()
 
     @cached_property
     def inputs(self) -> dict[str, int]:
@@ -148,7 +153,8 @@ class Program:
                 while (base := self.buffers[index].base) is not None:
                     index = base
                 if self.buffers[index].kind == "temp":
-                    found[index] = (found.get(index, (position, 0))[0], position)
+                    last = len(self.instructions) if index in self.kept else position
+                    found[index] = (found.get(index, (position, 0))[0], last)
         return found
 
     def shape(self, index: int, n: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import functools
 import importlib.util
 import io
@@ -17,6 +18,7 @@ import pytest
 from fastbp import backends, measure
 from fastbp.errors import DataError, InputError, MissingExtraError
 from fastbp.measure import NETWORKS, Network, Report
+from fastbp.program import place
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +80,15 @@ def test_storing_forward_keeps_what_backward_reads(activation: str, output: str,
     assert [i.op for i in forward].count("matmul") == 3
     given = set(gradient.inputs.values()) | {k for k, b in enumerate(gradient.buffers) if b.kind in ("const", "param")}
     made_later = {index for i in tail for index in i.outs}
-    assert {index for i in tail for index in i.ins} - made_later - given <= set(storing.outputs.values())
+    assert {index for i in tail for index in i.ins} - made_later - given == storing.kept
 
     values = {"X": X, "T": T, "theta": net.theta.reshape(1, -1)}
     found = backends.executable(storing, backend, "float64").run(values, len(X))
     assert found["loss"][0, 0] == pytest.approx(net.loss(X, T), rel=1e-12)
-    hidden = found[next(name for name in found if name.startswith(activation))]
-    first = Network("test", (5, 7), 9, activation, activation, "mse").make("float64", backend)
-    first.theta = net.theta[: first.theta.size]
-    np.testing.assert_allclose(hidden, first.forward(X), rtol=1e-12)
+    places, size = place(storing, len(X), 8, 64)
+    used = sorted((at, at + 8 * storing.size(index, len(X))) for index, at in places.items() if index in storing.kept)
+    assert all(end <= after for (_, end), (after, _) in itertools.pairwise(used))  # memory of their own
+    assert size >= sum(end - at for at, end in used)
 
 
 @pytest.mark.parametrize("backend", backends.available_backends())
@@ -200,11 +202,11 @@ def all_networks(report: Report) -> Report:
     """A report with a row for every network and backend, and long numbers."""
     one = report.rows[0]
     rows = [
-        measure.replace(one, network=n.name, batch=n.batch, backend=b, step_us=123456.7, storing_us=98765.4)
+        dataclasses.replace(one, network=n.name, batch=n.batch, backend=b, step_us=123456.7, storing_us=98765.4)
         for n in NETWORKS.values()
         for b in ("cpu", "numpy")
     ]
-    return measure.replace(report, rows=rows)
+    return dataclasses.replace(report, rows=rows)
 
 
 def test_table_fits_140_columns(report: Report) -> None:

@@ -231,7 +231,7 @@ class _Binder:
     ) -> int:
         """The row that does the body, with tables for a whole chunk and for the rest; bytes of private memory."""
         common, program, n = self.common, self.program, self.n
-        part = Program(program.buffers, division.body, {})
+        part = Program(program.buffers, division.body, {}, program.kept)
         temps, size = place(part, chunks.rows, common.item, ALIGNMENT, division.rows)
         sums = {index: (cpu.PARTIALS, offset) for index, offset in in_slot.items()}
         moves = np.zeros((common.slots.count, 2), np.int64)

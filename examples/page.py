@@ -1,0 +1,75 @@
+"""What the examples share: the command line, the place for pictures, and two sets of data."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fastbp
+
+
+def run(main: Callable[..., object]) -> None:
+    """Call ``main`` with what the command line says: an option for each of its parameters, of the default's type."""
+    parser = argparse.ArgumentParser(
+        description=sys.modules[main.__module__].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, parameter in inspect.signature(main).parameters.items():
+        default = parameter.default
+        if name == "out":
+            parser.add_argument("--out", metavar="FOLDER", help="write pictures there; none are drawn without it")
+        else:
+            help_ = f"default {default}"
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=help_)
+    main(**vars(parser.parse_args()))
+
+
+def picture(out: str | Path, name: str) -> Path:
+    """The path of a picture in the folder, which is made if it is not there."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"picture: {folder / name}")
+    return folder / name
+
+
+SEGMENTS = {  # of the ten digits: top, upper left, upper right, middle, lower left, lower right, bottom
+    0: "1110111",
+    1: "0010010",
+    2: "1011101",
+    3: "1011011",
+    4: "0111010",
+    5: "1101011",
+    6: "1101111",
+    7: "1010010",
+    8: "1111111",
+    9: "1111011",
+}
+
+
+def led_digits(rows: int = 1000, noise: float = 0.3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Digits on a seven-segment display with normal noise on every segment: X (rows, 7), labels (rows,).
+
+    After the LED display problem of Breiman, Friedman, Olshen and Stone, Classification and Regression Trees (1984).
+    """
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, rows)
+    lit = np.array([[int(segment) for segment in SEGMENTS[digit]] for digit in range(10)])
+    return lit[labels] + noise * rng.normal(size=(rows, 7)), labels
+
+
+def labelled(data: str, rows: int = 1000) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """(X, labels) to train on and to test on, a fifth held out.
+
+    Args:
+        data: "led"; "digits" for scikit-learn's 1,797 scanned ones (extra "demo"); or the path of IDX files (MNIST).
+    """
+    if data == "led":
+        X, labels = led_digits(rows)
+        return (X[rows // 5 :], labels[rows // 5 :]), (X[: rows // 5], labels[: rows // 5])
+    train, test = fastbp.data.load(data).split_every(5)
+    return (train.X, train.T), (test.X, test.T)

@@ -1,11 +1,11 @@
-"""What the examples share: the command line, the place for pictures, and two sets of data."""
+"""What the examples share: the command line, the place for pictures, curves, and sets of data."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,28 @@ def picture(out: str | Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"picture: {folder / name}")
     return folder / name
+
+
+def draw_curves(curves: Mapping[str, Sequence[float]], path: Path, xlabel: str, ylabel: str = "loss") -> None:
+    """Lines from 1 on, on a logarithmic axis."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    colours = ("#000000", "#0072B2", "#C24E00", "#009E73", "#B0588F", "#A87900", "#3A9BD9", "0.5")
+    for k, (name, losses) in enumerate(curves.items()):
+        style = ("-", "--", "-.", ":")[k % 4]
+        axes.plot(range(1, len(losses) + 1), losses, style, color=colours[k], label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(which="both", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small", ncols=2 if len(curves) > 4 else 1)
+    figure.savefig(path, dpi=150)
 
 
 SEGMENTS = {  # of the ten digits: top, upper left, upper right, middle, lower left, lower right, bottom

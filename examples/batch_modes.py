@@ -22,7 +22,9 @@ def network(inputs: int, classes: int) -> fastbp.MLP:
     return fastbp.MLP([inputs, 16, classes], activation="tanh", loss="cross_entropy", dtype="float64", seed=0)
 
 
-def loop(net: fastbp.MLP, X: np.ndarray, labels: np.ndarray, orders: np.ndarray, batch: int, rate: float) -> list[float]:
+def loop(
+    net: fastbp.MLP, X: np.ndarray, labels: np.ndarray, orders: np.ndarray, batch: int, rate: float
+) -> list[float]:
     """The training loop: forward, loss, backward, step. Mean loss before the updates of every epoch."""
     losses = []
     for order in orders:  # of the rows, one an epoch

@@ -41,7 +41,9 @@ def main(steps: int = STEPS, out: str | None = None) -> dict[str, float]:
     runs = [pictures.descend(function, START, rate, steps) for rate in rates]
     for name, run in zip(("too small", "right", "too large"), runs, strict=True):
         end = ", ".join(f"{number:.4g}" for number in run.points[-1])
-        print(f"ε = {run.learning_rate:5g}, {name:9}: after {len(run.losses) - 1} steps ({end}), J = {run.losses[-1]:.4g}")
+        print(
+            f"ε = {run.learning_rate:5g}, {name:9}: after {len(run.losses) - 1} steps ({end}), J = {run.losses[-1]:.4g}"
+        )
     best = np.polyfit(x[:, 0], y[:, 0], 1)
     print(f"least squares in closed form: ({best[0]:.4g}, {best[1]:.4g})")
     if out:

@@ -9,9 +9,10 @@
     AdamW      Adam with weight decay apart from the gradient           Loshchilov and Hutter 2019
     FTRL       the θ that would have been best on all gradients so far  McMahan et al. 2013
 
-The learning rate of each is the best of a small grid for this problem and number of steps. So the curves do not say which
-optimiser is best; they show what each is like: the steps of plain descent shrink with the gradient, momentum and Adam
-overshoot and come back, Adagrad slows down as its sums grow.
+The learning rate of each is the best of a small grid for this problem and number of steps. So the curves do not say
+which optimiser is best; they show what each is like. Plain descent takes the largest rate that it survives, as its
+spikes show; momentum, Nesterov and Adam average their steps and go further with fewer; Adagrad begins wildly while its
+sums are small, and slows down as they grow.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ import fastbp
 def patterns(inputs: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """All rows of zeros and ones, and whether each is symmetric."""
     X = (np.arange(2**inputs)[:, None] >> np.arange(inputs)[::-1]) & 1
-    return X.astype(float), (X == X[:, ::-1]).all(axis=1, keepdims=True).astype(float)
+    return X.astype(float), np.equal(X, X[:, ::-1]).all(axis=1, keepdims=True).astype(float)
 
 
 def learn(seed: int, sweeps: int) -> fastbp.MLP:

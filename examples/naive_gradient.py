@@ -39,7 +39,7 @@ def passes(net: fastbp.MLP, X: np.ndarray, T: np.ndarray) -> tuple[np.ndarray, i
     return gradient, count
 
 
-def main(networks: int = 6, out: str | None = None) -> dict[str, list[float]]:
+def main(networks: int = 6, effort: str = "brief", out: str | None = None) -> dict[str, list[float]]:
     net = fastbp.MLP([5, 3, 1], activation="sigmoid", output="sigmoid", loss="half_sse", dtype="float64", seed=0)
     rng = np.random.default_rng(0)
     X, T = rng.random((8, 5)), rng.random((8, 1))
@@ -49,13 +49,13 @@ def main(networks: int = 6, out: str | None = None) -> dict[str, list[float]]:
     print(f"5-3-1: {net.theta.size} weights and biases, {count} passes; largest difference {error:.0e}\n")
 
     # the same, timed; where it would take too long, (P + 1) · a pass
-    report = measure.run(measure.GROWING[:networks], backends=["cpu"], quick=True)
+    report = measure.run(measure.GROWING[:networks], backends=["cpu"], quick=effort == "brief")
     print(f"{'network':>12} {'P':>8} {'a pass':>9} {'backprop':>9} {'naive':>12} {'naive/backprop':>15}")
     for row in report.rows:
         naive_us = f"{'~' * row.naive_extrapolated}{row.naive_us:,.0f}"
         times = f"{row.loss_call_us:6.0f} µs {row.gradient_call_us:6.0f} µs {naive_us:>9} µs"
         print(f"{row.network:>12} {row.parameters:8,} {times} {row.naive_ratio:15,.0f}")
-    print("(~: so many passes, not run)")
+    print(f"(~: so many passes, not run{'; brief measurements, --effort full for better ones' * (effort == 'brief')})")
     if out:
         fastbp.pictures.cost_chart(report.rows, page.picture(out, "naive_gradient.png"))
     return {

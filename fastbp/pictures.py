@@ -21,10 +21,13 @@ from fastbp import arrays, graph
 from fastbp.errors import InputError, missing_extra, unknown
 from fastbp.files import replacing
 from fastbp.history import History
+from fastbp.layered import Network
 from fastbp.layout import Layout, Point, layered
 from fastbp.network import MLP
 from fastbp.nodes import Node, ancestors
 from fastbp.ops import ONE, SCALAR
+from fastbp.transform import Step as TraceStep
+from fastbp.transform import Trace
 
 Array = npt.NDArray[Any]
 _BLUE, _VERMILLION, _GREEN, _PURPLE = "#0072B2", "#C24E00", "#009E73", "#B0588F"  # the second and last a shade darker
@@ -144,8 +147,27 @@ _SYMBOLS |= {"greater_equal": "≥", "power": "^"}
 _COMMUTATIVE = ("+", "×", "=", "maximum", "minimum", "max", "min", "add", "mul")
 
 
+@dataclass(frozen=True)
+class _Traced:
+    """A step of a :class:`Trace` as a :class:`Step`: labelled as in the trace's table, "v2 = tanh(v1)"."""
+
+    step: TraceStep
+
+    @property
+    def label(self) -> str:
+        one = self.step
+        return one.symbol if one.name in ("input", "constant") else f"{one.symbol} = {one.text}"
+
+    @property
+    def edges(self) -> tuple[Any, ...]:
+        return tuple(edge.contribution for edge in self.step.edges)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.step, name)
+
+
 def computational_graph(
-    steps: Sequence[Step] | Node | Sequence[Node],
+    steps: Trace | Sequence[Step | TraceStep] | Node | Sequence[Node],
     path: str | os.PathLike[str],
     *,
     title: str | None = None,
@@ -161,7 +183,8 @@ def computational_graph(
     shapes are known, and drawn.
 
     Args:
-        steps: each after its inputs, such as the ``steps`` of a trace; or a node of :mod:`fastbp.graph`, or several.
+        steps: what ``fastbp.trace`` gave, or steps of one's own, each after its inputs; or a node of
+            :mod:`fastbp.graph`, or several.
         path: the picture to write, its format told by the ending.
         digits: significant digits of the numbers.
         direction: of the forward flow, "right" or "down"; None takes what fits a page better.
@@ -183,9 +206,11 @@ def computational_graph(
 
 
 def _cards(steps: Any, digits: int) -> list[_Card]:
+    steps = steps.steps if isinstance(steps, Trace) else steps
     given: list[Any] = [steps] if isinstance(steps, Node) else list(steps) if isinstance(steps, Sequence) else []
+    given = [_Traced(step) if isinstance(step, TraceStep) else step for step in given]
     if not given:
-        raise InputError(f"steps must be a sequence of at least one step, or a node; got {steps!r}")
+        raise InputError(f"steps must be a trace, a sequence of at least one step, or a node; got {steps!r}")
     are_nodes = [isinstance(step, Node) for step in given]
     if any(are_nodes) and not all(are_nodes):
         raise InputError("steps must be all nodes or all steps of a trace, got both")
@@ -226,7 +251,7 @@ def _step_card(step: Step, places: Mapping[int, int], name: str, digits: int) ->
         (((" ".join(str(step.label).split()), "black"), *head), *below),
         tuple(places[number] for number in step.inputs),
         tuple(() if e is None else _written(f"{name}.edges[{k}]", e, digits) for k, e in enumerate(edges)),
-        len(step.inputs) > 1 and step.label not in _COMMUTATIVE,
+        len(step.inputs) > 1 and getattr(step, "name", step.label) not in _COMMUTATIVE,
     )
 
 
@@ -638,18 +663,21 @@ def _pair(name: str, value: Any) -> Array:
 # ---- loss surfaces ---------------------------------------------------------------------------------------------------
 
 
-def filter_normalised_directions(net: MLP, seed: int = 0) -> tuple[Array, Array]:
+def filter_normalised_directions(net: Network, seed: int = 0) -> tuple[Array, Array]:
     """Two random directions in the space of theta, (P,) float64 each, after Li et al. (2017, arXiv 1712.09913).
 
     Normal numbers; then the incoming weights of every unit are scaled to the norm that they have in the network:
-    d ← d · ‖w‖/‖d‖ for each column of each weight matrix. Biases stay as they are: their direction is 0. So a step of
-    1 disturbs every unit as much as its weights are large, and networks of different scales can be compared.
+    d ← d · ‖w‖/‖d‖ for each column of each weight matrix, skip connections' too. Biases stay as they are: their
+    direction is 0. So a step of 1 disturbs every unit as much as its weights are large, and networks of different
+    scales can be compared.
     """
     rng = np.random.default_rng(arrays.count("seed", seed, 0))
     found = []
     for _ in range(2):
         direction = np.zeros(net.theta.shape)
-        for part, weights in zip(net.split(direction)[0], net.weights, strict=True):
+        for part, weights in zip(net.views(direction).values(), net.views().values(), strict=True):
+            if weights.ndim < 2:  # a bias
+                continue
             part[...] = rng.normal(size=part.shape)
             part *= np.linalg.norm(weights.astype(np.float64), axis=0) / np.linalg.norm(part, axis=0)
         found.append(direction)
@@ -657,7 +685,7 @@ def filter_normalised_directions(net: MLP, seed: int = 0) -> tuple[Array, Array]
 
 
 def surface_values(
-    net: MLP, X: Any, T: Any, *, size: float = 1.0, points: int = 41, seed: int = 0
+    net: Network, X: Any, T: Any, *, size: float = 1.0, points: int = 41, seed: int = 0
 ) -> tuple[Array, Array]:
     """The loss at theta + a d₁ + b d₂, with the directions of :func:`filter_normalised_directions`.
 
@@ -685,7 +713,7 @@ def surface_values(
 
 
 def loss_surface(
-    net: MLP,
+    net: Network,
     X: Any,
     T: Any,
     path: str | os.PathLike[str],

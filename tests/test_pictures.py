@@ -190,6 +190,19 @@ def test_matrices_are_written_out_or_abbreviated(drawn):
         assert text in found
 
 
+def test_a_trace_is_drawn_as_its_table_reads(drawn):
+    """The pair that pictures and trace are for; the steps of a trace may be drawn too, and parts of them."""
+    trace = fastbp.trace(lambda x, y: fastbp.square(x) * y + 1.0, 0.5, 3.0)
+    for given in (trace, trace.steps, list(trace.steps)):
+        pictures.computational_graph(given, "p.png")
+        found = words(drawn[-1])
+        for text in ("x", " = 0.5", "y", "v2 = square(x)", " = 0.25", "v3 = v2 · y", "v4 = v3 + 1", " = 1.75", "∂ 3"):
+            assert text in found
+        assert sorted(t for t in found if t in ("1", "3", "0.25")) == ["0.25", "1", "3", "3"]  # on the edges
+    pictures.computational_graph(trace.steps[:3], "p.png")
+    assert "v3 = v2 · y" not in words(drawn[-1])
+
+
 def test_a_graph_of_nodes_shows_operations_and_shapes(drawn):
     x, w = graph.input("x", cols=3), graph.param("w", (3, 1))
     loss = (x @ w).sigmoid().square().mean()
@@ -220,8 +233,8 @@ good = product_and_sum()
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([], "steps must be a sequence of at least one step"),
-        (3, "steps must be a sequence of at least one step"),
+        ([], "steps must be a trace, a sequence of at least one step"),
+        (3, "steps must be a trace, a sequence of at least one step"),
         ([3], r"steps\[0\] has no number, label"),
         ([*good[:3], good[4]], r"steps\[3\].inputs names 3, which is no earlier step"),
         ([*good, good[0]], r"steps\[5\].number is 0, which steps\[0\] has already"),
@@ -349,6 +362,23 @@ def test_directions_have_the_norms_of_the_units(dtype):
         for d, w in zip(weights, net.weights, strict=True):
             np.testing.assert_allclose(np.linalg.norm(d, axis=0), np.linalg.norm(w, axis=0), rtol=1e-6)
         assert not any(b.any() for b in biases)
+
+
+def test_weights_of_every_kind_of_network_have_directions(tmp_path):
+    """Skip weights too, and networks that are no chain; biases do not move."""
+    x = fastbp.layers.Input(2)
+    h = fastbp.layers.Dense(3, "tanh")(x)
+    nets = [
+        MLP([2, 3, 1], skip=[(0, 2)], seed=0),
+        fastbp.Network(x, fastbp.layers.Dense(1)(fastbp.layers.concat([h, x]))),
+    ]
+    for net in nets:
+        direction = pictures.filter_normalised_directions(net)[0]
+        for name, part in net.views(direction).items():
+            norms = np.linalg.norm(np.atleast_2d(net.views()[name]).astype(float), axis=0)
+            expected = np.zeros_like(part) if name.endswith(".b") else norms
+            np.testing.assert_allclose(np.linalg.norm(np.atleast_2d(part), axis=0), expected, rtol=1e-12)
+        pictures.loss_surface(net, *columns(), tmp_path / "p.png", points=3)
 
 
 def test_directions_follow_the_seed():

@@ -109,7 +109,7 @@ class _Planner:
     def _fuse_scale(self, node: Node) -> None:
         """C x f'(y): its factor goes into the function."""
         code, x, y = self.pairs[node.id]
-        if x.op != "mul" or not self._only_for(x, node):
+        if x.op != "mul" or x.id in self.pairs or not self._only_for(x, node):
             return
         for value, factor in (self.inputs[x.id], self.inputs[x.id][::-1]):
             if factor.op == "const" and factor.shape == SCALAR and value.shape == node.shape and value.op != "matmul":

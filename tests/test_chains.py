@@ -191,3 +191,10 @@ def test_transposed_products_with_one_column_have_their_epilogue(n, m):
     values = {k: RNG.normal(size=shape) for k, shape in shapes.items()}
     for name, node in outputs.items():  # alone, so that the product is fused
         agree({name: node}, {k: values[k] for k in plan({name: node}).inputs}, n)
+
+
+def test_two_derivatives_and_a_number():
+    """c f'(x) g'(y): c f'(x) is one function already, so its c cannot go into the other."""
+    values = {"x": RNG.normal(size=(5, 3)), "y": RNG.normal(size=(5, 3))}
+    for product in (X.tanh_grad() * 2.0 * Y.silu_grad(), 2.0 * X.gelu_grad() * (Y.sigmoid_grad() * X.tanh_grad())):
+        agree({"product": product}, values, 5)

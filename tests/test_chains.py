@@ -198,3 +198,14 @@ def test_two_derivatives_and_a_number():
     values = {"x": RNG.normal(size=(5, 3)), "y": RNG.normal(size=(5, 3))}
     for product in (X.tanh_grad() * 2.0 * Y.silu_grad(), 2.0 * X.gelu_grad() * (Y.sigmoid_grad() * X.tanh_grad())):
         agree({"product": product}, values, 5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+@pytest.mark.parametrize("k", [3, 127, 128, 300])
+def test_products_with_a_transpose_have_their_bias(n, k):
+    """Dot products, of few rows, too."""
+    x, w, b = graph.input("x", k), graph.param("w", (40, k)), graph.param("b", (1, 40))
+    values = {"x": RNG.normal(size=(n, k)), "w": RNG.normal(size=(40, k)), "b": RNG.normal(size=(1, 40))}
+    z = x.matmul(w, tb=True) + b
+    for out in (z, z.tanh(), {"z": z, "a": z.gelu()}):
+        agree(out if isinstance(out, dict) else {"out": out}, values, n)

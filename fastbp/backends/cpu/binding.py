@@ -515,9 +515,9 @@ class _Table:
         a, b = operands[cpu.A], operands[cpu.B]
         turned = {which: (*place[:2], 0, place[2]) for which, place in operands.items()}  # a column is a row
         turned[cpu.A] = (*b[:2], 0, b[2])
-        if how & gemm.BIAS:
-            how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
         if i.ta:
+            if how & gemm.BIAS:
+                how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
             turned[cpu.B] = (*a[:2], a[3], 1)
             if id(i) in self.fused:
                 self._updating(i, (1, m, k), turned, self.panel)
@@ -630,6 +630,8 @@ class _Table:
     ) -> None:
         """A product that is shared by columns, if at all; see few_rows.py."""
         m, n, k = sizes
+        if how & gemm.PACK_T and how & gemm.BIAS:  # dot products leave it to the epilogue
+            how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
         n_block = n if cost < SHARE_FROM else max(self.panel, _ceil(-(-n // 4), self.panel))  # long rows
         self.common.scratch = max(self.common.scratch, n_block * self.item)
         blocking = (block_of(k, n), 0, 0, how | gemm.FEW_ROWS, self.panel)

@@ -178,10 +178,10 @@ def test_nan_and_infinities_go_through():
 @pytest.mark.parametrize("m", [1, 2, 3, 40])
 @pytest.mark.parametrize("n", [0, 1, 5, 3000])
 def test_transposed_products_with_one_column_have_their_epilogue(n, m):
-    """With an activation, a number, a column, both."""
+    """With an activation, a number, a column, both; and so have those without transpose."""
     x, y, u, v = graph.input("x", m), graph.input("y", 1), graph.param("u", (2, m)), graph.param("v", (2, 1))
     c, b = graph.param("c", (1, 1)), graph.param("b", (m, 1))
-    products = {"x": x.matmul(y, ta=True), "u": u.matmul(v, ta=True)}
+    products = {"x": x.matmul(y, ta=True), "u": u.matmul(v, ta=True), "b": b @ c}
     outputs = {f"{k} tanh": p.tanh() for k, p in products.items()}
     outputs |= {f"{k} gelu": (p + c).gelu() for k, p in products.items()}
     outputs |= {f"{k} + c": p + c for k, p in products.items()}

@@ -299,18 +299,20 @@ def bias_sums(program: Program, fused: dict[int, Instruction]) -> dict[int, Inst
     Such a sum is one more row of the product, with ones for A. Either both have an update fused into them or none.
     """
     found: dict[int, Instruction] = {}
+    sums: dict[int, list[tuple[int, Instruction]]] = {}  # what is summed -> position and sum, so far
     for position, i in enumerate(program.instructions):
+        if i.op == "sum":
+            sums.setdefault(i.ins[0], []).append((position, i))
         if i.op != "matmul" or not i.ta or i.tb or i.code or i.then or program.buffers[i.outs[0]].shape[1] == ONE:
             continue
         out = program.buffers[i.outs[0]]
-        for j in program.instructions[:position]:
-            if j.op != "sum" or j.ins != i.ins[1:]:
-                continue
+        for at, j in sums.get(i.ins[1], []):
             to = program.buffers[j.outs[0]]
             size = out.shape[0].fixed * out.shape[1].fixed
             adjacent = to.base is not None and (to.base, to.offset) == (out.base, out.offset + size)
-            between = program.instructions[program.instructions.index(j) : position]
-            if adjacent and fused.get(id(i)) is fused.get(id(j)) and not any(j.outs[0] in x.ins for x in between):
+            if not adjacent or fused.get(id(i)) is not fused.get(id(j)):
+                continue
+            if not any(j.outs[0] in x.ins for x in program.instructions[at:position]):
                 found[id(i)] = j
     return found
 
@@ -525,7 +527,7 @@ class _Table:
                 self._product((1, m, k), turned, self.panel, self._cost(i), how, code, then)
             return
         turned[cpu.B] = (*a[:2], a[2], 1)
-        self._product_with_few_rows((1, m, k), turned, self._cost(i), gemm.PACK_T, code, then)
+        self._product_with_few_rows((1, m, k), turned, self._cost(i), how | gemm.PACK_T, code, then)
 
     def _updating(
         self, i: Instruction, sizes: tuple[int, int, int], operands: dict[int, Operand], panel: int, how: int = 0
@@ -922,7 +924,8 @@ class _Table:
         rows = self._shape(i.outs[0])[0] if rows is None else rows
         block = (max(1, PIECE_ELEMENTS // cols), cols)
         cost = 2 * self.item * rows * cols // 100
-        self._row(cpu.MAP_UNARY, (rows, cols, 0), block, cost, {cpu.OUT: to, cpu.A: source}, simd.UNARY_CODES["copy"])
+        operands, code = {cpu.OUT: to, cpu.A: source}, simd.UNARY_CODES["copy"]
+        self._row(cpu.MAP_UNARY, (rows, cols, 0), block, cost, operands, code, what=i.title)
 
     def _update(self, i: Instruction) -> None:
         theta, g, *states, hyper = i.ins

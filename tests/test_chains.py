@@ -209,3 +209,14 @@ def test_products_with_a_transpose_have_their_bias(n, k):
     z = x.matmul(w, tb=True) + b
     for out in (z, z.tanh(), {"z": z, "a": z.gelu()}):
         agree(out if isinstance(out, dict) else {"out": out}, values, n)
+
+
+@pytest.mark.parametrize("n", [1, 3, 50, 3000])
+def test_two_activations_after_a_bias(n):
+    """... of which one pass stores both."""
+    x, w, b = graph.input("x", 5), graph.param("w", (5, 7)), graph.param("b", (1, 7))
+    values = {"x": RNG.normal(size=(n, 5)), "w": RNG.normal(size=(5, 7)), "b": RNG.normal(size=(1, 7)) * 3}
+    for z in (x @ w + b, x @ w * b, x @ w + (b + x.sum(1))):
+        h = z.tanh()
+        agree({"y": h.sigmoid()}, values, n)
+        agree({"h": h, "y": h.gelu() * 2.0}, values, n)

@@ -488,7 +488,8 @@ class _Table:
         if i.code:
             operands[cpu.Y] = self._operand(i.ins[2], (m, n))
             plain, _, act = i.code.partition("_")
-            if plain == "add" and self._shape(i.ins[2]) == (1, n):  # a bias: added in registers
+            two = bool(act and i.then)  # only one function fits behind a bias that is added in registers
+            if plain == "add" and self._shape(i.ins[2]) == (1, n) and not two:
                 how, code = how | gemm.BIAS, -1
                 if act:
                     then = simd.UNARY_CODES[act]

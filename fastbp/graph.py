@@ -13,7 +13,7 @@ open until a call. The methods of :class:`Node` are the operations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,9 @@ import numpy as np
 from fastbp import arrays, backends
 from fastbp.errors import InputError
 from fastbp.nodes import Node, concat, constant, gradients, input, pack, param, view
-from fastbp.ops import SCALAR, N
+from fastbp.ops import SCALAR, TABLE, N, Shape, Size
 from fastbp.plan import plan
-from fastbp.program import Instruction, Program
+from fastbp.program import Program
 
 __all__ = ["Compiled", "Node", "compile", "concat", "constant", "gradients", "input", "pack", "param", "view"]
 
@@ -40,15 +40,21 @@ class Compiled:
     ) -> None:
         self._names = {f"out{k}": node.shape == SCALAR for k, node in enumerate(outputs)}
         self._single = single
-        self._accepted = {node.name for node in inputs}
+        self._accepted = {node.name: node for node in inputs}
         self.program: Program = plan(dict(zip(self._names, outputs, strict=True)))
-        # of labels: how many classes there are
-        self._classes = {i.ins[0]: self.program.shape(i.outs[0], 0)[1] for i in self._onehots()}
+        self._limits = list(self._row_limits())
+        shapes = [shape for b in self.program.buffers for shape in (b.shape, b.value[1]) if shape is not None]
+        self._needs_rows = any(size.per_row for shape in shapes for size in shape)
         self._dtype = backends.resolve_dtype(dtype)
         self._run = backends.executable(self.program, backends.resolve(backend), self._dtype)
 
-    def _onehots(self) -> list[Instruction]:
-        return [i for i in self.program.instructions if i.op == "onehot"]
+    def _row_limits(self) -> Iterator[tuple[str, Size]]:
+        """Of every input of labels or row numbers: how many classes or rows there are."""
+        for i in self.program.instructions:
+            if i.op in ("onehot", "take", "scatter_add"):
+                index = i.ins[TABLE[i.op].integer or 0]
+                size = self.program.buffers[i.outs[0] if i.op != "take" else i.ins[0]].shape[int(i.op == "onehot")]
+                yield self.program.buffers[index].name, size
 
     def __call__(self, /, **values: Any) -> Any:
         """The outputs, each a matrix of the dtype, a node of shape (1, 1) a scalar; one value if one node was compiled.
@@ -65,29 +71,37 @@ class Compiled:
                 f"this graph needs {named[0]}; missing: {named[1]}; not among them: {named[2]} "
                 "(what cancels out is not needed; compile(..., inputs=[...]) lets it come in all the same)"
             )
-        typed = {name: self._typed(name, index, values[name]) for name, index in needed.items()}
-        found = self._run.run(typed, self._rows(typed))
+        declared = {name: (self.program.buffers[k].shape, self.program.buffers[k].dtype) for name, k in needed.items()}
+        for name in (name for name in values if name not in needed):
+            declared[name] = (self._accepted[name].shape, self._accepted[name].attrs["dtype"])
+        typed = {name: self._typed(name, *declared[name], values[name]) for name in declared}
+        n = self._rows({name: typed[name] for name, (shape, _) in declared.items() if shape[0] == N})
+        for name, size in self._limits:
+            arrays.labels(name, typed[name], size.at(n))
+        found = self._run.run({name: typed[name] for name in needed}, n)
         results = [found[name][0, 0] if scalar else found[name] for name, scalar in self._names.items()]
         return results[0] if self._single else results
 
-    def _typed(self, name: str, index: int, value: Any) -> arrays.Array:
-        buffer = self.program.buffers[index]
-        rows, cols = buffer.shape[0], buffer.shape[1].fixed
-        if buffer.dtype == "int" and arrays.asarray(name, value, "integers").dtype.kind not in "biu":
+    def _typed(self, name: str, shape: Shape, kind: str, value: Any) -> arrays.Array:
+        rows, cols = shape[0], shape[1].fixed
+        if kind == "int" and arrays.asarray(name, value, "integers").dtype.kind not in "biu":
             raise InputError(f"{name} must be an array of integers; got dtype {np.asarray(value).dtype}")
-        array = arrays.matrix(name, value, cols, np.int64 if buffer.dtype == "int" else self._dtype)
-        if index in self._classes:
-            arrays.labels(name, array, self._classes[index])
+        array = arrays.matrix(name, value, cols, {"int": np.int64, "double": np.float64}.get(kind, self._dtype))
         if rows != N and len(array) != rows.fixed:
             raise InputError(f"{name} must be an array of shape ({rows}, {cols}); got shape {array.shape}")
         return array
 
-    def _rows(self, typed: dict[str, arrays.Array]) -> int:
+    def _rows(self, open_: dict[str, arrays.Array]) -> int:
         """The number of rows that came in, which must be the same for all inputs that leave it open."""
-        open_ = [name for name, index in self.program.inputs.items() if self.program.buffers[index].shape[0] == N]
-        for name in open_[1:]:
-            arrays.same_rows(name, typed[name], len(typed[open_[0]]), open_[0])
-        return len(typed[open_[0]]) if open_ else 1
+        if not open_ and self._needs_rows:
+            raise InputError(
+                "this graph works on the rows that come in, but reads none of its inputs: name one in "
+                "compile(..., inputs=[...]) and give it"
+            )
+        first = next(iter(open_), "")
+        for name, array in open_.items():
+            arrays.same_rows(name, array, len(open_[first]), first)
+        return len(open_[first]) if open_ else 1
 
 
 def compile(

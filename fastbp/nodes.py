@@ -43,6 +43,8 @@ class Node:
             if (i.attrs.get("dtype") == "int") != (position == integer):
                 needed = "an int input" if position == integer else "floats"
                 raise GraphError(f"{op}: {i!r} is not what its argument {position} has to be, which is {needed}")
+            if i.attrs.get("dtype") == "double" and op not in ("dropout_mask", "update"):
+                raise GraphError(f"{op}: {i!r} is of dtype 'double', which serves as a key of dropout only")
             if i.op == "update":
                 raise GraphError(f"{op}: {i!r} is an update, which comes after everything else: nothing can read it")
 
@@ -387,6 +389,8 @@ def dropout(x: Node, rate: float, key: Node, number: int = 0) -> Node:
     """
     if not 0.0 <= rate < 1.0:
         raise InputError(f"dropout: rate must lie in [0, 1), got {rate!r}")
+    if not isinstance(key, Node) or key.attrs.get("dtype") != "double" or key.shape != ops.fixed(1, 2):
+        raise InputError(f"dropout: key must be a (1, 2) input of dtype 'double', got {key!r}")
     if rate == 0.0:
         return x
     return x * Node("dropout_mask", (key,), {"rate": float(rate), "number": number, "shape": x.shape})

@@ -10,8 +10,10 @@ that the gradient is zero everywhere it exists; a rule that is missing raises wh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from fastbp import scalars
@@ -370,9 +372,16 @@ def _view_rule(g: Any, y: Any, flat: Any) -> Any:
     return g.place(columns(flat.shape), y.attrs["offset"])
 
 
+@lru_cache(maxsize=8)  # for all positions of one node, which come one after the other
+def _ends(y: Any) -> tuple[int, ...]:
+    """Where each part of a pack ends in it, or of matrices side by side: in elements, or columns."""
+    rows = [columns(p.shape[::-1]) if y.op == "pack" else 1 for p in y.inputs]
+    return tuple(itertools.accumulate(h * columns(p.shape) for h, p in zip(rows, y.inputs, strict=True)))
+
+
 def _pack_rule(g: Any, y: Any, position: int) -> Any:
-    sizes = [columns(p.shape[::-1]) * columns(p.shape) for p in y.inputs]
-    return g.view(sum(sizes[:position]), *(s.fixed for s in y.inputs[position].shape))
+    start = _ends(y)[position - 1] if position else 0
+    return g.view(start, *(s.fixed for s in y.inputs[position].shape))
 
 
 _add(Op("view", _view_shape, (_view_rule,), doc="a matrix inside a flat (1, P) vector; costs nothing"))
@@ -425,8 +434,7 @@ def _concat_shape(attrs: Mapping[str, Any], *parts: Shape) -> Shape:
 
 
 def _concat_rule(g: Any, y: Any, position: int) -> Any:
-    start = sum(columns(p.shape) for p in y.inputs[:position])
-    return g.columns(start, start + columns(y.inputs[position].shape))
+    return g.columns(_ends(y)[position - 1] if position else 0, _ends(y)[position])
 
 
 def _columns_shape(attrs: Mapping[str, Any], x: Shape) -> Shape:

@@ -398,6 +398,8 @@ class _Planner:
     def _output(self, node: Node) -> int:
         """The buffer of an output; what lies in the caller's own memory is copied out of it."""
         index = self._buffer(node)
+        if self.buffers[index].dtype != "float":
+            raise GraphError(f"{node!r} is an input of dtype {self.buffers[index].dtype!r}: it cannot be an output")
         if self.buffers[index].kind == "output":
             return index
         out = self._new(Buffer(f"{node.name}.out", "output", node.shape))

@@ -178,10 +178,10 @@ def test_nan_and_infinities_go_through():
 @pytest.mark.parametrize("m", [1, 2, 3, 40])
 @pytest.mark.parametrize("n", [0, 1, 5, 3000])
 def test_transposed_products_with_one_column_have_their_epilogue(n, m):
-    """With an activation, a number, a column, both."""
+    """With an activation, a number, a column, both; and so have those without transpose."""
     x, y, u, v = graph.input("x", m), graph.input("y", 1), graph.param("u", (2, m)), graph.param("v", (2, 1))
     c, b = graph.param("c", (1, 1)), graph.param("b", (m, 1))
-    products = {"x": x.matmul(y, ta=True), "u": u.matmul(v, ta=True)}
+    products = {"x": x.matmul(y, ta=True), "u": u.matmul(v, ta=True), "b": b @ c}
     outputs = {f"{k} tanh": p.tanh() for k, p in products.items()}
     outputs |= {f"{k} gelu": (p + c).gelu() for k, p in products.items()}
     outputs |= {f"{k} + c": p + c for k, p in products.items()}
@@ -191,3 +191,32 @@ def test_transposed_products_with_one_column_have_their_epilogue(n, m):
     values = {k: RNG.normal(size=shape) for k, shape in shapes.items()}
     for name, node in outputs.items():  # alone, so that the product is fused
         agree({name: node}, {k: values[k] for k in plan({name: node}).inputs}, n)
+
+
+def test_two_derivatives_and_a_number():
+    """c f'(x) g'(y): c f'(x) is one function already, so its c cannot go into the other."""
+    values = {"x": RNG.normal(size=(5, 3)), "y": RNG.normal(size=(5, 3))}
+    for product in (X.tanh_grad() * 2.0 * Y.silu_grad(), 2.0 * X.gelu_grad() * (Y.sigmoid_grad() * X.tanh_grad())):
+        agree({"product": product}, values, 5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+@pytest.mark.parametrize("k", [3, 127, 128, 300])
+def test_products_with_a_transpose_have_their_bias(n, k):
+    """Dot products, of few rows, too."""
+    x, w, b = graph.input("x", k), graph.param("w", (40, k)), graph.param("b", (1, 40))
+    values = {"x": RNG.normal(size=(n, k)), "w": RNG.normal(size=(40, k)), "b": RNG.normal(size=(1, 40))}
+    z = x.matmul(w, tb=True) + b
+    for out in (z, z.tanh(), {"z": z, "a": z.gelu()}):
+        agree(out if isinstance(out, dict) else {"out": out}, values, n)
+
+
+@pytest.mark.parametrize("n", [1, 3, 50, 3000])
+def test_two_activations_after_a_bias(n):
+    """... of which one pass stores both."""
+    x, w, b = graph.input("x", 5), graph.param("w", (5, 7)), graph.param("b", (1, 7))
+    values = {"x": RNG.normal(size=(n, 5)), "w": RNG.normal(size=(5, 7)), "b": RNG.normal(size=(1, 7)) * 3}
+    for z in (x @ w + b, x @ w * b, x @ w + (b + x.sum(1))):
+        h = z.tanh()
+        agree({"y": h.sigmoid()}, values, n)
+        agree({"h": h, "y": h.gelu() * 2.0}, values, n)

@@ -345,3 +345,62 @@ def test_products_over_no_rows_are_0(d, dtype):
         found = run.run({"x": np.ones((0, d), dtype), "y": np.ones((0, 1), dtype), **values}, 0)
         for name, value in found.items():
             np.testing.assert_array_equal(value, np.zeros_like(value), err_msg=name)
+
+
+def test_rows_come_from_inputs_that_are_not_needed(backend):
+    """The gradient of a mean is 1/n everywhere, whatever x is."""
+    x, w = graph.input("x", 3), graph.param("w", (1, 3))
+    (dx,) = graph.gradients(x.mean(), [x])
+    X = RNG.normal(size=(5, 3))
+    np.testing.assert_allclose(graph.compile(dx, inputs=[x], backend=backend)(x=X), np.full((5, 3), 1 / 15), rtol=1e-15)
+    found = graph.compile([w * 2.0, dx], inputs=[x], backend=backend)(x=X, w=np.ones((1, 3)))
+    assert [v.shape for v in found] == [(1, 3), (5, 3)]
+    for f in (graph.compile(dx, backend=backend), graph.compile(graph.constant(1.0, per=x.shape), backend=backend)):
+        with pytest.raises(InputError, match="reads none of its inputs"):
+            f()
+    with pytest.raises(InputError, match="shape"):
+        graph.compile(dx, inputs=[x])(x=np.ones((5, 4)))
+    with pytest.raises(InputError, match="y has 4 rows, but x has 5"):
+        graph.compile(x * 2.0, inputs=[graph.input("y", 1)])(x=X, y=np.ones(4))
+    assert graph.compile(w * 2.0, backend=backend)(w=np.ones((1, 3))).shape == (1, 3)
+
+
+def test_row_numbers_lie_inside(backend):
+    """On the CPU others would read memory of somebody else."""
+    x, table, i = graph.input("x", 2), graph.param("table", (4, 2)), graph.input("i", 1, dtype="int")
+    X, T = np.ones((2, 2)), np.ones((4, 2))
+    for bad, words in (([0, 4], "i: labels must be 0 … 3; row 1 is 4"), ([-1, 0], "row 0 is -1")):
+        with pytest.raises(InputError, match=words):
+            graph.compile(table.take(i), backend=backend)(table=T, i=bad)
+        with pytest.raises(InputError, match=words):
+            graph.compile(x.scatter_add(i, 4), backend=backend)(x=X, i=bad)
+    with pytest.raises(InputError, match="row 1 is 2"):
+        graph.compile(x.take(i), backend=backend)(x=X, i=[0, 2])
+    with pytest.raises(InputError, match="row 0 is 3"):
+        graph.compile([i.onehot(3), table.take(i)], backend=backend)(table=T, i=[3])
+    np.testing.assert_array_equal(graph.compile(table.take(i), backend=backend)(table=T, i=[0, 3]), T[:2])
+
+
+def test_what_is_of_another_dtype_is_no_value():
+    labels, key, x = (
+        graph.input("labels", 1, dtype="int"),
+        graph.input("key", 2, rows=1, dtype="double"),
+        graph.input("x", 2),
+    )
+    for node in (labels, key):
+        with pytest.raises(GraphError, match="cannot be an output"):
+            graph.compile(node)
+    with pytest.raises(GraphError, match="serves as a key of dropout only"):
+        key * x
+    for wrong in (x, 3, graph.input("key", 2, rows=1), graph.input("key", 3, rows=1, dtype="double")):
+        with pytest.raises(InputError, match="key must be"):
+            nodes.dropout(x, 0.5, wrong)
+
+
+def test_the_key_of_dropout_is_float64_in_float32_too():
+    x, key = graph.input("x", 3), graph.input("key", 2, rows=1, dtype="double")
+    dropped = nodes.dropout(x, 0.5, key)
+    expected = graph.compile(dropped, backend="numpy")(x=np.ones((9, 3)), key=[[3, 4]])
+    for backend in ("cpu", "numpy"):
+        got = graph.compile(dropped, backend=backend, dtype="float32")(x=np.ones((9, 3)), key=[[3, 4]])
+        np.testing.assert_array_equal(got, expected)

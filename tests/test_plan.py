@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastbp import MLP, backends, graph, nodes, optim
 from fastbp.errors import GraphError
 from fastbp.plan import plan
-from fastbp.program import place
+from fastbp.program import _in_order, _largest_first, place
 
 RNG = np.random.default_rng(0)
 
@@ -220,3 +223,16 @@ def test_a_factor_that_is_a_function_itself_stays():
     for backend in ("cpu", "numpy"):
         got = graph.compile(out, backend=backend)(x=values)
         np.testing.assert_allclose(got, 2 * (1 - np.tanh(values) ** 2) * s * (1 - s), rtol=1e-13)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 30), st.integers(0, 9)), max_size=40), st.booleans())
+def test_places_do_not_overlap(buffers, many):
+    """(size, first use, length of life) each; of many buffers each is placed when it is needed."""
+    sizes = {k: 64 * size for k, (size, _, _) in enumerate(buffers)}
+    lives = {k: (first, first + length) for k, (_, first, length) in enumerate(buffers)}
+    offsets, total = (_in_order if many else _largest_first)(sizes, lives)
+    for a in sizes:
+        assert 0 <= offsets[a] <= offsets[a] + sizes[a] <= total <= sum(sizes.values())
+        for b in range(a):
+            meet = sizes[a] and sizes[b] and lives[a][0] <= lives[b][1] and lives[b][0] <= lives[a][1]
+            assert not meet or offsets[a] + sizes[a] <= offsets[b] or offsets[b] + sizes[b] <= offsets[a]

@@ -498,7 +498,8 @@ class _Table:
         if i.code:
             operands[cpu.Y] = self._operand(i.ins[2], (m, n))
             plain, _, act = i.code.partition("_")
-            if plain == "add" and self._shape(i.ins[2]) == (1, n):  # a bias: added in registers
+            two = bool(act and i.then)  # only one function fits behind a bias that is added in registers
+            if plain == "add" and self._shape(i.ins[2]) == (1, n) and not two:
                 how, code = how | gemm.BIAS, -1
                 if act:
                     then = simd.UNARY_CODES[act]
@@ -527,9 +528,9 @@ class _Table:
         a, b = operands[cpu.A], operands[cpu.B]
         turned = {which: (*place[:2], 0, place[2]) for which, place in operands.items()}  # a column is a row
         turned[cpu.A] = (*b[:2], 0, b[2])
-        if how & gemm.BIAS:
-            how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
         if i.ta:
+            if how & gemm.BIAS:
+                how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
             turned[cpu.B] = (*a[:2], a[3], 1)
             if id(i) in self.fused:
                 self._updating(i, (1, m, k), turned, self.panel)
@@ -537,7 +538,7 @@ class _Table:
                 self._product((1, m, k), turned, self.panel, self._cost(i), how, code, then)
             return
         turned[cpu.B] = (*a[:2], a[2], 1)
-        self._product_with_few_rows((1, m, k), turned, self._cost(i), gemm.PACK_T, code, then)
+        self._product_with_few_rows((1, m, k), turned, self._cost(i), how | gemm.PACK_T, code, then)
 
     def _updating(
         self, i: Instruction, sizes: tuple[int, int, int], operands: dict[int, Operand], panel: int, how: int = 0
@@ -650,6 +651,8 @@ class _Table:
     ) -> None:
         """A product that is shared by columns, if at all; see few_rows.py."""
         m, n, k = sizes
+        if how & gemm.PACK_T and how & gemm.BIAS:  # dot products leave it to the epilogue
+            how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
         n_block = n if cost < SHARE_FROM else max(self.panel, _ceil(-(-n // 4), self.panel))  # long rows
         self.common.scratch = max(self.common.scratch, n_block * self.item)
         blocking = (block_of(k, n), 0, 0, how | gemm.FEW_ROWS, self.panel)
@@ -940,7 +943,8 @@ class _Table:
         rows = self._shape(i.outs[0])[0] if rows is None else rows
         block = (max(1, PIECE_ELEMENTS // cols), cols)
         cost = 2 * self.item * rows * cols // 100
-        self._row(cpu.MAP_UNARY, (rows, cols, 0), block, cost, {cpu.OUT: to, cpu.A: source}, simd.UNARY_CODES["copy"])
+        operands, code = {cpu.OUT: to, cpu.A: source}, simd.UNARY_CODES["copy"]
+        self._row(cpu.MAP_UNARY, (rows, cols, 0), block, cost, operands, code, what=i.title)
 
     def _update(self, i: Instruction) -> None:
         theta, g, *states, hyper = i.ins

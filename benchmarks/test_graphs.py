@@ -18,9 +18,11 @@ from fastbp import measure
 TINY = peers.Effort(run=1e-4, pause=0.0, budget=0.0, fewest=2, most=2)
 ONCE = Firsts(1, 0.0)
 THREADS = 1
-KINDS = [
-    pytest.param(kind, id=kind.name, marks=[pytest.mark.large] if kind is graphs.TorchCompiled else [])
+LARGE = (graphs.TorchCompiled, graphs.PyTensor)  # 3 to 20 s to compile
+BOTH = [
+    pytest.param(kind, name, id=f"{kind.name}-{name}", marks=[pytest.mark.large] if kind in LARGE else [])
     for kind in LIBRARIES
+    for name in CASES
 ]
 
 
@@ -39,8 +41,7 @@ def smaller(case: Case) -> Case:
     return case
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "name"), BOTH)
 def test_same_results_and_some_time(kind: type[Library], name: str) -> None:
     library = started(kind)
     (timing,) = graphs.compare(smaller(CASES[name]), [library], TINY, ONCE).values()

@@ -1,4 +1,6 @@
-"""What happens to a graph before it is planned: constants folded, composite operations written out.
+"""What happens to a graph before it is planned: constants folded, composite operations written out, factors that are
+known multiplied, operands taken from before they were broadcast. Not earlier: gradients are taken with respect to any
+node, so what a user wrote must lead through it.
 
 Nodes are immutable, so what reads a replaced node is made anew; the rest of the graph stays as it is.
 """
@@ -9,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from fastbp.nodes import Node, ancestors, constant
+from fastbp.ops import ELEMENTWISE, TABLE, broadcast
 
 
 def _compared(x: float, y: float, holds: bool) -> float:
@@ -48,7 +51,51 @@ def _replaced(node: Node) -> Node:
         return _logsumexp(node.inputs[0], node.attrs["axis"])
     if node.op in _FOLDED and all(i.op == "const" and i.attrs["per"] is None for i in node.inputs):
         return constant(_FOLDED[node.op](*(i.attrs["value"] for i in node.inputs)))
-    return node
+    if node.op == "reshape" and node.inputs[0].op == "reshape":
+        return node.inputs[0].inputs[0].reshape(node.shape)
+    if node.op == "mul":
+        return _multiplied(node)
+    return _narrowed(node)
+
+
+def _narrowed(node: Node) -> Node:
+    """Elementwise operations broadcast by themselves: they take a broadcast operand's source.
+
+    Where the result is then too small, it is broadcast instead.
+    """
+    if TABLE[node.op].kind not in ELEMENTWISE or len(node.inputs) == 1:
+        return node
+    if not any(i.op == "broadcast_to" for i in node.inputs):
+        return node
+    sources = [i.inputs[0] if i.op == "broadcast_to" else i for i in node.inputs]
+    return Node(node.op, sources, node.attrs).broadcast_to(node.shape)
+
+
+def _multiplied(node: Node) -> Node:
+    """X y, with factors that are known now multiplied now: (c x) d is (c d) x, and 1 x is x."""
+    x, y = node.inputs
+    shape = broadcast("mul", x.shape, y.shape)
+    if _known(x) is not None:
+        x, y = y, x
+    factor, other = _known(y), _known(x)
+    if factor is None or (x.shape != shape and other is None):
+        return _narrowed(node)
+    if other is not None:
+        if factor.attrs["per"] is not None and other.attrs["per"] is not None:
+            return _narrowed(node)
+        value = factor.attrs["value"] * other.attrs["value"]
+        return constant(value, factor.attrs["per"] or other.attrs["per"]).broadcast_to(shape)
+    if factor.attrs["value"] == 1.0 and factor.attrs["per"] is None:
+        return x
+    if x.op == "mul" and x.inputs[1].op == "const":
+        return _multiplied(Node("mul", (x.inputs[0], _multiplied(Node("mul", (x.inputs[1], factor), {}))), {}))
+    return node if node.inputs == (x, factor) else Node("mul", (x, factor), {})
+
+
+def _known(x: Node) -> Node | None:
+    """The constant that a node is, or is a broadcast of."""
+    source = x.inputs[0] if x.op == "broadcast_to" else x
+    return source if source.op == "const" else None
 
 
 def _logsumexp(x: Node, axis: int | None) -> Node:

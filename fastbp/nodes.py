@@ -124,8 +124,7 @@ class Node:
     def where(self, x: Operand, y: Operand) -> Node:
         """X where this node is not 0, else y."""
         operands = (self, _node(x), _node(y))
-        shape = ops.broadcast("where", *(o.shape for o in operands))
-        return Node("where", _narrowed(operands, shape), {})
+        return Node("where", operands, {})
 
     def stop_gradient(self) -> Node:
         """The same value, taken as a constant by :func:`gradients`."""
@@ -208,8 +207,7 @@ class Node:
         size = (_size(shape[0]), _size(shape[1]))
         if size == self.shape:
             return self
-        source = self.inputs[0] if self.op == "reshape" else self
-        return source.reshape(size) if source is not self else Node("reshape", (self,), {"shape": size})
+        return Node("reshape", (self,), {"shape": size})
 
     def columns(self, start: int, stop: int) -> Node:
         """Columns start to stop, without stop."""
@@ -277,20 +275,7 @@ def _node(value: Operand) -> Node:
 
 
 def _binary(op: str, x: Operand, y: Operand) -> Node:
-    a, b = _node(x), _node(y)
-    shape = ops.broadcast(op, a.shape, b.shape)
-    return Node(op, _narrowed((a, b), shape), {})
-
-
-def _narrowed(operands: Sequence[Node], shape: Shape) -> list[Node]:
-    """Elementwise operations broadcast by themselves: the sources of broadcast nodes, as far as the shape allows it."""
-    found = list(operands)
-    for k, x in enumerate(found):
-        if x.op == "broadcast_to":
-            others = (o.shape for j, o in enumerate(found) if j != k)
-            if ops.broadcast("", x.inputs[0].shape, *others) == shape:
-                found[k] = x.inputs[0]
-    return found
+    return Node(op, (_node(x), _node(y)), {})
 
 
 def _power(x: Node, exponent: Operand) -> Node:
@@ -322,29 +307,17 @@ def concat(parts: Sequence[Node]) -> Node:
 
 
 def _multiply(x: Node, y: Node) -> Node:
-    """X y, with factors that are known now multiplied now: (c x) d is (c d) x, and 1 x is x."""
+    """X y; 1 x is x."""
     shape = ops.broadcast("mul", x.shape, y.shape)
-    if _known(x) is not None:
-        x, y = y, x
-    factor, other = _known(y), _known(x)
-    if factor is None or (x.shape != shape and other is None):
-        return _binary("mul", x, y)
-    if other is not None:
-        if factor.attrs["per"] is not None and other.attrs["per"] is not None:
-            return _binary("mul", x, y)
-        value = factor.attrs["value"] * other.attrs["value"]
-        return constant(value, factor.attrs["per"] or other.attrs["per"]).broadcast_to(shape)
-    if factor.attrs["value"] == 1.0 and factor.attrs["per"] is None:
-        return x
-    if x.op == "mul" and x.inputs[1].op == "const":
-        return _multiply(x.inputs[0], _multiply(x.inputs[1], factor))
-    return Node("mul", (x, factor), {})
-
-
-def _known(x: Node) -> Node | None:
-    """The constant that a node is, or is a broadcast of."""
-    source = x.inputs[0] if x.op == "broadcast_to" else x
-    return source if source.op == "const" else None
+    for factor, other in ((x, y), (y, x)):
+        if (
+            factor.op == "const"
+            and factor.attrs["value"] == 1.0
+            and factor.attrs["per"] is None
+            and other.shape == shape
+        ):
+            return other
+    return Node("mul", (x, y), {})
 
 
 def _leaf(kind: str, name: str, shape: Shape, dtype: str) -> Node:

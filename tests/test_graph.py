@@ -153,11 +153,33 @@ def test_only_nodes_between_are_visited():
         nodes._apply_rule(updated, 0, loss)
 
 
-def test_factors_that_are_known_are_multiplied_now():
+def test_a_gradient_with_respect_to_what_is_planned_away():
+    """Known factors are multiplied, broadcasts and reshapes looked through, but not before the gradient is taken."""
+    x, r = graph.input("x", 3), graph.param("r", (1, 3))
+    doubled, wide, tall = x * 2.0, r.broadcast_to(x.shape), r.reshape((3, 1))
+    losses = {
+        "a": ((doubled * 3.0).sum(), doubled),
+        "b": ((wide * x).sum(), wide),
+        "d": (x.mean().where(wide, x).sum(), wide),
+    }
+    losses["c"] = ((tall.reshape((1, 3)) * 5.0).sum(), tall)
+    found = evaluate(
+        {name: graph.gradients(loss, [v])[0] for name, (loss, v) in losses.items()}, {"x": np.full((4, 3), 7.0)}
+    )
+    for name, (shape, value) in {
+        "a": ((4, 3), 3.0),
+        "b": ((4, 3), 7.0),
+        "c": ((3, 1), 5.0),
+        "d": ((4, 3), 1.0),
+    }.items():
+        np.testing.assert_array_equal(found[name], np.full(shape, value), err_msg=name)
+
+
+def test_known_factors_are_multiplied_by_the_planner():
     x = graph.input("x", 3)
-    scaled = (x * 2.0) * 3.0
-    assert scaled.inputs[0] is x
-    assert scaled.inputs[1].attrs["value"] == 6.0
+    program = plan({"y": (x * 2.0) * 3.0})
+    assert [i.title for i in program.instructions] == ["map mul"]
+    assert [b.value[0] for b in program.buffers if b.kind == "const"] == [6.0]
     assert x * 1.0 is x
     values = {"x": RNG.normal(size=(2, 3))}
     np.testing.assert_array_equal(evaluate({"y": 3.0 * (2.0 * x)}, values)["y"], 6 * values["x"])

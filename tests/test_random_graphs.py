@@ -307,7 +307,7 @@ def _random_step(r: Recipe) -> None:
             r.add("dropout", x, attrs=(rng.choice([0.1, 0.5]), rng.randrange(3)), bound=2.0 * b)
         case "gradient":
             if r.n or not any(s.per_row for s in r.made[x].shape):
-                r.add("gradient", x, rng.choice(r.leaves))
+                r.add("gradient", x, y)
 
 
 KINDS = (
@@ -329,8 +329,12 @@ class Torch:
         self.recipe, self.n = recipe, recipe.n
         self.leaves: dict[str, Any] = {}
         self.found: list[Any] = []
-        for op, args, attrs in recipe.steps:
-            if op == "leaf":
+        first: dict[int, int] = {}  # 1 x is x: the same node stands for both
+        for k, (op, args, attrs) in enumerate(recipe.steps):
+            same = first.setdefault(recipe.made[k].id, k)
+            if same < k:
+                self.found.append(self.found[same])
+            elif op == "leaf":
                 self.found.append(self.torch.tensor(recipe.values[attrs[0]], requires_grad=True))
                 self.leaves[attrs[0]] = self.found[-1]
             else:
@@ -509,7 +513,7 @@ def question_of(rng: random.Random, n: int, count: int) -> Question:
     loss = graph.constant(0.0)
     for k in parts:
         loss = loss + r.made[k].sin().sum()
-    wrt = r.leaves
+    wrt = list(dict.fromkeys([*r.leaves, _pick(r), _pick(r)]))
     names = [f"d{k}" for k in wrt]
     gradients = dict(zip(names, graph.gradients(loss, [r.made[k] for k in wrt]), strict=True))
     total = graph.constant(0.0)

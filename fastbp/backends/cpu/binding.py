@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -85,6 +86,11 @@ class Bound:
     private: int
     shared: bool
     lines: tuple[Line, ...]
+
+    @cached_property
+    def place(self) -> np.ndarray:
+        """Address and length of the table, as the machine wants them."""
+        return np.array([[self.table.ctypes.data, len(self.table)]], np.int64)
 
 
 class Slots:

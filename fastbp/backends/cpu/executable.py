@@ -19,7 +19,11 @@ KEPT_BINDINGS = 16  # numbers of rows for which tables are kept; training needs 
 KEPT_WORKSPACE = 256 << 20  # bytes up to which a workspace is kept for the next call
 
 
+# (buffer, shape) of the arrays that outputs lie in; (name, its array's buffer, start, stop, shape) of the outputs, no
+# shape for a whole array
+_Layout = tuple[list[tuple[int, tuple[int, int]]], list[tuple[str, int, int, int, tuple[int, ...]]]]
 _ONE_STEP = np.zeros((1, 3), np.int64)  # the first table, position 0, step 0
+_NOWHERE = np.zeros((0, 4), np.int64)
 
 
 class CpuExecutable:
@@ -34,6 +38,7 @@ class CpuExecutable:
         self._lock = threading.Lock()
         self._team = machine.team(dtype)
         self._spare: list[np.ndarray] = []
+        self._layouts: dict[int, _Layout] = {}
         # (slot, name, bytes a position, bytes a step) of what comes in; (slot, buffer) of what goes out
         self._sources: list[tuple[int, str, int, int]] = []
         self._results: list[tuple[int, int]] = []
@@ -60,10 +65,15 @@ class CpuExecutable:
 
     def run(self, values: Mapping[str, Any], n: int) -> dict[str, Any]:
         """Run once for n rows; see :meth:`fastbp.backends.array.ArrayExecutable.run`. All arrays C-contiguous."""
-        outputs = {index: np.empty(self.program.shape(index, n), self.dtype) for _, index in self._results}
+        shapes, parts = self._layouts.get(n) or self._layout(n)
+        outputs = {index: np.empty(shape, self.dtype) for index, shape in shapes}
         values = self._followed(values, 2 * n)
-        self._launch([self.bound(n)], _ONE_STEP, values, outputs, dict.fromkeys(outputs, 0))
-        return {name: self._output(outputs, index, n) for name, index in self.program.outputs.items()}
+        self._launch([self.bound(n)], _ONE_STEP, values, outputs, {})
+        found: dict[str, Any] = {}
+        for name, base, start, stop, shape in parts:
+            out = outputs.get(base)  # None of an update's theta: the caller has it already
+            found[name] = out if out is None or not shape else out.reshape(-1)[start:stop].reshape(shape)
+        return found
 
     def timed_steps(self, values: Mapping[str, Any], n: int, count: int) -> np.ndarray:
         """Run the first n rows ``count`` times; nanoseconds a step of every line of ``bound(n).lines``, float64."""
@@ -105,19 +115,22 @@ class CpuExecutable:
         clock: int = 0,
     ) -> None:
         """Hand everything to the machine as addresses; the arrays live in this frame until it returns."""
-        tables = np.array([(_address(b.table), len(b.table)) for b in bindings], np.int64)
+        tables = bindings[0].place if len(bindings) == 1 else np.concatenate([b.place for b in bindings])
         threads = get_num_threads() if any(b.shared for b in bindings) else 1
-        shared, private = (max(getattr(b, what) for b in bindings) for what in ("workspace", "private"))
+        shared, private = max([b.workspace for b in bindings]), max([b.private for b in bindings])
         shared = -(-shared // ALIGNMENT) * ALIGNMENT
-        slots = [(0, 0, 0)] * self.slots.count
-        for slot, name, a_position, a_step in self._sources:
-            slots[slot] = (_address(values[name]), a_position, a_step)
+        slots = [0] * self.slots.count
+        for slot, name, _, _ in self._sources:
+            slots[slot] = _address(values[name])
         for slot, index in self._results:
-            slots[slot] = (_address(outputs[index]), 0, strides[index])
-        slots[machine.PRIVATE_BYTES], slots[machine.CLOCK] = (private, 0, 0), (clock, 0, 0)
-        moving = [(k, *slot) for k, slot in enumerate(slots) if slot[1] or slot[2]]
-        places = np.array(moving, np.int64).reshape(-1, 4)
-        bases = np.array([address for address, _, _ in slots], np.int64)
+            slots[slot] = _address(outputs[index])
+        slots[machine.PRIVATE_BYTES], slots[machine.CLOCK] = private, clock
+        bases = np.array(slots, np.int64)
+        places = _NOWHERE
+        if plan is not _ONE_STEP:  # in which nothing moves
+            moving = [(s, slots[s], a_position, a_step) for s, _, a_position, a_step in self._sources]
+            moving += [(s, slots[s], 0, strides[index]) for s, index in self._results]
+            places = np.array([m for m in moving if m[2] or m[3]], np.int64).reshape(-1, 4)
         kept = []
 
         def arguments(count: int) -> tuple[int, ...]:
@@ -127,7 +140,8 @@ class CpuExecutable:
             start += -start % ALIGNMENT
             bases[machine.WORKSPACE] = bases[machine.PARTIALS] = start
             bases[machine.PRIVATE] = start + shared
-            return _address(tables), _address(plan), len(plan), _address(places), len(places), _address(bases)
+            where = _address(places) if len(places) else 0
+            return _address(tables), _address(plan), len(plan), where, len(places), _address(bases)
 
         self._team.run(threads, arguments)
         self._spare[:] = [workspace for workspace in kept if workspace.size <= KEPT_WORKSPACE]
@@ -143,15 +157,21 @@ class CpuExecutable:
             return np.empty(size, np.uint8)
         return spare if spare.size >= size else np.empty(size, np.uint8)
 
-    def _output(self, outputs: dict[int, np.ndarray], index: int, n: int) -> Any:
-        buffer = self.program.buffers[index]
-        base = index if buffer.base is None else buffer.base
-        if base not in outputs:
-            return None  # an update's theta: the caller has it already
-        if buffer.base is None:
-            return outputs[base]
-        shape = self.program.shape(index, n)
-        return outputs[base].reshape(-1)[buffer.offset : buffer.offset + shape[0] * shape[1]].reshape(shape)
+    def _layout(self, n: int) -> _Layout:
+        """What ``run`` has to know of the outputs for n rows, kept since a shape takes a microsecond."""
+        shapes = [(index, self.program.shape(index, n)) for _, index in self._results]
+        parts: list[tuple[str, int, int, int, tuple[int, ...]]] = []
+        for name, index in self.program.outputs.items():
+            buffer = self.program.buffers[index]
+            if buffer.base is None:
+                parts.append((name, index, 0, 0, ()))
+            else:
+                stop = buffer.offset + self.program.size(index, n)
+                parts.append((name, buffer.base, buffer.offset, stop, self.program.shape(index, n)))
+        if len(self._layouts) >= KEPT_BINDINGS:
+            self._layouts.clear()
+        self._layouts[n] = shapes, parts
+        return shapes, parts
 
 
 def _address(array: np.ndarray) -> int:

@@ -33,7 +33,14 @@ def _flatten(tree: Any, leaves: list[Any]) -> Structure:
     else:
         leaves.append(tree)
         return None
-    return kind, keys, tuple([_flatten(item, leaves) for item in inside])
+    found = []
+    for item in inside:
+        if isinstance(item, (tuple, list, dict)):
+            found.append(_flatten(item, leaves))
+        else:  # the same without a call: most are leaves
+            leaves.append(item)
+            found.append(None)
+    return kind, keys, tuple(found)
 
 
 def unflatten(structure: Structure, leaves: Iterable[Any]) -> Any:
@@ -45,7 +52,7 @@ def _unflatten(structure: Structure, leaves: Iterator[Any]) -> Any:
     if structure is None:
         return next(leaves)
     kind, keys, inside = structure
-    items = [_unflatten(s, leaves) for s in inside]
+    items = [next(leaves) if s is None else _unflatten(s, leaves) for s in inside]
     if issubclass(kind, dict):
         return dict(zip(keys, items, strict=True))
     if issubclass(kind, list):

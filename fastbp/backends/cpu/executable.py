@@ -20,6 +20,9 @@ KEPT_BINDINGS = 16  # numbers of rows for which tables are kept; training needs 
 KEPT_WORKSPACE = 256 << 20  # bytes up to which a workspace is kept for the next call
 
 
+# (slot, buffer, shape) of the arrays that outputs lie in; (name, its array's buffer, start, stop, shape) of the outputs,
+# no shape for a whole array
+_Layout = tuple[list[tuple[int, int, tuple[int, int]]], list[tuple[str, int, int, int, tuple[int, ...]]]]
 _ONE_STEP = np.zeros((1, 3), np.int64)  # the first table, position 0, step 0
 _ONCE = (_ONE_STEP.ctypes.data, 1, 0, 0)  # and no slot moves
 
@@ -33,6 +36,7 @@ class CpuExecutable:
         self.dtype = np.dtype(dtype)
         self.slots = Slots(program)
         self._bound: dict[int, Bound] = {}
+        self._layouts: dict[int, _Layout] = {}
         self._lock = threading.Lock()
         self._team = machine.team(dtype)
         self._spare: list[np.ndarray] = []
@@ -50,7 +54,6 @@ class CpuExecutable:
             self._sources.append((slot, buffer.name, itemsize * cols * moves, 8 * cols * (buffer.dtype == "double")))
         self._zeros = [0] * self.slots.count
         self._gathers = "order" in program.inputs
-        self._parts = any(program.buffers[index].base is not None for index in program.outputs.values())
 
     def bound(self, n: int) -> Bound:
         """The table for n rows, made once and kept."""
@@ -72,14 +75,17 @@ class CpuExecutable:
         bases = array("q", self._zeros)  # a list of machine words that is quick to fill; np.int64 takes twice as long
         for slot, name, _, _ in self._sources:
             bases[slot] = _address(values[name])
-        for slot, index in self._results:
-            outputs[index] = found = np.empty(self.program.shape(index, n), self.dtype)
-            bases[slot] = _address(found)
+        shapes, parts = self._layouts.get(n) or self._layout(n)
+        for slot, index, shape in shapes:
+            outputs[index] = place = np.empty(shape, self.dtype)
+            bases[slot] = _address(place)
         bases[machine.PRIVATE_BYTES] = bound.private
         self._enter(bound.shared, bound.workspace, bound.private, bound.entry, bases, _ONCE)
-        if not self._parts:
-            return {name: outputs.get(index) for name, index in self.program.outputs.items()}
-        return {name: self._output(outputs, index, n) for name, index in self.program.outputs.items()}
+        found: dict[str, Any] = {}
+        for name, base, start, stop, part in parts:
+            out = outputs.get(base)  # None of an update's theta: the caller has it already
+            found[name] = out if out is None or not part else out.reshape(-1)[start:stop].reshape(part)
+        return found
 
     def timed_steps(self, values: Mapping[str, Any], n: int, count: int) -> np.ndarray:
         """Run the first n rows ``count`` times; nanoseconds a step of every line of ``bound(n).lines``, float64."""
@@ -165,15 +171,21 @@ class CpuExecutable:
             return np.empty(size, np.uint8)
         return spare if spare.size >= size else np.empty(size, np.uint8)
 
-    def _output(self, outputs: dict[int, np.ndarray], index: int, n: int) -> Any:
-        buffer = self.program.buffers[index]
-        base = index if buffer.base is None else buffer.base
-        if base not in outputs:
-            return None  # an update's theta: the caller has it already
-        if buffer.base is None:
-            return outputs[base]
-        shape = self.program.shape(index, n)
-        return outputs[base].reshape(-1)[buffer.offset : buffer.offset + shape[0] * shape[1]].reshape(shape)
+    def _layout(self, n: int) -> _Layout:
+        """What ``run`` has to know of the outputs for n rows, kept since a shape takes a microsecond."""
+        shapes = [(slot, index, self.program.shape(index, n)) for slot, index in self._results]
+        parts: list[tuple[str, int, int, int, tuple[int, ...]]] = []
+        for name, index in self.program.outputs.items():
+            buffer = self.program.buffers[index]
+            if buffer.base is None:
+                parts.append((name, index, 0, 0, ()))
+            else:
+                stop = buffer.offset + self.program.size(index, n)
+                parts.append((name, buffer.base, buffer.offset, stop, self.program.shape(index, n)))
+        if len(self._layouts) >= KEPT_BINDINGS:
+            self._layouts.clear()
+        self._layouts[n] = shapes, parts
+        return shapes, parts
 
 
 def _address(array: np.ndarray) -> int:

@@ -20,8 +20,8 @@ KEPT_BINDINGS = 16  # numbers of rows for which tables are kept; training needs 
 KEPT_WORKSPACE = 256 << 20  # bytes up to which a workspace is kept for the next call
 
 
-# (slot, buffer, shape) of the arrays that outputs lie in; (name, its array's buffer, start, stop, shape) of the outputs,
-# no shape for a whole array
+# (slot, buffer, shape) of the arrays that outputs lie in; (name, its array's buffer, start, stop, shape) of the
+# outputs, no shape for a whole array
 _Layout = tuple[list[tuple[int, int, tuple[int, int]]], list[tuple[str, int, int, int, tuple[int, ...]]]]
 _ONE_STEP = np.zeros((1, 3), np.int64)  # the first table, position 0, step 0
 _ONCE = (_ONE_STEP.ctypes.data, 1, 0, 0)  # and no slot moves

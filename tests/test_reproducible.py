@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import attempts
 
 import fastbp
 from fastbp import MLP, optim
@@ -36,7 +37,7 @@ def test_threads(case, dtype, two_threads):
     for threads in (2, 3, 4):
         fastbp.set_num_threads(threads)
         before = None
-        for _ in range(200):  # a helper may come late to a short run
+        for _ in attempts():
             np.testing.assert_array_equal(gradient(*case, dtype), alone)
             done = np.array(team(dtype).pieces_done())
             if before is not None and len(done) >= threads and (done[:threads] > before[:threads]).all():

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from conftest import attempts
 
 import fastbp
 from fastbp import MLP, optim
@@ -51,7 +52,7 @@ def helper_works() -> bool:
     """Whether a thread of the team takes part in training."""
     fastbp.set_num_threads(2)
     train(0)
-    for _ in range(200):  # it may come late to a short run
+    for _ in attempts():
         before = team("float32").pieces_done()[1]
         train(0)
         if team("float32").pieces_done()[1] > before:

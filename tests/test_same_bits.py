@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from conftest import attempts
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -87,7 +88,7 @@ def assert_same_for_any_threads(run, dtype):
     assert all(np.isfinite(x).all() for x in alone)
     for threads in THREADS[1:]:
         fastbp.set_num_threads(threads)
-        for _ in range(200):  # helpers may come late to a short run
+        for _ in attempts():
             before = team(dtype).pieces_done()
             for got, expected in zip(run(), alone, strict=True):
                 np.testing.assert_array_equal(got, expected)

@@ -22,6 +22,10 @@ from fastbp.program import Instruction, Program, const_value, place
 # An instruction is offered to other threads from SHARE_FROM ns on, as estimated at 100 operations and 100 bytes a ns:
 # a step of 784-30-10 on 10 rows took 21 µs with its two 5 µs products shared, 14 µs with them not.
 SHARE_FROM = 20_000
+# ... and from SHARE_ON on if it reads what threads have made together: a thread's first pieces are those whose rows it
+# made itself. In a net with skip connections an addition took 8 µs on one thread, and 115 on one of two whose caches
+# are far apart, since half of its operands came from the other one's.
+SHARE_ON = 4_000
 SMALL_PIECE = 100_000  # operations of a product below which a piece is not worth the claim
 PIECE_ELEMENTS = 16_384  # of elementwise work: stays in the second-level cache, lasts several µs
 PIECE_OPERATIONS = 1 << 22  # of a product: large enough to reuse its rows of B, small enough to share
@@ -386,6 +390,7 @@ class _Table:
         self.ready = transposed or {}
         self.sums = sums or {}
         self.rows: list[list[int]] = []
+        self.divided: set[int] = set()  # buffers that threads have written together
         self.fused: dict[int, Instruction] = {}
         self.updated: dict[int, list[tuple[int, int]]] = {}
         self.biases: dict[int, Instruction] = {}
@@ -450,7 +455,7 @@ class _Table:
         pieces = -(-m // m_block) * -(-n // n_block)
         if op == cpu.CHAIN:
             pieces = max(1, pieces)  # a sum of nothing is written too
-        shared = int(pieces > 1 and nanoseconds >= SHARE_FROM and not self.in_chunk)
+        shared = int(pieces > 1 and self._is_shared(nanoseconds))
         number = len(self.common.lines)
         sums = int(any(index in self.sums for index in self.instruction.outs))
         row = [op, code, then, m, n, k, m_block, n_block, pieces, shared, *blocking, sums, number]
@@ -458,6 +463,17 @@ class _Table:
             row.extend(operands.get(which, NOWHERE))
         self.rows.append(row)
         self.common.lines.append(self._line(op, sizes, pieces, bool(shared), what, notes))
+
+    def _is_shared(self, nanoseconds: int) -> bool:
+        """Whether an instruction that takes so long is offered to other threads."""
+        if not self._is_worth_sharing(nanoseconds):
+            return False
+        self.divided.update(_root(self.program, index) for index in self.instruction.outs)
+        return True
+
+    def _is_worth_sharing(self, nanoseconds: int) -> bool:
+        goes_on = any(_root(self.program, index) in self.divided for index in self.instruction.ins)
+        return not self.in_chunk and nanoseconds >= (SHARE_ON if goes_on else SHARE_FROM)
 
     def _line(
         self, op: int, sizes: tuple[int, int, int], pieces: int, shared: bool, what: str, notes: Iterable[str]
@@ -555,7 +571,7 @@ class _Table:
         operands[cpu.EXTRA] = self._operand(hyper)
         far = 2 * sizes[0] * n * self.item > caches.second_level()  # to the same bits as tiles, in memory's order
         if update.code == "sgd" and far and 0 < sizes[2] <= few_rows.MOST_ROWS and n > self.panel:
-            pieces = 1 if self._cost(i) < SHARE_FROM else FEWEST_PIECES
+            pieces = FEWEST_PIECES if self._is_worth_sharing(self._cost(i)) else 1
             blocking = (block_of(sizes[2], n), 0, 0, how | gemm.SGD | gemm.FEW_ROWS, self.panel)
             notes = ("sgd", "row by row", *(["with db"] if how & gemm.ONES else []))
             block = (-(-sizes[0] // pieces), n)
@@ -653,7 +669,7 @@ class _Table:
         m, n, k = sizes
         if how & gemm.PACK_T and how & gemm.BIAS:  # dot products leave it to the epilogue
             how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
-        n_block = n if cost < SHARE_FROM else max(self.panel, _ceil(-(-n // 4), self.panel))  # long rows
+        n_block = max(self.panel, _ceil(-(-n // 4), self.panel)) if self._is_worth_sharing(cost) else n  # long rows
         self.common.scratch = max(self.common.scratch, n_block * self.item)
         blocking = (block_of(k, n), 0, 0, how | gemm.FEW_ROWS, self.panel)
         note = "dot products" if how & gemm.PACK_T else "row by row"
@@ -681,7 +697,7 @@ class _Table:
         """Piece of a product: all of it if it is not shared; else halved along its longer side until it is small."""
         m, n, k = sizes
         m_block, n_block = _ceil(m, TILE_ROWS), _ceil(n, self.panel)
-        while cost >= SHARE_FROM and not self.in_chunk:
+        while self._is_worth_sharing(cost):
             work = 2 * m_block * n_block * max(k, 1)
             pieces = -(-m // max(m_block, 1)) * -(-n // max(n_block, 1))
             small = work <= max(PIECE_OPERATIONS, 2 * m * n * k // many)

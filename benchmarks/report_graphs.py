@@ -210,7 +210,7 @@ def draw(report: Report, path: Path) -> None:
     bars = chains.barh(range(len(report.chains)), [100 * c.fraction for c in report.chains], height=0.5)
     chains.bar_label(bars, [f"{100 * c.fraction:.0f}" for c in report.chains], padding=3)
     chains.axvline(100 * CHAIN_GOAL, color="black", linestyle=":")
-    chains.set(xlim=(0, 125), title="30 operations, % of limit", ylim=(len(report.chains) - 0.5, -0.5))
+    chains.set(xlim=(0, 130), title="30 operations, % of limit", ylim=(len(report.chains) - 0.5, -0.5))
     names = [f"{c.what.replace(' and ', chr(10) + 'and ')}\n{_threads(c.threads)}" for c in report.chains]
     chains.set_yticks(range(len(report.chains)), names)
     for panel in (steady, first, chains):

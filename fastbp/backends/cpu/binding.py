@@ -475,6 +475,14 @@ class _Table:
         goes_on = any(_root(self.program, index) in self.divided for index in self.instruction.ins)
         return not self.in_chunk and nanoseconds >= (SHARE_ON if goes_on else SHARE_FROM)
 
+    def _is_far_larger(self, elements: int) -> bool:
+        """Whether a matrix that is read once a step is worth several threads: if no core's cache keeps it.
+
+        One that it keeps would be cut in other ways forward, backward and in the update, and change caches every time:
+        12-160-2-685-668-8 on one row took 488 µs on two threads whose caches are far apart, 140 on one.
+        """
+        return elements * self.item > 4 * caches.second_level()
+
     def _line(
         self, op: int, sizes: tuple[int, int, int], pieces: int, shared: bool, what: str, notes: Iterable[str]
     ) -> Line:
@@ -571,7 +579,7 @@ class _Table:
         operands[cpu.EXTRA] = self._operand(hyper)
         far = 2 * sizes[0] * n * self.item > caches.second_level()  # to the same bits as tiles, in memory's order
         if update.code == "sgd" and far and 0 < sizes[2] <= few_rows.MOST_ROWS and n > self.panel:
-            pieces = FEWEST_PIECES if self._is_worth_sharing(self._cost(i)) else 1
+            pieces = FEWEST_PIECES if self._is_far_larger(sizes[0] * n) else 1
             blocking = (block_of(sizes[2], n), 0, 0, how | gemm.SGD | gemm.FEW_ROWS, self.panel)
             notes = ("sgd", "row by row", *(["with db"] if how & gemm.ONES else []))
             block = (-(-sizes[0] // pieces), n)
@@ -669,7 +677,7 @@ class _Table:
         m, n, k = sizes
         if how & gemm.PACK_T and how & gemm.BIAS:  # dot products leave it to the epilogue
             how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
-        n_block = max(self.panel, _ceil(-(-n // 4), self.panel)) if self._is_worth_sharing(cost) else n  # long rows
+        n_block = max(self.panel, _ceil(-(-n // 4), self.panel)) if self._is_far_larger(k * n) else n  # long rows
         self.common.scratch = max(self.common.scratch, n_block * self.item)
         blocking = (block_of(k, n), 0, 0, how | gemm.FEW_ROWS, self.panel)
         note = "dot products" if how & gemm.PACK_T else "row by row"

@@ -33,6 +33,7 @@ merged = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc
 COMPILED_SOURCES = (
     "scalars.py",
     "polynomials.py",
+    "backends/llvm.py",
     *(
         f"backends/cpu/{name}.py"
         for name in ("compiling", "simd", "bf16", "gemm", "chain", "few_rows", "team", "machine")

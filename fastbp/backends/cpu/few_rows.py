@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 
 from fastbp import scalars
 from fastbp.backends.cpu import simd
+from fastbp.backends.llvm import switch
 from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.gemm import BIAS, apply_binary, epilogue
 from fastbp.backends.cpu.simd import BINARY_CODES, I64, pointer
@@ -50,7 +51,7 @@ def _add_rows(typingctx: Any, count: Any, n: Any, fresh: Any, a: Any, a_col: Any
 
             simd.vector_loop(m, n, body)
 
-        simd.switch(builder, builder.sub(count, I64(1)), [partial(rows, k) for k in range(1, _TOGETHER + 1)])
+        switch(builder, builder.sub(count, I64(1)), [partial(rows, k) for k in range(1, _TOGETHER + 1)])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -116,7 +117,7 @@ def _update_rows(
 
                 simd.vector_loop(m, n, body)
 
-        simd.switch(builder, builder.sub(count, I64(1)), [partial(rows, k) for k in range(1, MOST_ROWS + 1)])
+        switch(builder, builder.sub(count, I64(1)), [partial(rows, k) for k in range(1, MOST_ROWS + 1)])
         return context.get_dummy_value()
 
     return signature, codegen

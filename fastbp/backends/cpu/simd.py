@@ -22,6 +22,8 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from fastbp import polynomials, scalars
+from fastbp.backends.llvm import Value as Vector
+from fastbp.backends.llvm import switch
 
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
@@ -73,59 +75,6 @@ VECTOR_REGISTERS = 16 if _X86 and VECTOR_BYTES < 64 else 32
 
 
 # ---- values and the emitter ----------------------------------------------------------------------------------------
-
-
-class Vector:
-    """An LLVM value with operators; numbers on the other side become constants."""
-
-    __slots__ = ("m", "value")
-
-    def __init__(self, m: VectorEmitter, value: Any) -> None:
-        self.m = m
-        self.value = value
-
-    def _operate(self, operation: Callable[..., Any], x: Any, y: Any) -> Vector:
-        return Vector(self.m, operation(self.m.unwrap(x), self.m.unwrap(y)))
-
-    def __add__(self, other: Any) -> Vector:
-        return self._operate(self.m.builder.fadd, self, other)
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Any) -> Vector:
-        return self._operate(self.m.builder.fsub, self, other)
-
-    def __rsub__(self, other: Any) -> Vector:
-        return self._operate(self.m.builder.fsub, other, self)
-
-    def __mul__(self, other: Any) -> Vector:
-        return self._operate(self.m.builder.fmul, self, other)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Any) -> Vector:
-        return self._operate(self.m.builder.fdiv, self, other)
-
-    def __rtruediv__(self, other: Any) -> Vector:
-        return self._operate(self.m.builder.fdiv, other, self)
-
-    def __neg__(self) -> Vector:
-        return Vector(self.m, self.m.builder.fneg(self.value))
-
-    def _compare(self, sign: str, other: Any) -> Vector:
-        return Vector(self.m, self.m.builder.fcmp_ordered(sign, self.value, self.m.unwrap(other)))
-
-    def __lt__(self, other: Any) -> Vector:
-        return self._compare("<", other)
-
-    def __le__(self, other: Any) -> Vector:
-        return self._compare("<=", other)
-
-    def __gt__(self, other: Any) -> Vector:
-        return self._compare(">", other)
-
-    def __ge__(self, other: Any) -> Vector:
-        return self._compare(">=", other)
 
 
 class VectorEmitter:
@@ -396,14 +345,14 @@ class VectorEmitter:
         n, p = self._reduced(self.where(e > highest, highest, self.where(e < lowest, lowest, e)), inside)
         value = self._scaled(p + 1.0, n)
 
-        whole, half = self.call("floor", y)._compare("==", y), y * 0.5
-        signed = self.where(whole, self.where(self.call("floor", half)._compare("==", half), 1.0, x), 1.0)  # x: y odd
+        whole, half = self.call("floor", y).compare("==", y), y * 0.5
+        signed = self.where(whole, self.where(self.call("floor", half).compare("==", half), 1.0, x), 1.0)  # x: y odd
         value = self.where(x < 0.0, self.where(whole, value, float("nan")), value)
         falling = self.where(size < 1.0, float("inf"), self.where(size > 1.0, 0.0, size))  # 1/size, for 0 and infinity
         edge = self.where(y > 0.0, size, self.where(y < 0.0, falling, y))  # the power of 0, infinity and NaN
         value = self.where(size > 0.0, self.where(size < float("inf"), value, edge), edge)
         value = self.call("copysign", value, signed)
-        one = self.builder.or_(x._compare("==", 1.0).value, y._compare("==", 0.0).value)
+        one = self.builder.or_(x.compare("==", 1.0).value, y.compare("==", 0.0).value)
         return self.where(Vector(self, one), 1.0, value)
 
     def _log_parts(self, x: Vector) -> tuple[Vector, Vector]:
@@ -540,19 +489,6 @@ def vector_loop(m: VectorEmitter, n: Any, body: Callable[[Any, Any], None]) -> N
         body(i, None)
     with b.if_then(b.icmp_signed("<", full, n)):
         body(full, m.mask(b.sub(n, full)))
-
-
-def switch(builder: Any, code: Any, cases: Sequence[Callable[[], None]]) -> None:
-    """Run cases[code]; a code out of range does nothing."""
-    end = builder.append_basic_block("switch.end")
-    switch = builder.switch(code, end)
-    for k, case in enumerate(cases):
-        block = builder.append_basic_block(f"case{k}")
-        switch.add_case(I64(k), block)
-        builder.position_at_end(block)
-        case()
-        builder.branch(end)
-    builder.position_at_end(end)
 
 
 def _spread(m: VectorEmitter, pointer: Any, step: Any) -> Any:

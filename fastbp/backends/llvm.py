@@ -18,6 +18,9 @@ class Emitter(Protocol):
     def unwrap(self, x: Any) -> Any:
         """The LLVM value of a Value, or of a Python number."""
 
+    def negative(self, x: Any) -> Any:
+        """-x, of LLVM values."""
+
 
 class Value:
     """An LLVM value, a scalar or a vector; numbers on the other side become constants."""
@@ -54,7 +57,7 @@ class Value:
         return self._operate(self.m.builder.fdiv, other, self)
 
     def __neg__(self) -> Value:
-        return Value(self.m, self.m.builder.fneg(self.value))
+        return Value(self.m, self.m.negative(self.value))
 
     def compare(self, sign: str, other: Any) -> Value:
         """An ordered comparison: false where either side is NaN."""

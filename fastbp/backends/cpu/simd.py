@@ -106,6 +106,9 @@ class VectorEmitter:
     def unwrap(self, x: Any) -> Any:
         return x.value if isinstance(x, Vector) else self.constant(x)
 
+    def negative(self, x: Any) -> Any:
+        return self.builder.fneg(x)
+
     def constant(self, x: float) -> Any:
         return ir.Constant(self.type, [float(self.numpy(x))] * self.lanes)
 

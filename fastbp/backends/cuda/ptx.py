@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba.cuda import types
+from numba import cuda
+from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic
 
 from fastbp import scalars
@@ -136,6 +138,50 @@ def number(typingctx: Any, value: Any, one: Any) -> Any:
     return signature, codegen
 
 
+@intrinsic
+def lowest(typingctx: Any, one: Any) -> Any:
+    """The smallest finite number of the dtype."""
+    signature = one(one)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        single = sig.args[0].bitwidth == 32
+        return ir.Constant(F32 if single else F64, float(np.finfo(np.float32 if single else np.float64).min))
+
+    return signature, codegen
+
+
+@intrinsic
+def itemsize(typingctx: Any, one: Any) -> Any:
+    """Bytes of a number of the dtype, int64."""
+    signature = types.int64(one)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return I64(sig.args[0].bitwidth // 8)
+
+    return signature, codegen
+
+
+@cuda.jit(device=True)
+def thread() -> Any:
+    """Number of the thread in its block, int32."""
+    return np.int32(cuda.threadIdx.x)
+
+
+@cuda.jit(device=True)
+def threads() -> Any:
+    """Threads of a block, int32."""
+    return np.int32(cuda.blockDim.x)
+
+
+@cuda.jit(device=True)
+def sync() -> None:
+    """Wait until all threads of the block are here; what they wrote before is seen after."""
+    cuda.syncthreads()
+
+
+device = cuda.jit(device=True)
+
+
 # ---- warps ---------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +219,9 @@ class ScalarEmitter:
 
     def unwrap(self, x: Any) -> Any:
         return x.value if isinstance(x, Value) else ir.Constant(self.type, float(x))
+
+    def negative(self, x: Any) -> Any:
+        return self.builder.fsub(ir.Constant(self.type, -0.0), x)  # NVVM's LLVM has no fneg yet
 
     def call(self, name: str, *arguments: Any) -> Value:
         """libdevice's function of that name."""
@@ -215,8 +264,7 @@ def apply(typingctx: Any, code: Any, x: Any, y: Any, z: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         code, *values = arguments
         m = ScalarEmitter(builder, str(sig.args[1]))
-        result = builder.alloca(m.type)
-        builder.store(values[0], result)
+        result = cgutils.alloca_once(builder, m.type)
 
         def case(formula: Callable[..., Value], count: int) -> Callable[[], None]:
             return lambda: builder.store(m.unwrap(formula(m, *(Value(m, v) for v in values[:count]))), result)
@@ -235,7 +283,7 @@ def update(typingctx: Any, code: Any, theta: Any, g: Any, first: Any, second: An
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         code, theta, g, first, second, hyper = arguments
         m = ScalarEmitter(builder, str(sig.args[1]))
-        results = [builder.alloca(m.type) for _ in range(3)]
+        results = [cgutils.alloca_once(builder, m.type) for _ in range(3)]
         for place, value in zip(results, (theta, first, second), strict=True):
             builder.store(value, place)
 
@@ -295,3 +343,212 @@ def dropout(typingctx: Any, bits: Any, element: Any, key: Any, one: Any) -> Any:
         return b.select(b.icmp_unsigned(">=", drawn, threshold), kept, ir.Constant(m.type, 0.0))
 
     return signature, codegen
+
+
+# ---- tensor cores --------------------------------------------------------------------------------------------------
+# A word is 32 bits: two bf16, the one with the smaller index in the low half, or one tf32. Lane 4g + t of a warp holds
+# the parts of a product's operands that PTX's tables "matrix fragments" say; see twins.py for them as arithmetic.
+
+
+def _pure(result: Any, arguments: list[Any], instruction: str, constraints: str) -> ir.InlineAsm:
+    return ir.InlineAsm(ir.FunctionType(result, arguments), instruction, constraints)
+
+
+def _unpack(builder: Any, values: Any, count: int) -> list[Any]:
+    return [builder.extract_value(values, k) for k in range(count)]
+
+
+def _mma(builder: Any, shape: str, kind: str, arguments: Any) -> list[Any]:
+    """C + A B of a warp. Volatile, because a warp's lanes must stay together: LLVM must not move it into a branch."""
+    asm = ir.InlineAsm(
+        ir.FunctionType(ir.LiteralStructType([F32] * 4), [I32] * 6 + [F32] * 4),
+        f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 "
+        "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
+        ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4),
+        side_effect=True,
+    )
+    a, b, c = arguments
+    operands = _unpack(builder, a, 4) + _unpack(builder, b, 2) + _unpack(builder, c, 4)
+    return _unpack(builder, builder.call(asm, operands), 4)
+
+
+_MMA = types.UniTuple(types.float32, 4)(
+    types.UniTuple(types.uint32, 4), types.UniTuple(types.uint32, 2), types.UniTuple(types.float32, 4)
+)
+
+
+@intrinsic
+def mma_bf16(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """C + A B of a warp in float32: A (16, 16), B (16, 8) in bf16, 4 and 2 words a lane, C (16, 8), 4 numbers a lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return context.make_tuple(builder, sig.return_type, _mma(builder, "m16n8k16", "bf16", arguments))
+
+    return _MMA, codegen
+
+
+@intrinsic
+def mma_tf32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """C + A B of a warp in float32: A (16, 8), B (8, 8) in tf32, 4 and 2 words a lane, C (16, 8), 4 numbers a lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return context.make_tuple(builder, sig.return_type, _mma(builder, "m16n8k8", "tf32", arguments))
+
+    return _MMA, codegen
+
+
+def _shared_address(builder: Any, pointer: Any, index: Any) -> Any:
+    """The 32-bit address within shared memory of p[index]."""
+    place = builder.gep(pointer, [index])
+    return builder.ptrtoint(builder.addrspacecast(place, ir.PointerType(place.type.pointee, SHARED)), I32)
+
+
+def _ldmatrix(context: Any, builder: Any, sig: Any, arguments: Any, how: str) -> Any:
+    asm = ir.InlineAsm(
+        ir.FunctionType(ir.LiteralStructType([I32] * 4), [I32]),
+        f"ldmatrix.sync.aligned.m8n8.x4{how}.shared.b16 {{$0, $1, $2, $3}}, [$4];",
+        "=r,=r,=r,=r,r,~{memory}",
+        side_effect=True,
+    )
+    found = builder.call(asm, [_shared_address(builder, *arguments)])
+    return context.make_tuple(builder, sig.return_type, _unpack(builder, found, 4))
+
+
+@intrinsic
+def ldmatrix(typingctx: Any, words: Any, index: Any) -> Any:
+    """Four matrices of 8 rows of 4 words, whose rows begin at the indices of lanes 0 … 7, 8 … 15, …
+
+    Lane l gets word l % 4 of row l // 4 of each. Indices are multiples of 4, in shared memory.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return _ldmatrix(context, builder, sig, arguments, "")
+
+    return types.UniTuple(types.uint32, 4)(words, types.int64), codegen
+
+
+@intrinsic
+def ldmatrix_trans(typingctx: Any, words: Any, index: Any) -> Any:
+    """As ldmatrix for matrices of 8 × 8 halves of words that are transposed on the way.
+
+    Lane l gets column l // 4 of rows 2 (l % 4) and one more, the first one in the low half.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return _ldmatrix(context, builder, sig, arguments, ".trans")
+
+    return types.UniTuple(types.uint32, 4)(words, types.int64), codegen
+
+
+def _copy(builder: Any, size: int, space: Any, arguments: Any) -> None:
+    """Copy ``count`` numbers, at most size // 4, to shared memory, and zeros behind them: by cp.async if it may be."""
+    target, index, source, first, count, _ = arguments
+    to, place = builder.gep(target, [index]), builder.gep(source, [first])
+
+    def ahead() -> None:
+        cache = "cg" if size == 16 else "ca"
+        asm = ir.InlineAsm(
+            ir.FunctionType(ir.VoidType(), [I32, I64, I32]),
+            f"cp.async.{cache}.shared.global [$0], [$1], {size}, $2;",
+            "r,l,r,~{memory}",
+            side_effect=True,
+        )
+        known = builder.addrspacecast(place, ir.PointerType(F32, GLOBAL))
+        address = _shared_address(builder, target, index)
+        builder.call(asm, [address, builder.ptrtoint(known, I64), builder.shl(count, I32(2))])
+
+    if not isinstance(space, types.Boolean):
+        return ahead()
+    bytes_of = ir.IntType(8).as_pointer()
+    test = builder.module.globals.get("llvm.nvvm.isspacep.shared")
+    if test is None:
+        test = ir.Function(builder.module, ir.FunctionType(I1, [bytes_of]), "llvm.nvvm.isspacep.shared")
+    with builder.if_else(builder.call(test, [builder.bitcast(place, bytes_of)])) as (within, outside):
+        with outside:
+            ahead()
+        with within:
+            for e in range(size // 4):
+                begin = builder.block
+                with builder.if_then(builder.icmp_signed(">", count, I32(e))):
+                    found, end = builder.load(builder.gep(place, [I32(e)])), builder.block
+                value = builder.phi(F32)
+                value.add_incoming(ir.Constant(F32, 0.0), begin)
+                value.add_incoming(found, end)
+                builder.store(value, builder.gep(to, [I32(e)]))
+    return None
+
+
+@intrinsic
+def copy4(typingctx: Any, target: Any, index: Any, source: Any, first: Any, count: Any, space: Any) -> Any:
+    """Begin to copy float32: source[first + e], for e < count ≤ 4, then zeros, to target[index + e] in shared memory.
+
+    Both begin on multiples of 16 bytes. It is done after ``copied()``; until then neither may be touched. If ``space``
+    is a boolean, source may be in shared memory.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        _copy(builder, 16, sig.args[5], arguments)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, source, types.int64, types.int32, space), codegen
+
+
+@intrinsic
+def copy1(typingctx: Any, target: Any, index: Any, source: Any, first: Any, count: Any, space: Any) -> Any:
+    """As copy4 for one float32 anywhere: source[first] if count is 1, zero if it is 0."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        _copy(builder, 4, sig.args[5], arguments)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, source, types.int64, types.int32, space), codegen
+
+
+@intrinsic
+def copied(typingctx: Any) -> Any:
+    """Wait for the copies that this thread has begun; others see them after a barrier."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        wait = ir.FunctionType(ir.VoidType(), [])
+        builder.call(ir.InlineAsm(wait, "cp.async.wait_all;", "~{memory}", side_effect=True), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def to_tf32(typingctx: Any, word: Any) -> Any:
+    """The bits of a float32 rounded to tf32, ties away from zero; NaN stays NaN."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        asm = _pure(I32, [F32], "cvt.rna.tf32.f32 $0, $1;", "=r,f")
+        return builder.call(asm, [builder.bitcast(arguments[0], F32)])
+
+    return types.uint32(types.uint32), codegen
+
+
+@intrinsic
+def pack_bf16(typingctx: Any, low: Any, high: Any) -> Any:
+    """Two float32 rounded to bf16, to nearest even, in one word; NaN stays NaN."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        low, high = arguments
+        return builder.call(_pure(I32, [F32, F32], "cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,f,f"), [high, low])
+
+    return types.uint32(types.float32, types.float32), codegen
+
+
+@intrinsic
+def store2(typingctx: Any, pointer: Any, index: Any, values: Any) -> Any:
+    """Write two values of 4 bytes (a tuple) to index and index + 1, which begin on a multiple of 8 bytes."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        pointer, index, values = arguments
+        vector = ir.VectorType(context.get_data_type(sig.args[0].dtype), 2)
+        value = ir.Constant(vector, ir.Undefined)
+        for e in range(2):
+            value = builder.insert_element(value, builder.extract_value(values, e), I32(e))
+        builder.store(value, builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, values), codegen

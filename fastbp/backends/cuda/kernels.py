@@ -1,0 +1,96 @@
+"""The GPU kernels: one for each operation of the table, and one that takes a Program from step to step.
+
+A kernel takes the address of its instruction's words, that of the slots' addresses, and the number 1 of the dtype:
+three scalars, since a launch gets slower with each argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import cuda, float32, float64
+
+from fastbp.backends.cuda import elementwise, gemm, rows
+from fastbp.backends.cuda.device import at, sync, thread, threads
+from fastbp.backends.cuda.table import (
+    A_POSITION,
+    A_STEP,
+    BEGINNING,
+    DONE,
+    MOVING,
+    MOVING_HEAD,
+    MOVING_WIDTH,
+    NUMBER,
+    STEPS,
+)
+from fastbp.backends.cuda.tiles import LARGE, SMALL
+
+GLOBAL = np.int32(0)  # pointers are into global memory, see ptx.at
+TYPES = {"float32": float32, "float64": float64}
+
+
+def _over_grid(operation: Callable[..., None]) -> Callable[..., None]:
+    """The kernel in which all blocks of a grid do one operation."""
+
+    def kernel(words, slots, one):
+        d, addresses = at(words, np.int64(1), GLOBAL), at(slots, np.int64(1), GLOBAL)
+        operation(d, addresses, cuda.blockIdx.x, cuda.gridDim.x, one, GLOBAL)
+
+    return kernel
+
+
+def advance(words, slots, one):
+    """Move the slots to the step after the one before: see table.py. One block."""
+    moving, addresses = at(words, np.int64(1), GLOBAL), at(slots, np.int64(1), GLOBAL)
+    step = at(moving[STEPS], np.int64(1), GLOBAL)
+    done = moving[DONE]
+    position, number = step[3 * done + 1], step[3 * done + 2]
+    for k in range(thread(), moving[MOVING], threads()):
+        first = MOVING_HEAD + k * MOVING_WIDTH
+        moved = moving[first + BEGINNING] + position * moving[first + A_POSITION] + number * moving[first + A_STEP]
+        addresses[moving[first + NUMBER]] = moved
+    sync()
+    if thread() == 0:
+        moving[DONE] = done + 1
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel's source.
+
+    Attributes:
+        function: of (words, slots, one).
+        threads: of a block, at most; shared: bytes of dynamic shared memory, at most.
+        wide: whether it has to have 128-bit loads.
+    """
+
+    function: Callable[..., None]
+    threads: int = 256
+    shared: int = 0
+    wide: bool = False
+
+
+def _kernels(dtype: str) -> dict[str, Kernel]:
+    item = np.dtype(dtype).itemsize
+    found = {
+        "chain": Kernel(_over_grid(elementwise.chain), 128, 96 << 10, wide=True),
+        "combine": Kernel(_over_grid(gemm.combine)),
+        "softmax": Kernel(_over_grid(rows.softmax)),
+        "move": Kernel(_over_grid(rows.move)),
+        "onehot": Kernel(_over_grid(rows.onehot)),
+        "gather": Kernel(_over_grid(rows.gather)),
+        "scatter": Kernel(_over_grid(rows.scatter)),
+        "update": Kernel(_over_grid(elementwise.update_all)),
+        "advance": Kernel(advance, 32),
+    }
+    for name, tile in (("small", SMALL), ("large", LARGE)):
+        if name == "small" or item == 4:  # 64 sums of float64 do not fit the registers
+            product = gemm.product_of(tile, TYPES[dtype])
+            found[f"product_{name}"] = Kernel(_over_grid(product), tile.threads, tile.shared_bytes(item), wide=True)
+    return found
+
+
+KERNELS: Mapping[str, Mapping[str, Kernel]] = {dtype: _kernels(dtype) for dtype in TYPES}

@@ -266,7 +266,7 @@ class _Builder:
         else:
             operands = [self._read(v) for v in step.args]
             scale = self._read(step.scale) if step.scale >= 0 else table.NONE
-            for v in {*step.args, step.scale}:
+            for v in {*step.args, step.scale} - {-1}:
                 if reads.get(v) == k:
                     self.free.append(self.register_of[v])
             to = self.register_of[value] = self._register()

@@ -56,3 +56,10 @@ OVER_ROWS, OVER_COLUMNS, OVER_ALL = range(3)
 STEPS, DONE, MOVING, MOVING_HEAD = range(4)
 NUMBER, BEGINNING, A_POSITION, A_STEP = range(4)
 MOVING_WIDTH = 4
+
+# What a resident block reads: the steps that it has to do, then for every number of rows (the first word of a step says
+# which) how many instructions there are and where the list of their rows' addresses is. A state, one a block: addresses
+# of what moves and of the slots; the slots' workspace lies in shared memory from byte SHARED_AT on, unless that is NONE.
+TODO, SHARED_AT, SCRIPTS = range(3)
+COUNT, LIST = 0, 1
+STATE_MOVING, STATE_SLOTS, STATE_WIDTH = range(3)

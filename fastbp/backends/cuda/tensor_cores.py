@@ -23,8 +23,6 @@ it lies.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numba import cuda, float32, uint32
@@ -40,53 +38,20 @@ from fastbp.backends.cuda.device import (
     mma_tf32,
     pack_bf16,
     shared,
+    shifted,
     store2,
     sync,
     thread,
     to_tf32,
 )
-from fastbp.backends.cuda.gemm import I32, ceil_div, finish_tile, quad, whole_quads
+from fastbp.backends.cuda.gemm import finish_tile, quad, whole_quads
 from fastbp.backends.cuda.operands import operand, word
 from fastbp.backends.cuda.table import COL, PIECE, PIECES, ROW, A, B, K, M, N
+from fastbp.backends.cuda.tiles import STRIP, TensorTile
 
+I32 = np.int32
 BK = 32  # of K in a step
-STRIP = 8  # words behind a row of finished sums
 GROUP = 16  # rows of tiles that are walked together, column by column: blocks at work share what they read
-
-
-@dataclass(frozen=True)
-class TensorTile:
-    """Sizes of a block's tile, its warps down and across, and whether products are of bf16."""
-
-    bm: int
-    bn: int
-    warps_m: int
-    warps_n: int
-    bf16: bool
-
-    @property
-    def threads(self) -> int:
-        return 32 * self.warps_m * self.warps_n
-
-    @property
-    def tall(self) -> int:
-        """Words from line to line of a tile that lies along K."""
-        return 20 if self.bf16 else 36
-
-    def wide(self, size: int) -> int:
-        """Words from line to line of a tile that lies across K."""
-        return size // 2 + 4 if self.bf16 else size + 8
-
-    @property
-    def shared_bytes(self) -> int:
-        """What the two stages of A and B need; a strip of finished sums needs less."""
-        return 4 * 2 * (self.bm + self.bn) * self.tall
-
-
-LARGE_TF32 = TensorTile(128, 128, 2, 4, False)
-LARGE_BF16 = TensorTile(128, 128, 2, 4, True)
-SMALL_TF32 = TensorTile(64, 64, 2, 2, False)  # for products with few tiles, and for one block that does everything
-SMALL_BF16 = TensorTile(64, 64, 2, 2, True)
 
 
 @device
@@ -107,35 +72,43 @@ def _spread(line):
 
 
 @device
-def _copy_tile(words, begin, apart, p, aligned, i, count, j, lines, stride, down, copies, space):
-    """Begin to copy this thread's part of a tile: elements i … i + 3 of lines j, j + down, … See gemm.quad."""
-    left = I32(max(min(count - i, 4), 0))
+def _copy_tile(words, to, apart, p, aligned, columns, lines, on, down, copies, space):
+    """Begin to copy this thread's part of a tile: four numbers from p on, and of the lines ``down`` on, …
+
+    The pointer walks, since one register pair for its way is less than one for each line; it is returned.
+
+    Args:
+        columns, lines: of the matrix, from p on.
+        on: elements from a line to the one ``down`` on.
+    """
+    inside = I32(max(min(columns, 4), 0))
     for c in range(copies):
-        line = I32(j + c * down)
-        first = np.int64(line) * np.int64(stride) + i
-        found = left if line < lines else I32(0)
-        place = begin + c * down * apart
+        count = inside if c * down < lines else I32(0)
         if aligned:
-            copy4(words, place, p, first, found, space)
+            copy4(words, to + c * down * apart, p, 0, count, space)
         else:
             for e in range(4):
-                copy1(words, place + e, p, first + e, I32(1) if e < found else I32(0), space)
+                copy1(words, to + c * down * apart + e, p, e, I32(1) if e < count else I32(0), space)
+        p = shifted(p, on)
+    return p
 
 
 @device
-def _fetch_tile(numbers, p, aligned, i, count, j, lines, stride, down, copies, zero):
-    """This thread's part of a tile into registers."""
+def _fetch_tile(numbers, p, aligned, columns, lines, on, down, copies, zero):
+    """The same into registers."""
     for c in range(copies):
-        found = quad(p, aligned, i, count, I32(j + c * down), lines, np.int64(stride), zero)
+        found = quad(p, aligned, I32(0), columns, I32(0), I32(lines - c * down), on, zero)
         numbers[c, 0], numbers[c, 1], numbers[c, 2], numbers[c, 3] = found
+        p = shifted(p, on)
+    return p
 
 
 @device
-def _put_tile(words, begin, apart, numbers, down, copies):
-    """This thread's part of a tile from registers to shared memory, as bf16."""
+def _put_tile(words, to, apart, numbers, down, copies):
+    """And from registers to shared memory, as bf16."""
     for c in range(copies):
         pairs = pack_bf16(numbers[c, 0], numbers[c, 1]), pack_bf16(numbers[c, 2], numbers[c, 3])
-        store2(words, begin + c * down * apart, pairs)
+        store2(words, to + c * down * apart, pairs)
 
 
 @device
@@ -207,9 +180,23 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
                 sums[i, j, 0], sums[i, j, 1], sums[i, j, 2], sums[i, j, 3] = after
 
     @device
-    def add_up(sums, words, a, b, m, n, m0, n0, k0, k1, a_line, b_line, a_tall, b_tall, one, space):
-        """sums += A B over k0 ≤ k < k1, this warp's part of the tile at (m0, n0). Has barriers."""
+    def place_of(d, number):
+        """The piece, and where the tile lies in C. GROUP rows of tiles after each other, each column by column."""
+        tiles_m, tiles_n = _divided(I32(d[M]) + bm - 1, bm), _divided(I32(d[N]) + bn - 1, bn)
+        piece, tile = _divided(number, tiles_m * tiles_n), _remainder(number, tiles_m * tiles_n)
+        top, within = _divided(tile, group * tiles_n) * group, _remainder(tile, group * tiles_n)
+        high = min(group, tiles_m - top)
+        return piece, I32((top + _remainder(within, high)) * bm), I32(_divided(within, high) * bn)
+
+    @device
+    def add_up(sums, d, addresses, number, a_tall, b_tall, one, space):
+        """sums += A B, this warp's part of a tile over a piece of K. Has barriers."""
         zero = one - one
+        words = shared(uint32(1))
+        piece, m0, n0 = place_of(d, number)
+        k0 = piece * d[PIECE]
+        left = max(min(d[K] - k0, d[PIECE]), 0)
+        steps = _divided(left + bk - 1, bk)
         me = I32(thread())
         busy = me < count
         lane, warp = I32(me & 31), I32(me >> 5)
@@ -231,36 +218,41 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
             place_b = I32(begin_b + (lane & 3) * wide_b + n1 + (lane >> 2))
         # ---- which numbers of a tile this thread brings, and where to
         across_a, across_b = quads_tall if a_tall else quads_a, quads_tall if b_tall else quads_b
+        down_a, down_b = count // across_a, count // across_b
+        apart_a, apart_b = tall if a_tall else wide_a, tall if b_tall else wide_b
         line_a, line_b = _divided(me, across_a), _divided(me, across_b)
         if bf16:
             line_a, line_b = _spread(line_a) if a_tall else line_a, _spread(line_b) if b_tall else line_b
         column_a, column_b = I32(_remainder(me, across_a) * 4), I32(_remainder(me, across_b) * 4)
-        down_a, down_b = count // across_a, count // across_b
-        apart_a, apart_b = tall if a_tall else wide_a, tall if b_tall else wide_b
         to_a = I32(line_a * apart_a + (column_a >> 1 if bf16 else column_a))
         to_b = I32(begin_b + line_b * apart_b + (column_b >> 1 if bf16 else column_b))
-        a_aligned = whole_quads(a, np.int64(a_line), one) and (not a_tall or k0 & 3 == 0)
-        b_aligned = whole_quads(b, np.int64(b_line), one) and (not b_tall or k0 & 3 == 0)
-        a_count, a_lines = k1 if a_tall else m, m if a_tall else k1
-        b_count, b_lines = k1 if b_tall else n, n if b_tall else k1
+        # ---- from where, and how much of the matrix there is from there on, along K and along the other side
+        stride_a, stride_b = word(d, A, ROW if a_tall else COL), word(d, B, COL if b_tall else ROW)
+        a = shifted(operand(d, addresses, A, one, space), m0 * stride_a + k0 if a_tall else k0 * stride_a + m0)
+        b = shifted(operand(d, addresses, B, one, space), n0 * stride_b + k0 if b_tall else k0 * stride_b + n0)
+        a_aligned, b_aligned = whole_quads(a, stride_a, one), whole_quads(b, stride_b, one)
+        a, b = shifted(a, line_a * stride_a + column_a), shifted(b, line_b * stride_b + column_b)
+        on_a, on_b = down_a * stride_a, down_b * stride_b
+        side_a = I32(d[M] - m0 - (line_a if a_tall else column_a))
+        side_b = I32(d[N] - n0 - (line_b if b_tall else column_b))
+        deep_a, deep_b = I32(left - (column_a if a_tall else line_a)), I32(left - (column_b if b_tall else line_b))
         if bf16:
             next_a, next_b = cuda.local.array(shape_a, float32), cuda.local.array(shape_b, float32)
-        steps = _divided(max(k1 - k0, 0) + bk - 1, bk)
         for step in range(I32(-1), steps):
-            k = I32(k0 + (step + 1) * bk)
-            more, multiplies = busy and k < k1, busy and step >= 0
+            more, multiplies = busy and step + 1 < steps, busy and step >= 0
             this = I32((step & 1) * stage)
             other = I32(stage - this)
-            a_i, a_j = I32((k if a_tall else m0) + column_a), I32((m0 if a_tall else k) + line_a)
-            b_i, b_j = I32((k if b_tall else n0) + column_b), I32((n0 if b_tall else k) + line_b)
+            columns_a, lines_a = deep_a if a_tall else side_a, side_a if a_tall else deep_a
+            columns_b, lines_b = deep_b if b_tall else side_b, side_b if b_tall else deep_b
+            after_a, after_b = a, b
             if bf16:
                 if more:
-                    _fetch_tile(next_a, a, a_aligned, a_i, a_count, a_j, a_lines, a_line, down_a, copies_a, zero)
+                    after_a = _fetch_tile(next_a, a, a_aligned, columns_a, lines_a, on_a, down_a, copies_a, zero)
                 if multiplies:
                     multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 0)
                 if more:
                     _put_tile(words, other + to_a, apart_a, next_a, down_a, copies_a)
-                    _fetch_tile(next_b, b, b_aligned, b_i, b_count, b_j, b_lines, b_line, down_b, copies_b, zero)
+                    after_b = _fetch_tile(next_b, b, b_aligned, columns_b, lines_b, on_b, down_b, copies_b, zero)
                 if multiplies:
                     multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 1)
                 if more:
@@ -271,18 +263,21 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
                 sync()
                 if more:
                     to = other + to_a
-                    _copy_tile(
-                        words, to, apart_a, a, a_aligned, a_i, a_count, a_j, a_lines, a_line, down_a, copies_a, space
+                    after_a = _copy_tile(
+                        words, to, apart_a, a, a_aligned, columns_a, lines_a, on_a, down_a, copies_a, space
                     )
                     to = other + to_b
-                    _copy_tile(
-                        words, to, apart_b, b, b_aligned, b_i, b_count, b_j, b_lines, b_line, down_b, copies_b, space
+                    after_b = _copy_tile(
+                        words, to, apart_b, b, b_aligned, columns_b, lines_b, on_b, down_b, copies_b, space
                     )
                 if multiplies:
                     multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 0)
                     multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 1)
                     multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 2)
                     multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 3)
+            deep_a, deep_b = I32(deep_a - bk), I32(deep_b - bk)
+            # the lines of a wide tile end where the next one begins
+            a, b = shifted(a, bk) if a_tall else after_a, shifted(b, bk) if b_tall else after_b
         if not bf16:
             sync()
 
@@ -293,40 +288,29 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
         Has barriers: all ``tile.threads`` threads of a block call it together; others wait at the barriers.
         """
         zero = one - one
-        memory, words = shared(one), shared(uint32(1))
-        a, b = operand(d, addresses, A, one, space), operand(d, addresses, B, one, space)
-        m, n, last = I32(d[M]), I32(d[N]), I32(d[K])
-        a_row, a_col = I32(word(d, A, ROW)), I32(word(d, A, COL))
-        b_row, b_col = I32(word(d, B, ROW)), I32(word(d, B, COL))
-        tiles_m, tiles_n = _divided(m + bm - 1, bm), _divided(n + bn - 1, bn)
-        tiles = I32(tiles_m * tiles_n)
-        me = I32(thread())
-        lane, warp = I32(me & 31), I32(me >> 5)
-        # where this lane's sums of a fragment go in a strip of finished ones
-        to = I32((lane >> 2) * strip + _remainder(warp, warps_n) * cols_of_warp + (lane & 3) * 2)
+        memory = shared(one)
         sums = cuda.local.array(sums_shape, float32)
+        tiles = _divided(I32(d[M]) + bm - 1, bm) * _divided(I32(d[N]) + bn - 1, bn)
         for number in range(I32(block), I32(tiles * d[PIECES]), I32(blocks)):
-            piece, place = _divided(number, tiles), _remainder(number, tiles)
-            top, within = I32(_divided(place, group * tiles_n) * group), _remainder(place, group * tiles_n)
-            high = I32(min(group, tiles_m - top))
-            m0, n0 = I32((top + _remainder(within, high)) * bm), I32(_divided(within, high) * bn)
-            k0 = I32(piece * d[PIECE])
-            k1 = I32(min(last, k0 + d[PIECE]))
             for i in range(fragments_m):
                 for j in range(fragments_n):
                     for e in range(4):
                         sums[i, j, e] = zero
-            if a_col == 1:
-                if b_col == 1:
-                    add_up(sums, words, a, b, m, n, m0, n0, k0, k1, a_row, b_row, True, False, one, space)
+            if word(d, A, COL) == 1:
+                if word(d, B, COL) == 1:
+                    add_up(sums, d, addresses, number, True, False, one, space)
                 else:
-                    add_up(sums, words, a, b, m, n, m0, n0, k0, k1, a_row, b_col, True, True, one, space)
-            elif b_col == 1:
-                add_up(sums, words, a, b, m, n, m0, n0, k0, k1, a_col, b_row, False, False, one, space)
+                    add_up(sums, d, addresses, number, True, True, one, space)
+            elif word(d, B, COL) == 1:
+                add_up(sums, d, addresses, number, False, False, one, space)
             else:
-                add_up(sums, words, a, b, m, n, m0, n0, k0, k1, a_col, b_col, False, True, one, space)
+                add_up(sums, d, addresses, number, False, True, one, space)
             # ---- finished sums, the rows of one line of warps at a time, through shared memory to where they belong
-            for s in range(warps_m):
+            piece, m0, n0 = place_of(d, number)  # once more, to have the registers for sums in between
+            lane, warp = I32(thread() & 31), I32(thread() >> 5)
+            to = I32((lane >> 2) * strip + _remainder(warp, warps_n) * cols_of_warp + (lane & 3) * 2)
+            height = I32(min(bm, d[M] - m0))
+            for s in range(_divided(height + rows_of_warp - 1, rows_of_warp)):
                 if _divided(warp, warps_n) == s:
                     for i in range(fragments_m):
                         for j in range(fragments_n):
@@ -334,10 +318,9 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
                             store2(memory, first, (sums[i, j, 0], sums[i, j, 1]))
                             store2(memory, first + 8 * strip, (sums[i, j, 2], sums[i, j, 3]))
                 sync()
-                row = I32(m0 + s * rows_of_warp)
-                if row < m:
-                    rows, cols = I32(min(rows_of_warp, m - row)), I32(min(bn, n - n0))
-                    finish_tile(d, addresses, memory, strip, row, n0, rows, cols, piece, one, space)
+                row = I32(s * rows_of_warp)
+                rows, cols = I32(min(rows_of_warp, height - row)), I32(min(bn, d[N] - n0))
+                finish_tile(d, addresses, memory, strip, I32(m0 + row), n0, rows, cols, piece, one, space)
                 sync()
 
     return product

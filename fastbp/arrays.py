@@ -1,19 +1,146 @@
-"""Checks and conversions of the arrays that users hand in, each done once, at the public call."""
+"""The two kinds of arrays, NumPy's and CuPy's; checks and conversions of those that users hand in.
+
+Each is done once, at the public call.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastbp.errors import InputError
+from fastbp import backends
+from fastbp.backends import Machine, gpu
+from fastbp.errors import DeviceMemoryError, InputError
 
-Array = npt.NDArray[Any]
+Array = npt.NDArray[Any]  # or CuPy's, which has the same methods
+
+# ---- kinds -----------------------------------------------------------------------------------------------------------
 
 
-def matrix(name: str, value: Any, cols: int | None, dtype: Any) -> Array:
-    """A C-contiguous (n, cols) array of the dtype, copied only if it is not one already.
+@dataclass(frozen=True)
+class Kind:
+    """One kind of arrays, and what computes on them.
+
+    Attributes:
+        name: whose arrays they are.
+        backends: what computes on them, first what does if nobody says otherwise.
+        module: gives the namespace.
+        to_host: an array of this kind as a NumPy array; of CuPy's a copy, which waits for the device.
+        how: to make one of the other kind, of an array called {0}.
+    """
+
+    name: str
+    backends: tuple[str, ...]
+    module: Callable[[], Any]
+    to_host: Callable[[Any], Array]
+    how: str
+
+    @property
+    def xp(self) -> Any:
+        """The namespace."""
+        return self.module()
+
+    def device(self) -> int:
+        """Number of the GPU that is computed on now; 0 on the host."""
+        return 0 if self is HOST else int(self.xp.cuda.Device().id)
+
+    def moved(self, array: Array) -> Array:
+        """An array of NumPy's as one of this kind: itself, or a copy on the GPU."""
+        if self is HOST:
+            return array
+        try:
+            moved: Array = self.xp.asarray(array)
+        except MemoryError as error:
+            raise DeviceMemoryError(
+                f"the device has too little memory: an array of shape {array.shape} needs {array.nbytes:,} bytes, and "
+                f"{gpu.free_bytes():,} are free. Nothing has changed"
+            ) from error
+        return moved
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse an array of the other kind, or of another GPU than the current."""
+        kind = kind_of(value)
+        if kind is not None and kind is not self:
+            where, backend = ("host", "cpu") if self is DEVICE else ("GPU", "cuda")
+            raise InputError(
+                f"{name} is a {kind.name} array, but {self.name} arrays are needed here: pass {self.how.format(name)}, "
+                f"or compute on the {where} (backend={backend!r})"
+            )
+        if kind is DEVICE and value.device.id != self.device():
+            raise InputError(
+                f"{name} is on device {value.device.id}, but the current device is {self.device()}: call this inside "
+                f"'with cupy.cuda.Device({value.device.id}):', or move {name}"
+            )
+
+
+HOST = Kind("NumPy", backends.ON_HOST, lambda: np, np.asarray, "{0}.get()")
+DEVICE = Kind("CuPy", backends.ON_DEVICE, gpu.cupy, lambda array: array.get(), "cupy.asarray({0})")  # type: ignore[no-any-return]
+
+
+def kind_of(value: Any) -> Kind | None:
+    """The kind of an array; None of what is none, as lists and numbers, which go with either."""
+    if isinstance(value, np.ndarray):
+        return HOST
+    cupy = sys.modules.get("cupy")  # nobody has an array of what was not imported
+    if cupy is not None and isinstance(value, getattr(cupy, "ndarray", ())):
+        return DEVICE
+    return HOST if hasattr(value, "__array__") and not isinstance(value, np.generic) else None
+
+
+def kind_for(backend: str) -> Kind:
+    """What a backend computes on."""
+    return HOST if backend in HOST.backends else DEVICE
+
+
+def to_host(value: Any) -> Any:
+    """A NumPy array of an array of either kind; what is none as it is."""
+    kind = kind_of(value)
+    return value if kind is None else kind.to_host(value)
+
+
+def switch(named: Mapping[str, Any] | Iterable[tuple[str, Any]], backend: str | None) -> tuple[Kind, Machine]:
+    """The kind of the arrays among some arguments, and what computes on them.
+
+    Args:
+        named: name -> argument.
+        backend: what was asked for; None goes by the arrays.
+
+    Raises:
+        InputError: arrays of both kinds, of another GPU, or of another kind than the backend's.
+    """
+    found: dict[str, tuple[str, Kind, Any]] = {}
+    for name, value in dict(named).items():
+        kind = kind_of(value)
+        if kind is not None:
+            found.setdefault(kind.name, (name, kind, value))
+            if kind is DEVICE:
+                kind.check(name, value)
+    if len(found) > 1:
+        host, device = found[HOST.name][0], found[DEVICE.name][0]
+        raise InputError(
+            f"{host} is a NumPy array, but {device} is a CuPy array: pass {DEVICE.how.format(host)} to compute on the "
+            f"GPU, or {HOST.how.format(device)} to compute on the host"
+        )
+    default = backends.resolve(backend)
+    for name, kind, value in found.values():
+        if backend is not None:
+            kind_for(backend).check(name, value)
+        if default not in kind.backends:
+            default = backends.resolve(kind.backends[0])
+    kind = kind_for(default)
+    return kind, Machine(default, kind.device())
+
+
+# ---- arrays ----------------------------------------------------------------------------------------------------------
+
+
+def matrix(name: str, value: Any, cols: int | None, dtype: Any, kind: Kind = HOST) -> Array:
+    """A C-contiguous (n, cols) array of the kind and dtype, copied only if it is not one already.
 
     Booleans, integers and floats of any width are taken and converted; a 1-D array counts as one column where one
     column is needed.
@@ -22,30 +149,48 @@ def matrix(name: str, value: Any, cols: int | None, dtype: Any) -> Array:
         InputError: anything else, with the argument's name, what came and what is needed.
     """
     needed = f"a 2-D array of numbers of shape (n, {'d' if cols is None else cols})"
-    module = type(value).__module__.partition(".")[0]
-    if module == "cupy":
-        raise InputError(
-            f"{name} is a CuPy array, but this network computes on the host: pass {name}.get(), or {needed}"
-        )
-    array = asarray(name, value, needed)
+    array = asarray(name, value, needed, kind)
     if array.dtype.kind not in "biuf":
         raise InputError(f"{name} must be {needed}; got dtype {array.dtype}")
     if array.ndim == 1 and cols == 1:
         array = array[:, None]
     if array.ndim != 2 or (cols is not None and array.shape[1] != cols):
         raise InputError(f"{name} must be {needed}; got shape {array.shape}")
+    return contiguous(array, dtype)
+
+
+def contiguous(array: Array, dtype: Any) -> Array:
+    """The same array, C-contiguous and of the dtype."""
     with np.errstate(over="ignore"):  # what the dtype cannot hold becomes infinite, and is refused where that matters
-        return np.ascontiguousarray(array, dtype)
+        found: Array = xp_of(array).ascontiguousarray(array, dtype)
+    return found
 
 
-def asarray(name: str, value: Any, needed: str) -> Array:
-    """Any array-like as an array; ragged lists and masked arrays are refused."""
+def asarray(name: str, value: Any, needed: str, kind: Kind = HOST) -> Array:
+    """Any array-like as an array of the kind; ragged lists, masked arrays and arrays of the other kind are refused."""
     if isinstance(value, np.ma.MaskedArray):
         raise InputError(f"{name} must be {needed}; got a masked array: fill or drop what is masked")
+    kind.check(name, value)
+    if kind is DEVICE and kind_of(value) is DEVICE:
+        array: Array = value
+        return array
+    if hasattr(value, "__cuda_array_interface__"):
+        raise InputError(f"{name} is a {type(value).__name__} on a GPU: pass cupy.asarray of it")
     try:
-        return np.asarray(value)
+        return kind.moved(np.asarray(value))
     except ValueError as error:
         raise InputError(f"{name} must be {needed}; got rows of different lengths ({error})") from None
+
+
+def xp_of(array: Array) -> Any:
+    """The namespace of an array."""
+    return DEVICE.xp if kind_of(array) is DEVICE else np
+
+
+def in_place(array: Array) -> bool:
+    """Whether kernels can write into it."""
+    writeable: bool = array.flags.c_contiguous and getattr(array.flags, "writeable", True)  # CuPy's have no such flag
+    return writeable
 
 
 def same_rows(name: str, array: Array, rows: int, other: str) -> None:
@@ -56,12 +201,13 @@ def same_rows(name: str, array: Array, rows: int, other: str) -> None:
 
 def finite(name: str, array: Array) -> None:
     """Refuse NaN and infinities, naming the first."""
+    xp = xp_of(array)
     with np.errstate(over="ignore", invalid="ignore"):
-        suspicious = array.size and not np.isfinite(array.sum())  # one pass without a copy; it may overflow itself
+        suspicious = array.size and not xp.isfinite(array.sum())  # one pass without a copy; it may overflow itself
     if suspicious:
-        bad = np.argwhere(~np.isfinite(array))
+        bad = to_host(xp.argwhere(~xp.isfinite(array)))
         if len(bad):
-            row, col = bad[0]
+            row, col = bad[0].tolist()
             raise InputError(
                 f"{name} must be finite; row {row}, column {col} is {array[row, col]} ({len(bad)} such values)"
             )
@@ -73,18 +219,23 @@ def labels(name: str, value: Array, classes: int, what: str = "labels") -> Array
         low, high = int(value.min()), int(value.max())
         if low < 0 or high >= classes:
             worst = low if low < 0 else high
-            row = int(np.argmax(value.reshape(-1) == worst))
+            row = int((value.reshape(-1) == worst).argmax())
             raise InputError(f"{name}: {what} must be 0 … {classes - 1}; row {row} is {worst}")
-    return np.ascontiguousarray(value.reshape(-1, 1), np.int64)
+    return column(value)
 
 
-def weights(name: str, value: Any, rows: int, dtype: Any) -> Array:
-    """Sample weights as an (n, 1) column: finite, none negative, not all zero."""
-    column = matrix(name, value, 1, dtype)
+def column(value: Array) -> Array:
+    """Integers as a contiguous (n, 1) int64 array."""
+    return contiguous(value.reshape(-1, 1), np.int64)
+
+
+def weights(name: str, value: Any, rows: int, dtype: Any, kind: Kind = HOST) -> Array:
+    """Sample weights as an (n, 1) column of the kind: finite, none negative, not all zero."""
+    column = matrix(name, value, 1, dtype, kind)
     same_rows(name, column, rows, "X")
     finite(name, column)
     if (column < 0).any():
-        row = int(np.argmax(column[:, 0] < 0))
+        row = int((column[:, 0] < 0).argmax())
         raise InputError(f"{name} must not be negative; row {row} is {column[row, 0]}")
     if rows and not column.any():
         raise InputError(f"{name} must not be all zero")

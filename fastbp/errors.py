@@ -30,6 +30,14 @@ class DataError(FastbpError, ValueError):
     """A data file is missing, truncated, empty or does not hold what its name promises."""
 
 
+class UnavailableError(FastbpError, RuntimeError):
+    """A backend cannot run on this machine; the message says what is missing and how to get it."""
+
+
+class DeviceMemoryError(FastbpError, MemoryError):
+    """The GPU's memory does not suffice; the message says for what, and which batch would fit. Nothing has changed."""
+
+
 class MissingExtraError(FastbpError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 

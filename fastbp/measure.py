@@ -44,7 +44,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastbp import optim, pictures
-from fastbp.backends import Executable, available_backends, executable, resolve, resolve_dtype
+from fastbp.backends import ON_HOST, Executable, executable, resolve, resolve_dtype
 from fastbp.backends.cpu import simd
 from fastbp.backends.cpu.binding import Slots, bind
 from fastbp.backends.cpu.compiling import compile_entry, source_stamp
@@ -432,13 +432,13 @@ def run(
 
     Args:
         networks: names out of ``NETWORKS``, or networks; None takes all, or the six of ``QUICK`` if quick.
-        backends: None takes all that this machine can run.
+        backends: those that compute on the host, both if None.
         quick: few and short repeats, to see that everything works.
         progress: called with a line before each network and backend.
     """
     dtype = resolve_dtype(dtype)
     chosen = [_network(name) for name in networks or (QUICK if quick else NETWORKS)]
-    machines = [resolve(name) for name in backends or available_backends()]
+    machines = [resolve(name) for name in backends or ON_HOST]
     effort = BRIEF if quick else FULL
     counts = sorted({1, get_num_threads()})
     peak = dict.fromkeys(counts, 0.0)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 import fastbp
 from fastbp import checks
-from fastbp.backends import BACKENDS, DTYPES
+from fastbp.backends import DTYPES, ON_DEVICE, ON_HOST, gpu
 from fastbp.losses import LOSSES
 from fastbp.scalars import ACTIVATIONS
 
@@ -26,18 +29,15 @@ def pytest_report_header() -> list[str]:
         f"matrix: backends {', '.join(available)} x dtypes {', '.join(DTYPES)} x {len(checks.SHAPES)} shapes x "
         f"{len(ACTIVATIONS)} activations x {len(LOSSES)} losses; {fastbp.get_num_threads()} threads"
     ]
-    lines += [f"skipped: backend {name} cannot run here" for name in BACKENDS if name not in available]
-    lines.append("skipped: GPU backends: not part of this version")
+    lines += [f"skipped: backend {name} on a GPU: {gpu.missing(name)}" for name in ON_DEVICE if name not in available]
     lines += [f"skipped: {why}" for package, why in REASONS.items() if importlib.util.find_spec(package) is None]
     return lines
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=ON_HOST)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Every backend that this machine can run."""
+    """Every backend that computes on NumPy arrays; for CuPy's see test_switch.py."""
     name: str = request.param
-    if name not in fastbp.available_backends():
-        pytest.skip(f"backend {name} cannot run here")
     return name
 
 
@@ -62,3 +62,15 @@ def attempts(fewest: int = 200, seconds: float = 30.0) -> Iterator[int]:
     while k < fewest or time.monotonic() < end:
         yield k
         k += 1
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """CuPy without a GPU, see fake_cupy.py: backend "cupy" runs on it, and "cuda" where Numba's simulator is on."""
+    fake = importlib.import_module("fake_cupy")
+    for name, module in fake._modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    fake._reset()
+    gpu.missing.cache_clear()
+    yield fake
+    gpu.missing.cache_clear()

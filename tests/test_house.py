@@ -28,6 +28,7 @@ HOUSE = [
     "chains",
     "plan",
     "backends.threads",
+    "backends.gpu",
     "backends.array",
     "backends.cpu.caches",
     "backends.cpu.compiling",

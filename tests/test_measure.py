@@ -29,7 +29,7 @@ def report() -> Report:
 # ---- what is timed -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", backends.available_backends())
+@pytest.mark.parametrize("backend", backends.ON_HOST)
 @pytest.mark.parametrize("network", ["2-3-1", "3-4-1", "4-5-3"])
 def test_naive_gradient_is_the_gradient(network: str, backend: str) -> None:
     net, (X, T) = NETWORKS[network].make("float64", backend), NETWORKS[network].data("float64")
@@ -65,7 +65,7 @@ def test_ratio_of_operations_tends_to_that_of_products_in_wide_layers() -> None:
     assert operations < products / 2  # the sigmoids, computed forward alone
 
 
-@pytest.mark.parametrize("backend", backends.available_backends())
+@pytest.mark.parametrize("backend", backends.ON_HOST)
 @pytest.mark.parametrize(
     ("activation", "output", "loss"),
     [("sigmoid", "sigmoid", "half_sse"), ("gelu", "identity", "mse"), ("relu", "softmax", "cross_entropy")],
@@ -91,7 +91,7 @@ def test_storing_forward_keeps_what_backward_reads(activation: str, output: str,
     assert size >= sum(end - at for at, end in used)
 
 
-@pytest.mark.parametrize("backend", backends.available_backends())
+@pytest.mark.parametrize("backend", backends.ON_HOST)
 def test_timed_steps_are_training_steps(backend: str) -> None:
     case = measure.prepare(NETWORKS["4-5-3"], backend, "float64")
     before = case.net.theta.copy()
@@ -145,7 +145,7 @@ def test_the_fma_chains_compute(dtype: str) -> None:
 
 def test_rows_of_a_report(report: Report) -> None:
     assert [(row.network, row.backend) for row in report.rows] == [
-        (network, backend) for network in ("2-3-1", "64-64-64-10") for backend in backends.available_backends()
+        (network, backend) for network in ("2-3-1", "64-64-64-10") for backend in backends.ON_HOST
     ]
     for row in report.rows:
         network = NETWORKS[row.network]

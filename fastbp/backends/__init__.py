@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from fastbp.errors import unknown
+import numpy as np
+
+from fastbp.backends import gpu
+from fastbp.errors import DeviceMemoryError, UnavailableError, unknown
 from fastbp.program import Program
 
-BACKENDS = ("cpu", "numpy")
+ON_HOST = ("cpu", "numpy")  # they compute on NumPy arrays
+ON_DEVICE = ("cuda", "cupy")  # and these on CuPy's
+BACKENDS = (*ON_HOST, *ON_DEVICE)
 DTYPES = ("float32", "float64")
-PRECISIONS = ("highest", "bf16")
+PRECISIONS = ("highest", "tf32", "bf16")
 _default = "cpu"
+
+
+class Machine(NamedTuple):
+    """What a Program runs on: a backend, and the number of its GPU (0 for the host)."""
+
+    backend: str
+    device: int = 0
 
 
 class Executable(Protocol):
@@ -30,9 +42,11 @@ class Executable(Protocol):
 def available_backends() -> list[str]:
     """Names of the backends that this machine can run, the default first.
 
-    ``cpu`` runs compiled kernels, ``numpy`` plain array code (the reference).
+    ``cpu`` runs compiled kernels, ``numpy`` plain array code (the reference), both on NumPy arrays; ``cuda`` runs
+    compiled kernels on a GPU, ``cupy`` the plain array code, both on CuPy arrays. ``fastbp info`` says what is missing.
     """
-    return sorted(BACKENDS, key=lambda name: name != _default)
+    here = [name for name in BACKENDS if name in ON_HOST or gpu.missing(name) is None]
+    return sorted(here, key=lambda name: name != _default)
 
 
 class use_backend:  # noqa: N801  used like a function
@@ -60,11 +74,18 @@ class use_backend:  # noqa: N801  used like a function
 
 
 def resolve(backend: str | None) -> str:
-    """The backend of that name, or the default for None."""
+    """The backend of that name, or the default for None.
+
+    Raises:
+        UnavailableError: this machine cannot run it.
+    """
     if backend is None:
         return _default
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
+    why = gpu.missing(backend) if backend in ON_DEVICE else None
+    if why is not None:
+        raise UnavailableError(f"backend={backend!r} cannot run here: {why}")
     return backend
 
 
@@ -86,14 +107,45 @@ def resolve_precision(precision: Any) -> str:
 def executable(program: Program, backend: str, dtype: str, precision: str = "highest") -> Executable:
     """The Program, ready to run on a machine; the machine's code is imported here, when it is needed.
 
-    ``precision`` is leave, not an order: "bf16" allows products in bfloat16, of which numpy makes no use.
+    ``precision`` is leave, not an order: "tf32" and "bf16" allow products with rounded factors, of which numpy and cupy
+    make no use, and cpu none of "tf32".
     """
     if backend == "cpu":
         from fastbp.backends.cpu.executable import CpuExecutable
 
         return CpuExecutable(program, dtype, precision)
-    import numpy as np
+    if backend == "cuda":
+        from fastbp.backends.cuda.executable import CudaExecutable
 
+        return _OnDevice(CudaExecutable(program, dtype, precision), dtype)
     from fastbp.backends.array import ArrayExecutable
 
-    return ArrayExecutable(program, np, dtype)
+    if backend == "numpy":
+        return ArrayExecutable(program, np, dtype)
+    return _OnDevice(ArrayExecutable(program, gpu.cupy(), dtype), dtype)
+
+
+class _OnDevice:
+    """An Executable whose lack of device memory is told in rows of a batch."""
+
+    def __init__(self, inside: Executable, dtype: str) -> None:
+        self.program = inside.program
+        self.inside = inside
+        self._itemsize = np.dtype(dtype).itemsize
+
+    def run(self, values: Mapping[str, Any], n: int) -> dict[str, Any]:
+        try:
+            return self.inside.run(values, n)
+        except MemoryError as error:  # CuPy's is one
+            raise self._described(error, n) from error
+
+    def run_steps(self, values: Mapping[str, Any], steps: Any) -> dict[str, Any]:
+        try:
+            return self.inside.run_steps(values, steps)
+        except MemoryError as error:
+            raise self._described(error, int(steps[:, 0].max())) from error
+
+    def _described(self, error: MemoryError, n: int) -> MemoryError:
+        if isinstance(error, DeviceMemoryError):
+            return error
+        return gpu.out_of_memory(self.program, n, self._itemsize)

@@ -29,7 +29,7 @@ class ArrayEmitter:
         return function
 
     def _array(self, x: Array) -> Array:
-        return self.xp.asarray(x, dtype=getattr(self.xp, self.dtype)) if isinstance(x, (int, float)) else x
+        return self.xp.full((), x, dtype=getattr(self.xp, self.dtype)) if isinstance(x, (int, float)) else x
 
     def fma(self, x: Array, y: Array, z: Array) -> Array:
         return x * y + z
@@ -159,11 +159,11 @@ class _Integers:
     """Unsigned integers of 32 bits, in arrays of 64."""
 
     def __init__(self, xp: Any) -> None:
-        self.low = xp.asarray(0xFFFFFFFF, dtype=xp.uint64)
         self.xp = xp
+        self.low = self.number(0xFFFFFFFF)
 
     def number(self, x: int) -> Array:
-        return self.xp.asarray(x, dtype=self.xp.uint64)
+        return self.xp.full((), x, dtype=self.xp.uint64)
 
     def multiply(self, x: Array, constant: int) -> tuple[Array, Array]:
         product = x * self.number(constant)
@@ -179,10 +179,10 @@ class _Integers:
 def _dropout_mask(e: ArrayExecutable, key: Array, bits: int, rows: int, cols: int) -> Array:
     xp, m = e.xp, _Integers(e.xp)
     number, threshold = divmod(bits, 1 << 32)
-    seed, step = (int(key[0, k]) for k in range(2))
+    seed, step = (xp.astype(key[:, k : k + 1], xp.uint64) & m.low for k in range(2))
     counters = xp.arange(rows * cols, dtype=xp.uint64) & m.low
-    keys = m.number((seed ^ number * scalars.DROPOUT_KEY) & 0xFFFFFFFF)
-    drawn = scalars.philox(m, counters, m.number(step & 0xFFFFFFFF), keys)
+    keys = seed ^ m.number(number * scalars.DROPOUT_KEY & 0xFFFFFFFF)
+    drawn = scalars.philox(m, counters, step, keys)
     kept = e.emitter.where(drawn >= m.number(threshold), 1.0 / (1.0 - threshold / 2.0**32), 0.0)
     return xp.reshape(kept, (rows, cols))
 
@@ -247,18 +247,38 @@ def _place(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) 
 
 
 def _scatter_add(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
-    x, index = e._read(i.ins[0], store, n), store[i.ins[1]]
-    out = e.xp.zeros(e.program.shape(i.outs[0], n), dtype=x.dtype)
-    for row, to in enumerate(e.xp.reshape(index, (-1,))):
-        out[int(to), :] += x[row, :]
-    e._write(i.outs[0], out, store, n)
+    """Out_r = Σ x_i over the rows i with index_i = r: a scan over the rows in order of their index.
+
+    After the pass over distance d, a row holds the sum of up to 2d rows that end with it and have its index. Nothing
+    depends on the index but by value, so no array library has to be asked for it, nor may add in an order of its own.
+    """
+    xp, x = e.xp, e._read(i.ins[0], store, n)
+    index = xp.reshape(store[i.ins[1]], (-1,))
+    shape, count = e.program.shape(i.outs[0], n), x.shape[0]
+    if not count:
+        e._write(i.outs[0], xp.zeros(shape, dtype=x.dtype), store, n)
+        return
+    order = xp.argsort(index * count + xp.arange(count, dtype=index.dtype))  # equal ones stay in order
+    index, sums = xp.take(index, order), xp.take(x, order, axis=0)
+    distance = 1
+    while distance < count:
+        same = xp.reshape(index[distance:] == index[:-distance], (-1, 1))
+        further = sums[distance:, :] + xp.where(same, sums[:-distance, :], e.emitter._array(0.0))
+        sums = xp.concat([sums[:distance, :], further], axis=0)
+        distance *= 2
+    rows = xp.arange(shape[0], dtype=index.dtype)
+    first, after = (xp.searchsorted(index, rows, side=side) for side in ("left", "right"))
+    found = xp.take(sums, xp.maximum(after - 1, xp.zeros_like(after)), axis=0)
+    found = xp.where(xp.reshape(after > first, (-1, 1)), found, e.emitter._array(0.0))
+    e._write(i.outs[0], found, store, n)
 
 
 def _log_softmax_of(xp: Any, z: Array) -> Array:
     if not z.shape[0]:
         return z
     largest = xp.finfo(z.dtype).max
-    shifted = xp.maximum(z - xp.max(z, axis=1, keepdims=True), xp.asarray(-largest, dtype=z.dtype))  # never -inf
+    least = xp.full((), -largest, dtype=z.dtype)
+    shifted = xp.maximum(z - xp.max(z, axis=1, keepdims=True), least)  # never -inf
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True))
 
 
@@ -278,9 +298,11 @@ def _log_softmax_grad(e: ArrayExecutable, i: Instruction, store: dict[int, Array
 
 
 def _onehot(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:
-    labels = e._read(i.ins[0], store, n)
-    classes = e.xp.reshape(e.xp.arange(e.program.shape(i.outs[0], n)[1], dtype=labels.dtype), (1, -1))
-    e._write(i.outs[0], e.xp.astype(labels == classes, getattr(e.xp, e.dtype)), store, n)
+    """Rows of 0 and 1; NaN of what is no class, which nobody has checked where labels are on a GPU."""
+    labels, count = e._read(i.ins[0], store, n), e.program.shape(i.outs[0], n)[1]
+    classes = e.xp.reshape(e.xp.arange(count, dtype=labels.dtype), (1, -1))
+    rows = e.xp.astype(labels == classes, getattr(e.xp, e.dtype))
+    e._write(i.outs[0], e.emitter.where((labels >= 0) & (labels < count), rows, float("nan")), store, n)
 
 
 def _transpose(e: ArrayExecutable, i: Instruction, store: dict[int, Array], n: int) -> None:

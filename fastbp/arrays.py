@@ -79,7 +79,10 @@ class Kind:
 
 
 HOST = Kind("NumPy", backends.ON_HOST, lambda: np, np.asarray, "{0}.get()")
-DEVICE = Kind("CuPy", backends.ON_DEVICE, gpu.cupy, lambda array: array.get(), "cupy.asarray({0})")  # type: ignore[no-any-return]
+DEVICE = Kind("CuPy", backends.ON_DEVICE, gpu.cupy, lambda array: array.get(), "cupy.asarray({0})")
+
+
+_ON_HOST = {name: Machine(name) for name in backends.ON_HOST}
 
 
 def kind_of(value: Any) -> Kind | None:
@@ -90,6 +93,11 @@ def kind_of(value: Any) -> Kind | None:
     if cupy is not None and isinstance(value, getattr(cupy, "ndarray", ())):
         return DEVICE
     return HOST if hasattr(value, "__array__") and not isinstance(value, np.generic) else None
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is an array of NumPy's or CuPy's, and no other thing that could become one."""
+    return isinstance(value, np.ndarray) or kind_of(value) is DEVICE
 
 
 def kind_for(backend: str) -> Kind:
@@ -103,7 +111,7 @@ def to_host(value: Any) -> Any:
     return value if kind is None else kind.to_host(value)
 
 
-def switch(named: Mapping[str, Any] | Iterable[tuple[str, Any]], backend: str | None) -> tuple[Kind, Machine]:
+def switch(named: Mapping[Any, Any] | Iterable[tuple[Any, Any]], backend: str | None) -> tuple[Kind, Machine]:
     """The kind of the arrays among some arguments, and what computes on them.
 
     Args:
@@ -113,6 +121,9 @@ def switch(named: Mapping[str, Any] | Iterable[tuple[str, Any]], backend: str | 
     Raises:
         InputError: arrays of both kinds, of another GPU, or of another kind than the backend's.
     """
+    default = backends.resolve(backend)
+    if "cupy" not in sys.modules:  # nobody has arrays of it
+        return HOST, _ON_HOST[default]
     found: dict[str, tuple[str, Kind, Any]] = {}
     for name, value in dict(named).items():
         kind = kind_of(value)
@@ -126,7 +137,6 @@ def switch(named: Mapping[str, Any] | Iterable[tuple[str, Any]], backend: str | 
             f"{host} is a NumPy array, but {device} is a CuPy array: pass {DEVICE.how.format(host)} to compute on the "
             f"GPU, or {HOST.how.format(device)} to compute on the host"
         )
-    default = backends.resolve(backend)
     for name, kind, value in found.values():
         if backend is not None:
             kind_for(backend).check(name, value)
@@ -168,6 +178,8 @@ def contiguous(array: Array, dtype: Any) -> Array:
 
 def asarray(name: str, value: Any, needed: str, kind: Kind = HOST) -> Array:
     """Any array-like as an array of the kind; ragged lists, masked arrays and arrays of the other kind are refused."""
+    if kind is HOST and type(value) is np.ndarray:
+        return value
     if isinstance(value, np.ma.MaskedArray):
         raise InputError(f"{name} must be {needed}; got a masked array: fill or drop what is masked")
     kind.check(name, value)
@@ -184,6 +196,8 @@ def asarray(name: str, value: Any, needed: str, kind: Kind = HOST) -> Array:
 
 def xp_of(array: Array) -> Any:
     """The namespace of an array."""
+    if type(array) is np.ndarray:
+        return np
     return DEVICE.xp if kind_of(array) is DEVICE else np
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastbp import arrays, backends, graph
+from fastbp.arrays import Kind
+from fastbp.backends import Machine
 from fastbp.errors import InputError, unknown
 from fastbp.nodes import Node
 from fastbp.plan import plan
@@ -28,7 +30,7 @@ def dense(
         b: (k,), or None for no bias.
         activation: a name of ``fastbp.scalars.ACTIVATIONS``.
         save: also return what :func:`dense_backward` needs.
-        backend: "cpu" or "numpy"; None the default.
+        backend: None goes by the arrays: CuPy's on "cuda", else NumPy's, and lists, on the default.
 
     Returns:
         A (n, k), of X's dtype (float64 if that is no float32); with ``save`` a pair (A, saved): saved is A where f′ is
@@ -36,13 +38,14 @@ def dense(
     """
     _check_activation(activation)
     dtype = _dtype(X)
-    w = _weights(W, dtype)
-    x = arrays.matrix("X", X, w.shape[0], dtype)
+    kind, machine = arrays.switch({"X": X, "W": W, "b": b}, backend)
+    w = _weights(W, dtype, kind)
+    x = arrays.matrix("X", X, w.shape[0], dtype, kind)
     values = {"X": x, "W": w}
     if b is not None:
-        values["b"] = _bias(b, w.shape[1], dtype)
+        values["b"] = _bias(b, w.shape[1], dtype, kind)
     keeps_input = save and ACTIVATIONS[activation].saves == "input"
-    run = _forward(w.shape, b is not None, activation, keeps_input, backends.resolve(backend), dtype)
+    run = _forward(w.shape, b is not None, activation, keeps_input, machine, dtype)
     found = run.run(values, len(x))
     return (found["A"], found["Z"] if keeps_input else found["A"]) if save else found["A"]
 
@@ -65,14 +68,16 @@ def dense_backward(
     """
     _check_activation(activation)
     dtype = _dtype(X)
-    w = _weights(W, dtype)
-    x = arrays.matrix("X", X, w.shape[0], dtype)
-    values = {"X": x, "W": w, "dA": arrays.matrix("dA", dA, w.shape[1], dtype)}
+    needs_saved = bool(ACTIVATIONS[activation].derivative)
+    kind, machine = arrays.switch({"dA": dA, "X": X, "W": W, "saved": saved if needs_saved else None}, backend)
+    w = _weights(W, dtype, kind)
+    x = arrays.matrix("X", X, w.shape[0], dtype, kind)
+    values = {"X": x, "W": w, "dA": arrays.matrix("dA", dA, w.shape[1], dtype, kind)}
     arrays.same_rows("dA", values["dA"], len(x), "X")
-    if ACTIVATIONS[activation].derivative:
-        values["saved"] = arrays.matrix("saved", saved, w.shape[1], dtype)
+    if needs_saved:
+        values["saved"] = arrays.matrix("saved", saved, w.shape[1], dtype, kind)
         arrays.same_rows("saved", values["saved"], len(x), "X")
-    run = _backward(w.shape, activation, backends.resolve(backend), dtype)
+    run = _backward(w.shape, activation, machine, dtype)
     found = run.run(values, len(x))
     return found["dX"], found["dW"], found["db"][0]
 
@@ -86,38 +91,38 @@ def _dtype(X: Any) -> str:
     return "float32" if getattr(X, "dtype", None) == np.float32 else "float64"
 
 
-def _weights(W: Any, dtype: str) -> Array:
-    w = arrays.matrix("W", W, None, dtype)
+def _weights(W: Any, dtype: str, kind: Kind) -> Array:
+    w = arrays.matrix("W", W, None, dtype, kind)
     if 0 in w.shape:
         raise InputError(f"W must have at least one row and one column, got shape {w.shape}")
     return w
 
 
-def _bias(b: Any, cols: int, dtype: str) -> Array:
-    array = arrays.asarray("b", b, f"({cols},) numbers")
+def _bias(b: Any, cols: int, dtype: str, kind: Kind) -> Array:
+    array = arrays.asarray("b", b, f"({cols},) numbers", kind)
     if array.dtype.kind not in "biuf" or array.shape not in ((cols,), (1, cols)):
         raise InputError(f"b must be ({cols},) numbers, got shape {array.shape}, dtype {array.dtype}")
-    return np.ascontiguousarray(array, dtype).reshape(1, cols)
+    return arrays.contiguous(array, dtype).reshape(1, cols)
 
 
 @lru_cache(maxsize=256)
 def _forward(
-    shape: tuple[int, int], bias: bool, activation: str, keeps_input: bool, backend: str, dtype: str
+    shape: tuple[int, int], bias: bool, activation: str, keeps_input: bool, machine: Machine, dtype: str
 ) -> backends.Executable:
     z = graph.input("X", shape[0]) @ graph.param("W", shape)
     if bias:
         z = z + graph.param("b", (1, shape[1]))
     name = ACTIVATIONS[activation].forward
     a = cast(Node, getattr(z, name)()) if name else z
-    return backends.executable(plan({"A": a, "Z": z} if keeps_input else {"A": a}), backend, dtype)
+    return backends.executable(plan({"A": a, "Z": z} if keeps_input else {"A": a}), machine.backend, dtype)
 
 
 @lru_cache(maxsize=256)
-def _backward(shape: tuple[int, int], activation: str, backend: str, dtype: str) -> backends.Executable:
+def _backward(shape: tuple[int, int], activation: str, machine: Machine, dtype: str) -> backends.Executable:
     x, w = graph.input("X", shape[0]), graph.param("W", shape)
     dz = graph.input("dA", shape[1])
     name = ACTIVATIONS[activation].derivative
     if name:
         dz = dz * getattr(graph.input("saved", shape[1]), name)()
     outputs = {"dX": dz.matmul(w, tb=True), "dW": x.matmul(dz, ta=True), "db": dz.sum(axis=0)}
-    return backends.executable(plan(outputs), backend, dtype)
+    return backends.executable(plan(outputs), machine.backend, dtype)

@@ -22,16 +22,22 @@ def _elementwise(name: str, x: Any) -> Any:
     if is_traced(x):
         return tracing.unary(name, x)
     value = _floats(name, x)
+    xp = _xp(value)
     with np.errstate(all="ignore"):
-        return np.asarray(scalars.UNARY[name](ArrayEmitter(np, value.dtype.name), value))[()]
+        return xp.asarray(scalars.UNARY[name](ArrayEmitter(xp, value.dtype.name), value))[()]
+
+
+def _xp(*values: Any) -> Any:
+    """The namespace that computes on them: CuPy's if one of them is its array."""
+    return next((arrays.xp_of(value) for value in values if arrays.kind_of(value) is arrays.DEVICE), np)
 
 
 def _floats(name: str, x: Any) -> Any:
     """An array of float32 or float64: of float64 what is neither."""
-    array = arrays.asarray(name, x, "an array of numbers")
+    array = arrays.asarray(name, x, "an array of numbers", arrays.kind_of(x) or arrays.HOST)
     if array.dtype.kind not in "biuf":
         raise InputError(f"{name} works on real numbers; got dtype {array.dtype}")
-    return array if array.dtype == np.float32 else np.asarray(array, np.float64)
+    return array if array.dtype == np.float32 else arrays.xp_of(array).asarray(array, np.float64)
 
 
 def exp(x: Any) -> Any:
@@ -116,12 +122,12 @@ def erf(x: Any) -> Any:
 
 def maximum(x: Any, y: Any) -> Any:
     """The larger of two values, elementwise; at ties the gradient is y's."""
-    return tracing.binary("maximum", x, y) if is_traced(x, y) else np.maximum(x, y)
+    return tracing.binary("maximum", x, y) if is_traced(x, y) else _xp(x, y).maximum(x, y)
 
 
 def minimum(x: Any, y: Any) -> Any:
     """The smaller of two values, elementwise; at ties the gradient is x's."""
-    return tracing.binary("minimum", x, y) if is_traced(x, y) else np.minimum(x, y)
+    return tracing.binary("minimum", x, y) if is_traced(x, y) else _xp(x, y).minimum(x, y)
 
 
 def power(x: Any, y: Any) -> Any:
@@ -129,17 +135,21 @@ def power(x: Any, y: Any) -> Any:
     if is_traced(x, y):
         return tracing.power(x, y)
     with np.errstate(all="ignore"):
-        return np.power(_floats("power", x), y)
+        return _xp(x, y).power(_floats("power", x), y)
 
 
 def where(condition: Any, x: Any, y: Any) -> Any:
     """X where the condition is not 0, else y. Both are computed: where one is NaN it must not be what is divided by."""
-    return tracing.where(condition, x, y) if is_traced(condition, x, y) else np.where(condition, x, y)[()]
+    return (
+        tracing.where(condition, x, y)
+        if is_traced(condition, x, y)
+        else _xp(condition, x, y).where(condition, x, y)[()]
+    )
 
 
 def clip(x: Any, low: Any = None, high: Any = None) -> Any:
     """X, limited to [low, high]; None for no limit."""
-    return tracing.clip(x, low, high) if is_traced(x, low, high) else np.clip(x, low, high)
+    return tracing.clip(x, low, high) if is_traced(x, low, high) else _xp(x, low, high).clip(x, low, high)
 
 
 def stop_gradient(x: Any) -> Any:
@@ -149,22 +159,22 @@ def stop_gradient(x: Any) -> Any:
 
 def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """The sum over an axis, or over everything."""
-    return tracing.reduce("sum", x, axis, keepdims) if is_traced(x) else np.sum(x, axis=axis, keepdims=keepdims)
+    return tracing.reduce("sum", x, axis, keepdims) if is_traced(x) else _xp(x).sum(x, axis=axis, keepdims=keepdims)
 
 
 def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """The mean over an axis, or over everything."""
-    return tracing.reduce("mean", x, axis, keepdims) if is_traced(x) else np.mean(x, axis=axis, keepdims=keepdims)
+    return tracing.reduce("mean", x, axis, keepdims) if is_traced(x) else _xp(x).mean(x, axis=axis, keepdims=keepdims)
 
 
 def max(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """The largest element over an axis, or of all; elements that are equally large share the gradient."""
-    return tracing.reduce("max", x, axis, keepdims) if is_traced(x) else np.max(x, axis=axis, keepdims=keepdims)
+    return tracing.reduce("max", x, axis, keepdims) if is_traced(x) else _xp(x).max(x, axis=axis, keepdims=keepdims)
 
 
 def min(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """The smallest element over an axis, or of all; see :func:`max`."""
-    return tracing.reduce("min", x, axis, keepdims) if is_traced(x) else np.min(x, axis=axis, keepdims=keepdims)
+    return tracing.reduce("min", x, axis, keepdims) if is_traced(x) else _xp(x).min(x, axis=axis, keepdims=keepdims)
 
 
 def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
@@ -172,18 +182,20 @@ def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     if is_traced(x):
         return tracing.reduce("logsumexp", x, axis, keepdims)
     value = _floats("logsumexp", x)
+    xp = _xp(value)
     with np.errstate(all="ignore"):
-        largest = np.max(value, axis=axis, keepdims=True)
-        shift = np.where(np.isinf(largest), 0.0, largest).astype(value.dtype)
-        total = np.log(np.sum(np.exp(value - shift), axis=axis, keepdims=True)) + shift
-    return total if keepdims else np.squeeze(total, axis)[()]
+        largest = xp.max(value, axis=axis, keepdims=True)
+        shift = xp.where(xp.isinf(largest), 0.0, largest).astype(value.dtype)
+        total = xp.log(xp.sum(xp.exp(value - shift), axis=axis, keepdims=True)) + shift
+    return total if keepdims else xp.squeeze(total, axis)[()]
 
 
 def softmax(x: Any, axis: int = -1) -> Any:
     """e^x/Σ e^x along an axis."""
     if is_traced(x):
         return tracing.softmax(x, axis)
-    return np.exp(log_softmax(x, axis))
+    found = log_softmax(x, axis)
+    return _xp(found).exp(found)
 
 
 def log_softmax(x: Any, axis: int = -1) -> Any:
@@ -196,32 +208,32 @@ def log_softmax(x: Any, axis: int = -1) -> Any:
 
 def matmul(a: Any, b: Any) -> Any:
     """The product of two matrices, a matrix and a vector, or two vectors; the same as ``a @ b``."""
-    return tracing.matmul(a, b) if is_traced(a, b) else np.matmul(a, b)
+    return tracing.matmul(a, b) if is_traced(a, b) else _xp(a, b).matmul(a, b)
 
 
 def dot(a: Any, b: Any) -> Any:
     """:func:`matmul`, or a product with a scalar."""
-    return tracing.dot(a, b) if is_traced(a, b) else np.dot(a, b)
+    return tracing.dot(a, b) if is_traced(a, b) else _xp(a, b).dot(a, b)
 
 
 def transpose(x: Any) -> Any:
     """Rows as columns; the same as ``x.T``."""
-    return tracing.transpose(x) if is_traced(x) else np.transpose(x)
+    return tracing.transpose(x) if is_traced(x) else _xp(x).transpose(x)
 
 
 def reshape(x: Any, shape: Any) -> Any:
     """The same elements, row by row, in another shape; one size may be -1."""
-    return tracing.reshape(x, shape) if is_traced(x) else np.reshape(x, shape)
+    return tracing.reshape(x, shape) if is_traced(x) else _xp(x).reshape(x, shape)
 
 
 def concatenate(parts: Sequence[Any], axis: int | None = 0) -> Any:
     """Vectors end to end; matrices below each other (axis 0) or side by side (axis 1 or -1)."""
-    return tracing.concatenate(parts, axis) if is_traced(*parts) else np.concatenate(parts, axis=axis)
+    return tracing.concatenate(parts, axis) if is_traced(*parts) else _xp(*parts).concatenate(parts, axis=axis)
 
 
 def take(x: Any, index: Any, axis: int = 0) -> Any:
     """Rows by number (an embedding), the same as ``x[index]``; columns with axis 1."""
-    return tracing.take(x, index, axis) if is_traced(x, index) else np.take(x, index, axis=axis)
+    return tracing.take(x, index, axis) if is_traced(x, index) else _xp(x, index).take(x, index, axis=axis)
 
 
 def onehot(labels: Any, classes: int) -> Any:
@@ -230,7 +242,7 @@ def onehot(labels: Any, classes: int) -> Any:
         raise InputError(f"onehot: classes must be a positive integer, got {classes!r}")
     if is_traced(labels):
         return tracing.onehot(labels, classes)
-    column = arrays.asarray("labels", labels, "an array of integers")
+    column = arrays.asarray("labels", labels, "an array of integers", arrays.kind_of(labels) or arrays.HOST)
     if column.dtype.kind not in "iu" or column.ndim == 0 or column.shape[1:] not in ((), (1,)):
         raise InputError(f"onehot: labels must be (n,) or (n, 1) integers, got {column.dtype} {column.shape}")
-    return np.equal(arrays.labels("labels", column, classes), np.arange(classes)).astype(np.float64)
+    return (arrays.labels("labels", column, classes) == _xp(column).arange(classes)).astype(np.float64)

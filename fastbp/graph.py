@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fastbp import arrays, backends
+from fastbp.backends import Machine
 from fastbp.errors import InputError
 from fastbp.nodes import Node, concat, constant, gradients, input, pack, param, view
 from fastbp.ops import SCALAR, TABLE, N, Shape, Size
@@ -46,18 +47,22 @@ class Compiled:
         shapes = [shape for b in self.program.buffers for shape in (b.shape, b.value[1]) if shape is not None]
         self._needs_rows = any(size.per_row for shape in shapes for size in shape)
         self._dtype = backends.resolve_dtype(dtype)
-        self._run = backends.executable(self.program, backends.resolve(backend), self._dtype)
+        self._backend = None if backend is None else backends.resolve(backend)
+        self._executables: dict[Machine, backends.Executable] = {}
 
-    def _row_limits(self) -> Iterator[tuple[str, Size]]:
-        """Of every input of labels or row numbers: how many classes or rows there are."""
+    def _row_limits(self) -> Iterator[tuple[str, Size, str]]:
+        """Of every input of labels or row numbers: how many classes or rows there are, and what it is for."""
         for i in self.program.instructions:
             if i.op in ("onehot", "take", "scatter_add"):
                 index = i.ins[TABLE[i.op].integer or 0]
                 size = self.program.buffers[i.outs[0] if i.op != "take" else i.ins[0]].shape[int(i.op == "onehot")]
-                yield self.program.buffers[index].name, size
+                yield self.program.buffers[index].name, size, i.op
 
     def __call__(self, /, **values: Any) -> Any:
         """The outputs, each a matrix of the dtype, a node of shape (1, 1) a scalar; one value if one node was compiled.
+
+        They are arrays of the kind that comes in, NumPy's or CuPy's. Labels on a GPU are not read: the row of a label
+        that is no class is NaN.
 
         Raises:
             InputError: an input is missing, unknown, or has another shape than it was declared with.
@@ -74,19 +79,25 @@ class Compiled:
         declared = {name: (self.program.buffers[k].shape, self.program.buffers[k].dtype) for name, k in needed.items()}
         for name in (name for name in values if name not in needed):
             declared[name] = (self._accepted[name].shape, self._accepted[name].attrs["dtype"])
-        typed = {name: self._typed(name, *declared[name], values[name]) for name in declared}
+        kind, machine = arrays.switch(values, self._backend)
+        typed = {name: self._typed(name, *declared[name], values[name], kind) for name in declared}
         n = self._rows({name: typed[name] for name, (shape, _) in declared.items() if shape[0] == N})
-        for name, size in self._limits:
-            arrays.labels(name, typed[name], size.at(n))
-        found = self._run.run({name: typed[name] for name in needed}, n)
+        for name, size, use in self._limits:
+            if kind is arrays.HOST or use != "onehot":  # row numbers lead to addresses
+                arrays.labels(name, typed[name], size.at(n))
+        if machine not in self._executables:
+            self._executables[machine] = backends.executable(self.program, machine.backend, self._dtype)
+        found = self._executables[machine].run({name: typed[name] for name in needed}, n)
         results = [found[name][0, 0] if scalar else found[name] for name, scalar in self._names.items()]
         return results[0] if self._single else results
 
-    def _typed(self, name: str, shape: Shape, kind: str, value: Any) -> arrays.Array:
+    def _typed(self, name: str, shape: Shape, dtype: str, value: Any, kind: arrays.Kind) -> arrays.Array:
         rows, cols = shape[0], shape[1].fixed
-        if kind == "int" and arrays.asarray(name, value, "integers").dtype.kind not in "biu":
-            raise InputError(f"{name} must be an array of integers; got dtype {np.asarray(value).dtype}")
-        array = arrays.matrix(name, value, cols, {"int": np.int64, "double": np.float64}.get(kind, self._dtype))
+        if dtype == "int":
+            value = arrays.asarray(name, value, "integers", kind)
+            if value.dtype.kind not in "biu":
+                raise InputError(f"{name} must be an array of integers; got dtype {value.dtype}")
+        array = arrays.matrix(name, value, cols, {"int": np.int64, "double": np.float64}.get(dtype, self._dtype), kind)
         if rows != N and len(array) != rows.fixed:
             raise InputError(f"{name} must be an array of shape ({rows}, {cols}); got shape {array.shape}")
         return array
@@ -117,7 +128,7 @@ def compile(
         outputs: a node, or a list of them.
         inputs: inputs and parameters that a call may give though the outputs do not depend on them, as where a second
             derivative is zero.
-        backend: "cpu" or "numpy"; None the default.
+        backend: None goes by the arrays of a call: CuPy's on "cuda", else NumPy's, and lists, on the default.
         dtype: "float64" or "float32"; everything is computed in it.
     """
     nodes = [outputs] if isinstance(outputs, Node) else outputs

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastbp import arrays, backends, scalars
+from fastbp.backends import Machine
 from fastbp.errors import InputError, unknown
 from fastbp.nodes import Node, param, update
 from fastbp.ops import fixed
@@ -157,11 +158,12 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__} must give the scalars of its rule {self.rule!r}")
 
     def init(self, theta: Array) -> State:
-        """A fresh state for a parameter vector of any shape."""
+        """A fresh state for a parameter vector of any shape, of NumPy's or CuPy's: its vectors are of the same kind."""
         return State(0, [self._first(name, theta.reshape(1, -1)) for name in scalars.UPDATES[self.rule].states])
 
     def _first(self, name: str, theta: Array) -> Array:
-        return np.zeros_like(theta)
+        zeros: Array = arrays.xp_of(theta).zeros_like(theta)
+        return zeros
 
     def graph(self, theta: Node, gradient: Node) -> Node:
         """The clipped update as a node; its states are the parameters "state0", "state1", its scalars "hyper"."""
@@ -178,25 +180,29 @@ class Optimizer:
         """One step, in place on ``theta`` and ``state``.
 
         Args:
-            theta: contiguous, writable float32 or float64 array of P elements.
-            gradient: P elements.
+            theta: contiguous, writable float32 or float64 array of P elements, NumPy's or CuPy's.
+            gradient: P elements, of the same kind.
             state: from :meth:`init`.
+            backend: None goes by the arrays: CuPy's on "cuda", NumPy's on the default.
 
         Raises:
             InputError: an array that cannot be updated in place, or of another size; nothing is changed then.
         """
-        if not isinstance(theta, np.ndarray) or not theta.flags.c_contiguous or not theta.flags.writeable:
-            raise InputError("theta must be a contiguous, writable NumPy array, for it is updated in place")
+        if not isinstance(theta, arrays.xp_of(theta).ndarray) or not arrays.in_place(theta):
+            raise InputError(
+                "theta must be a contiguous, writable NumPy array or CuPy array, for it is updated in place"
+            )
         if not theta.dtype.isnative:
             raise InputError(f"theta must have the byte order of this machine, got dtype {theta.dtype.str}")
         dtype = backends.resolve_dtype(theta.dtype)
-        g = arrays.asarray("gradient", gradient, f"{theta.size} numbers").reshape(1, -1)
-        g = arrays.matrix("gradient", g, None, dtype)
+        kind, machine = arrays.switch({"theta": theta, "gradient": gradient}, backend)
+        g = arrays.asarray("gradient", gradient, f"{theta.size} numbers", kind).reshape(1, -1)
+        g = arrays.matrix("gradient", g, None, dtype, kind)
         if g.size != theta.size:
             raise InputError(f"gradient has {g.size} elements, but theta has {theta.size}")
         self.check_state(theta, state)
-        run = _updater(self._rule_only(), theta.size, backends.resolve(backend), dtype)
-        hyper = self.hyper(np.array([float(state.step)]))
+        run = _updater(self._rule_only(), theta.size, machine, dtype)
+        hyper = kind.moved(self.hyper(np.array([float(state.step)])))
         values = {"theta": theta.reshape(1, -1), "gradient": g, "hyper": hyper}
         run.run(values | {f"state{k}": v for k, v in enumerate(state.vectors)}, 1)
         state.step += 1
@@ -207,7 +213,9 @@ class Optimizer:
             raise InputError(f"state must be what {type(self).__name__}.init gave, got {state!r}")
         names = scalars.UPDATES[self.rule].states
         shape = (1, theta.size)
-        found = [(v.shape, str(v.dtype), v.flags.c_contiguous and v.flags.writeable) for v in state.vectors]
+        for k, vector in enumerate(state.vectors):
+            (arrays.kind_of(theta) or arrays.HOST).check(f"state.vectors[{k}]", vector)
+        found = [(v.shape, str(v.dtype), arrays.in_place(v)) for v in state.vectors]
         if found != [(shape, str(theta.dtype), True)] * len(names):
             raise InputError(
                 f"state of {type(self).__name__} must be {len(names)} contiguous, writable vectors of shape {shape}, "
@@ -229,11 +237,11 @@ def _norm(gradient: Node) -> Node:
 
 
 @lru_cache(maxsize=64)
-def _updater(key: tuple[Any, ...], size: int, backend: str, dtype: str) -> backends.Executable:
+def _updater(key: tuple[Any, ...], size: int, machine: Machine, dtype: str) -> backends.Executable:
     kind, clip_value, clip_norm = key
     optimizer = kind(1.0, clip_value=clip_value, clip_norm=clip_norm)
     node = optimizer.graph(param("theta", (1, size)), param("gradient", (1, size)))
-    return backends.executable(plan({"theta": node}), backend, dtype)
+    return backends.executable(plan({"theta": node}), machine.backend, dtype)
 
 
 _FRACTIONS = {"momentum", "rho", "beta1", "beta2"}
@@ -350,9 +358,9 @@ class Ftrl(Optimizer):
 
     def _first(self, name: str, theta: Array) -> Array:
         if name != "z":
-            return np.zeros_like(theta)
+            return super()._first(name, theta)
         rate = float(rate_at(self.learning_rate, np.zeros(1))[0])
-        z: Array = -theta * (self.beta / rate + self.l2) - np.sign(theta) * self.l1
+        z: Array = -theta * (self.beta / rate + self.l2) - arrays.xp_of(theta).sign(theta) * self.l1
         return z.astype(theta.dtype)
 
 

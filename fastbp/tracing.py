@@ -13,7 +13,7 @@ sizes fixed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, cast
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastbp import nodes, ops
+from fastbp.arrays import DEVICE, HOST, Kind, is_array, kind_of, to_host
 from fastbp.errors import GraphError, InputError, TraceError
 from fastbp.nodes import Node
 from fastbp.ops import ONE, SCALAR, N, Size
@@ -76,17 +77,30 @@ class Tape:
 
     Attributes:
         n: the number of rows that stands for ``ops.N``, None if all sizes are fixed.
+        kind: of the arrays that come in.
         lines: what was done, if this is for teaching; None otherwise.
     """
 
-    def __init__(self, n: int | None, dtype: str, *, guesses_rows: bool = False, teaching: bool = False) -> None:
+    def __init__(
+        self,
+        n: int | None,
+        dtype: str,
+        *,
+        kind: Kind = HOST,
+        outside: Container[int] = (),
+        guesses_rows: bool = False,
+        teaching: bool = False,
+    ) -> None:
+        """``outside``: ids of the arrays that the function captures, to tell them from those that it makes."""
         self.n = n
+        self.kind = kind
+        self._outside = outside
         self._guesses_rows = guesses_rows  # those of the first matrix that is captured are the batch's
         self.dtype = np.dtype(dtype)
         self.lines: list[Written] | None = [] if teaching else None
         self.feeds: dict[str, Feed] = {}
         self.alive = False
-        self._constants: dict[int, Tracer] = {}
+        self._constants: dict[int, tuple[Tracer, Array]] = {}
         self._integers: dict[str, Node] = {}
 
     def __enter__(self) -> Tape:
@@ -101,12 +115,23 @@ class Tape:
         return self._comes_in(f"x{number}", number, value, fixed)
 
     def constant(self, value: Array) -> Tracer:
-        """A tracer for an array from outside the function; it is read anew at every call."""
+        """A tracer for an array from outside the function; it is read anew at every call.
+
+        NumPy arrays that the function makes itself are moved to a GPU once.
+        """
         if id(value) not in self._constants:
             if self._guesses_rows and self.n is None and value.ndim == 2 and value.shape[0] > 1:
                 self.n = value.shape[0]
-            self._constants[id(value)] = self._comes_in(f"c{len(self._constants)}", value, value, False)
-        return self._constants[id(value)]
+            here = self.kind.moved(value) if kind_of(value) is HOST else value
+            tracer = self._comes_in(f"c{len(self._constants)}", here, here, False)
+            self._constants[id(value)] = tracer, value  # kept, for its id to stay its own
+        return self._constants[id(value)][0]
+
+    def check(self, name: str, value: Array) -> None:
+        """Refuse an array from outside that is not of the arguments' kind."""
+        made_here = id(value) not in self._outside and id(value.base) not in self._outside
+        if kind_of(value) is DEVICE or not made_here:
+            self.kind.check(f"{name}: what the function captures, of shape {value.shape},", value)
 
     def _comes_in(self, name: str, source: int | Array, value: Array, fixed: bool) -> Tracer:
         kind = value.dtype.kind
@@ -276,7 +301,14 @@ class Tracer:
             f"a traced value has no attribute {name!r}; the functions that are differentiated stand in docs/api.md"
         )
 
-    # NumPy's functions
+    # NumPy's functions, and CuPy's elementwise ones
+
+    def __cupy_override_elementwise_kernel__(self, kernel: Any, *inputs: Any, **kwargs: Any) -> Any:
+        name = kernel.name.removeprefix("cupy_")
+        function = UFUNCS.get(name)
+        if function is None or kwargs:
+            raise TraceError(f"cupy.{name} is not among the functions that are differentiated (see docs/api.md)")
+        return function(*inputs)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         name = f"np.{ufunc.__name__}"
@@ -449,7 +481,7 @@ def is_traced(*values: Any) -> bool:
 
 
 def _is_numeric(value: Any) -> bool:
-    return isinstance(value, (Tracer, bool, int, float, np.ndarray, np.generic, list, tuple))
+    return isinstance(value, (Tracer, bool, int, float, np.generic, list, tuple)) or is_array(value)
 
 
 def as_floats(x: Tracer) -> Tracer:
@@ -474,8 +506,9 @@ def lift(name: str, value: Any) -> Operand:
             raise InputError(f"{name}: got a {type(value).__name__} with traced values in it; join them with np.stack")
         value = np.asarray(value)
     tape = running()
-    if not isinstance(value, np.ndarray) or tape is None:
+    if not is_array(value) or tape is None:
         raise InputError(f"{name}: a traced function works on arrays and numbers, got {type(value).__name__}")
+    tape.check(name, value)
     return tape.constant(value)
 
 
@@ -967,13 +1000,13 @@ def _shown(key: Any) -> str:
 def _is_mask(item: Any) -> bool:
     if isinstance(item, Tracer):
         return item.mask
-    return isinstance(item, (bool, np.bool_)) or (
-        isinstance(item, (np.ndarray, list)) and np.asarray(item).dtype.kind == "b"
-    )
+    if isinstance(item, list):
+        item = np.asarray(item)
+    return isinstance(item, (bool, np.bool_)) or (is_array(item) and item.dtype.kind == "b")
 
 
 def _is_index_array(item: Any) -> bool:
-    return isinstance(item, (np.ndarray, list, Tracer))
+    return isinstance(item, (list, Tracer)) or is_array(item)
 
 
 def _selected(x: Tracer, axis: int, item: Any) -> tuple[Tracer, list[int]]:
@@ -1036,6 +1069,7 @@ def _by_index(x: Tracer, axis: int, index: Tracer, *, checked: bool = True) -> T
 
 def _paired(x: Tracer, rows: Any, cols: Any) -> Tracer:
     """X[rows, cols]: one element for each pair. With rows = arange(len(x)) one a row, which needs no other row."""
+    rows = to_host(rows) if is_array(rows) else rows
     if isinstance(rows, (np.ndarray, list)) and np.array_equal(rows, np.arange(x.shape[0])):
         labels = as_tracer("index", cols)
         if labels.shape == x.shape[:1]:
@@ -1048,7 +1082,7 @@ def _paired(x: Tracer, rows: Any, cols: Any) -> Tracer:
             )
     if is_traced(rows, cols):
         raise TraceError("x[rows, columns] needs rows = np.arange(len(x)), or two arrays that are no arguments")
-    pair = np.broadcast_arrays(np.asarray(rows), np.asarray(cols))
+    pair = np.broadcast_arrays(rows, to_host(cols) if is_array(cols) else cols)
     for axis, numbers in enumerate(pair):
         if numbers.dtype.kind not in "iu":
             raise InputError(f"{x!r} is indexed by integers; got an array of {numbers.dtype}")

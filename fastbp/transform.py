@@ -11,7 +11,9 @@ integers that are not differentiated). From then on a call runs the Program and 
   an item or attribute of a captured object) is bound to something else, it is traced again.
 - What it computes from captured arrays alone, random numbers and other effects happen once, when it is traced.
 
-All is computed in float32 if all arrays of floats among the arguments are float32, else in float64.
+All is computed in float32 if all arrays of floats among the arguments are float32, else in float64; on a GPU if the
+arrays are CuPy's, and so are the results then. Captured arrays must be of the same kind; numbers, lists and the NumPy
+arrays that the function makes go with either. Labels on a GPU are not read: what is no class gives NaN.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastbp import arrays, backends, nodes, trees
+from fastbp.arrays import DEVICE, HOST, Kind, is_array
+from fastbp.backends import Machine
 from fastbp.errors import GraphError, InputError, TraceError
 from fastbp.nodes import Node
 from fastbp.plan import plan
@@ -50,7 +54,7 @@ def function(f: Callable[..., Any], *, backend: str | None = None) -> Callable[.
 
     Args:
         f: a function of arrays, numbers and nested dicts, lists and tuples of them, in NumPy's or fastbp's functions.
-        backend: "cpu" or "numpy"; None the default.
+        backend: None goes by the arrays of a call: CuPy's on "cuda", else NumPy's, and numbers, on the default.
     """
     return _Compiled(f, f, lambda count, static: set(), ("function",), backend)
 
@@ -250,8 +254,8 @@ def _open(title: str, name: str, leaf: Any) -> Any:
 
 def _scalar(title: str, value: Any) -> Tracer:
     """What a function that is differentiated returned."""
-    numeric = isinstance(value, (Tracer, int, float, np.generic, np.ndarray))
-    shape = np.shape(value) if numeric else None
+    numeric = isinstance(value, (Tracer, int, float, np.generic)) or is_array(value)
+    shape = getattr(value, "shape", ()) if numeric else None
     if shape != ():
         got = f"an array of shape {shape}" if numeric else f"a {type(value).__name__}"
         hint = (
@@ -271,8 +275,9 @@ def _dot(a: Sequence[Tracer], b: Sequence[Tracer]) -> Tracer:
 
 def _still(leaf: Any) -> Any:
     """The derivative of an output that depends on nothing."""
-    numeric = isinstance(leaf, (float, np.floating, np.ndarray))
-    return np.zeros(np.shape(leaf))[()] if numeric else None
+    if is_array(leaf):
+        return arrays.xp_of(leaf).zeros(leaf.shape)
+    return np.float64(0.0) if isinstance(leaf, (float, np.floating)) else None
 
 
 def _with_gradient(f: Callable[..., Any], argnums: Argnums, has_aux: bool) -> Callable[..., Any]:
@@ -331,13 +336,13 @@ class _Compiled:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if running() is not None:
             return self._inline(*args, **kwargs)
-        backend = backends.resolve(self._backend)
         leaves, structure = trees.flatten((args, kwargs))
-        key = _key(backend, structure, leaves)
+        kind, machine = _switch(leaves, structure, self._backend)
+        key = _key(machine, structure, leaves)
         entry = self._entries.get(key) if key is not None else None
         if entry is not None and not entry.captured.changed():
             return entry(leaves)
-        entry, result = self._traced(leaves, structure, backend)
+        entry, result = self._traced(leaves, structure, kind, machine)
         if key is not None:
             while len(self._entries) >= KEPT:
                 self._entries.pop(next(iter(self._entries)))
@@ -348,38 +353,47 @@ class _Compiled:
         """The Program that a call with these arguments runs, None if it computes nothing; ``explain(n)`` shows it."""
         self(*args, **kwargs)
         leaves, structure = trees.flatten((args, kwargs))
-        key = _key(backends.resolve(self._backend), structure, leaves)
+        key = _key(_switch(leaves, structure, self._backend)[1], structure, leaves)
         if key is None:
             raise InputError("program: an argument has no hash, so its Program is not kept")
         return self._entries[key].program
 
-    def _traced(self, leaves: list[Any], structure: Any, backend: str) -> tuple[_Entry, Any]:
+    def _traced(self, leaves: list[Any], structure: Any, kind: Kind, machine: Machine) -> tuple[_Entry, Any]:
         """A new entry, and the result of its first call."""
         (_, _, ((_, count, _), _)) = structure
         values, positions = _checked(leaves, structure)
         captured = _Captured(self.f)
         fixed = self._fixed(count, frozenset(p for p, v in zip(positions, values, strict=True) if v is None))
         data = [p not in fixed for p in positions]
-        found = [v for v, free in zip(values, data, strict=True) if free and isinstance(v, np.ndarray) and v.ndim == 2]
+        found = [v for v, free in zip(values, data, strict=True) if free and is_array(v) and v.ndim == 2]
         guesses = list(dict.fromkeys(v.shape[0] for v in found if v.shape[0] != 1))[:MOST_ROW_GUESSES]
         dtype = _dtype(leaves)
         for n in guesses or [None]:
             try:
-                tape = Tape(n, dtype, guesses_rows=not guesses)
-                entry = _Entry(tape, self._inline, values, data, structure, backend, captured)
+                tape = Tape(n, dtype, kind=kind, outside=captured.arrays, guesses_rows=not guesses)
+                entry = _Entry(tape, self._inline, values, data, structure, machine, captured)
                 return entry, entry(leaves)
             except TraceError:
                 raise
             except GraphError:  # a function that mixes the rows with numbers of its own, as if they were 5 and not n
                 continue
-        entry = _Entry(Tape(None, dtype), self._inline, values, [False] * len(data), structure, backend, captured)
+        tape = Tape(None, dtype, kind=kind, outside=captured.arrays)
+        entry = _Entry(tape, self._inline, values, [False] * len(data), structure, machine, captured)
         return entry, entry(leaves)
 
 
-def _key(backend: str, structure: Any, leaves: list[Any]) -> Any:
+def _switch(leaves: list[Any], structure: Any, backend: str | None) -> tuple[Kind, Machine]:
+    """The kind of the arguments' arrays, and what computes on them."""
+    try:
+        return arrays.switch(enumerate(leaves), backend)
+    except InputError:
+        return arrays.switch(zip(_paths(structure)[0], leaves, strict=True), backend)  # the same, with names
+
+
+def _key(machine: Machine, structure: Any, leaves: list[Any]) -> Any:
     """What tells signatures apart; None where something has no hash."""
     try:
-        key = (backend, structure, *[_spec(leaf) for leaf in leaves])
+        key = (machine, structure, *[_spec(leaf) for leaf in leaves])
         hash(key)
     except TypeError:
         return None
@@ -393,7 +407,7 @@ def _spec(leaf: Any) -> Any:
         return leaf.shape, leaf.dtype.char
     if kind is float:
         return kind
-    if isinstance(leaf, np.ndarray):
+    if is_array(leaf):
         return kind, leaf.shape, leaf.dtype.char
     return kind if isinstance(leaf, np.floating) else (kind, leaf)
 
@@ -403,6 +417,12 @@ _STATIC = (type(None), bool, int, str, bytes, np.integer, np.bool_, np.dtype, en
 
 def _checked(leaves: list[Any], structure: Any) -> tuple[list[Any], list[int]]:
     """The leaves, floats as arrays; and for each which argument it is of, -1 for a keyword's."""
+    paths, positions = _paths(structure)
+    return [_value(path, leaf) for path, leaf in zip(paths, leaves, strict=True)], positions
+
+
+def _paths(structure: Any) -> tuple[list[str], list[int]]:
+    """For every leaf of (args, kwargs) its name, and which argument it is of."""
     _, _, (of_args, of_kwargs) = structure
     names = [f"argument {k}" for k in range(of_args[1])] + list(of_kwargs[1])
     paths: list[str] = []
@@ -411,14 +431,14 @@ def _checked(leaves: list[Any], structure: Any) -> tuple[list[Any], list[int]]:
         found = trees.paths(inside, name)
         paths += found
         positions += [k if k < of_args[1] else -1] * len(found)
-    return [_value(path, leaf) for path, leaf in zip(paths, leaves, strict=True)], positions
+    return paths, positions
 
 
 def _value(name: str, leaf: Any) -> Any:
     if isinstance(leaf, (float, np.floating)):
         return np.asarray(leaf, np.float64)
-    if isinstance(leaf, np.ndarray):
-        array = arrays.asarray(name, leaf, "an array of numbers")
+    if is_array(leaf):
+        array = arrays.asarray(name, leaf, "an array of numbers", arrays.kind_of(leaf) or HOST)
         if array.dtype.kind not in "biuf":
             hint = "; split it into real and imaginary part" if array.dtype.kind == "c" else ""
             raise InputError(f"{name} must be an array of real numbers; got dtype {array.dtype}{hint}")
@@ -435,17 +455,16 @@ def _value(name: str, leaf: Any) -> Any:
         return leaf
     hint = "; pass np.asarray of it" if hasattr(leaf, "__array__") or hasattr(leaf, "__dlpack__") else ""
     raise InputError(
-        f"{name} is a {type(leaf).__name__}; arguments are NumPy arrays, numbers, dicts, lists and tuples of them, and "
+        f"{name} is a {type(leaf).__name__}; arguments are arrays, numbers, dicts, lists and tuples of them, and "
         f"strings, None, booleans and functions{hint}"
     )
 
 
 def _dtype(leaves: Sequence[Any]) -> str:
     """float32 if all arrays of floats are, numbers of NumPy's if there are no arrays; else float64."""
-    of_arrays = {leaf.dtype for leaf in leaves if isinstance(leaf, np.ndarray) and leaf.ndim and leaf.dtype.kind == "f"}
-    of_numbers = {
-        leaf.dtype for leaf in leaves if isinstance(leaf, (np.ndarray, np.floating)) and leaf.dtype.kind == "f"
-    }
+    numbers = [leaf for leaf in leaves if (isinstance(leaf, np.floating) or is_array(leaf)) and leaf.dtype.kind == "f"]
+    of_numbers = {leaf.dtype for leaf in numbers}
+    of_arrays = {leaf.dtype for leaf in numbers if leaf.ndim}
     return "float32" if (of_arrays or of_numbers) == {np.dtype(np.float32)} else "float64"
 
 
@@ -459,7 +478,7 @@ class _Entry:
         values: list[Any],
         data: list[bool],
         structure: Any,
-        backend: str,
+        machine: Machine,
         captured: _Captured,
     ) -> None:
         with tape:
@@ -475,7 +494,9 @@ class _Entry:
         self.program = plan(outputs) if outputs else None
         self._n = 1 if tape.n is None else tape.n
         self._dtype = tape.dtype
-        self._run = backends.executable(self.program, backend, tape.dtype.name).run if self.program else None
+        self._kind = tape.kind
+        self._array: Any = tape.kind.xp.ndarray
+        self._run = backends.executable(self.program, machine.backend, tape.dtype.name).run if self.program else None
         self._results: list[tuple[int, str, tuple[int, ...], bool]] = []  # place, name, shape, whether to copy
         self._static: dict[str, Array] = {}  # captured arrays that are matrices already
         self._floats: list[tuple[str, int | Array, tuple[int, int]]] = []
@@ -497,22 +518,25 @@ class _Entry:
             feed = tape.feeds[name]
             if feed.integer:
                 self._integers.append((name, feed))
-            elif isinstance(feed.source, np.ndarray) and feed.source.dtype == self._dtype and _is_plain(feed.source):
+            elif not isinstance(feed.source, int) and self._is_plain(feed.source):
                 self._static[name] = feed.source.reshape(feed.shape)
             else:
                 self._floats.append((name, feed.source, feed.shape))
+
+    def _is_plain(self, array: Array) -> bool:
+        return type(array) is self._array and array.dtype == self._dtype and bool(array.flags.c_contiguous)
 
     def __call__(self, leaves: list[Any]) -> Any:
         out = list(self._leaves)
         if self._run is not None:
             values = dict(self._static)
-            dtype = self._dtype
+            dtype, plain = self._dtype, self._array
             for name, source, shape in self._floats:
-                leaf = leaves[source] if type(source) is int else source
-                if type(leaf) is np.ndarray and leaf.dtype == dtype and leaf.flags.c_contiguous:
+                leaf: Any = leaves[source] if type(source) is int else source
+                if type(leaf) is plain and leaf.dtype == dtype and leaf.flags.c_contiguous:
                     values[name] = leaf if leaf.shape == shape else leaf.reshape(shape)
                 else:
-                    values[name] = _matrix(leaf, dtype, shape)
+                    values[name] = _matrix(leaf, dtype, shape, self._kind)
             for name, feed in self._integers:
                 values[name] = _indices(feed, leaves[feed.source] if isinstance(feed.source, int) else feed.source)
             found = self._run(values, self._n)
@@ -536,30 +560,36 @@ def _called(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         raise
 
 
-def _is_plain(array: Array) -> bool:
-    return type(array) is np.ndarray and array.flags.c_contiguous
+def _matrix(value: Any, dtype: np.dtype[Any], shape: tuple[int, int], kind: Kind) -> Array:
+    if kind is HOST or is_array(value):
+        return (arrays.contiguous(value, dtype) if kind is DEVICE else _on_host(value, dtype)).reshape(shape)
+    number: Array = kind.xp.full(shape, float(value), dtype)
+    return number
 
 
-def _matrix(value: Any, dtype: np.dtype[Any], shape: tuple[int, int]) -> Array:
+def _on_host(value: Any, dtype: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
-        return np.ascontiguousarray(value, dtype).reshape(shape)
+        return np.ascontiguousarray(value, dtype)
 
 
 def _indices(feed: Feed, value: Array) -> Array:
-    """An int64 column, with numbers from the end made positive; InputError if one is out of range."""
-    column = np.ascontiguousarray(value, np.int64).reshape(feed.shape)
-    if feed.limit is None or not column.size:
+    """An int64 column, with numbers from the end made positive; InputError if one is out of range.
+
+    Labels on a GPU are not looked at: that would wait for it, and what is none makes NaN.
+    """
+    column = arrays.contiguous(value, np.int64).reshape(feed.shape)
+    if feed.limit is None or not column.size or (arrays.kind_of(column) is DEVICE and not feed.wraps):
         return column
     low, high = int(column.min()), int(column.max())
     least = -feed.limit if feed.wraps else 0
     if low < least or high >= feed.limit:
         what = f"an index into {feed.limit} rows" if feed.wraps else "a label"
         raise InputError(f"{what} must lie in {least} … {feed.limit - 1}; got {low if low < least else high}")
-    return column if low >= 0 else np.where(column < 0, column + feed.limit, column)
+    return column if low >= 0 else arrays.xp_of(column).where(column < 0, column + feed.limit, column)
 
 
 def _argument(tape: Tape, number: int, value: Any, data: bool) -> Any:
-    if isinstance(value, np.ndarray):
+    if is_array(value):
         return tape.argument(number, value, fixed=not data)
     return value
 
@@ -575,11 +605,15 @@ class _Captured:
 
     Followed are globals, closures, defaults, functions that it calls (but for installed packages'), dicts, lists and
     tuples, and the attributes of objects that the code mentions.
+
+    Attributes:
+        arrays: ids of the arrays among them.
     """
 
     def __init__(self, f: Any) -> None:
         self._watched: list[tuple[Callable[[Any], Any], Any, Any]] = []  # value = read(place)
         self._seen: set[int] = set()
+        self.arrays: set[int] = set()
         self._waiting: list[tuple[Any, frozenset[str]]] = [(f, frozenset())]
         while self._waiting and len(self._watched) < MOST_WATCHED:
             self._follow(*self._waiting.pop())
@@ -606,7 +640,10 @@ class _Captured:
 
     def _follow(self, value: Any, names: frozenset[str]) -> None:
         """What a value leads to; ``names`` are those that the code which reads it mentions."""
-        if isinstance(value, (np.ndarray, np.generic, str, int, float, type)) or id(value) in self._seen:
+        if is_array(value):
+            self.arrays.add(id(value))
+            return
+        if isinstance(value, (np.generic, str, int, float, type)) or id(value) in self._seen:
             return
         self._seen.add(id(value))
         if isinstance(value, types.FunctionType):
@@ -669,7 +706,7 @@ class _Captured:
 
 def _is_ours(module: str | None) -> bool:
     """Whether what is in the module does not change."""
-    return (module or "").partition(".")[0] in ("fastbp", "numpy")
+    return (module or "").partition(".")[0] in ("fastbp", "numpy", "cupy")
 
 
 def _names(f: Any) -> frozenset[str]:
@@ -788,6 +825,8 @@ _INFIX = {
 def trace(f: Callable[..., Any], *args: Any, argnums: Argnums | None = None, backend: str | None = None) -> Trace:
     """Run a scalar function once and keep every value, its gradient, and what each edge of the graph hands back.
 
+    They are NumPy's, to be looked at, wherever they were computed.
+
     Args:
         args: as for :func:`grad`.
         argnums: the arguments whose ``Trace.gradients`` are wanted; None for all, as a tuple.
@@ -799,7 +838,8 @@ def trace(f: Callable[..., Any], *args: Any, argnums: Argnums | None = None, bac
     chosen = tuple(range(len(args))) if argnums is None else argnums
     wanted = _positions(chosen, len(args), "trace")
     names = _argument_names(f, args)
-    tape = Tape(None, _dtype(leaves), teaching=True)
+    kind, machine = _switch(leaves, structure, backend)
+    tape = Tape(None, _dtype(leaves), kind=kind, outside=_Captured(f).arrays, teaching=True)
     with tape:
         inside = [_argument(tape, k, _float_if_number(v, positions[k] in wanted), False) for k, v in enumerate(values)]
         out = _scalar("trace", _called(f, *trees.unflatten(structure, inside)))
@@ -809,10 +849,10 @@ def trace(f: Callable[..., Any], *args: Any, argnums: Argnums | None = None, bac
         backward = nodes.gradients(out.node, [*forward, *edges])
     named = {f"v{k}": node for k, node in enumerate([*forward, *backward])}
     program = plan(named)
-    run = backends.executable(program, backends.resolve(backend), tape.dtype.name)
+    run = backends.executable(program, machine.backend, tape.dtype.name)
     given = {name: _fed(tape, tape.feeds[name], leaves) for name in program.inputs}
     found = run.run(given, 1)
-    results = [found[name] for name in named]
+    results = [arrays.to_host(found[name]) for name in named]
     gradients = results[len(steps) : 2 * len(steps)]
     handed = iter(results[2 * len(steps) :])
     shapes = [step.tracer.shape for step in steps]
@@ -847,7 +887,7 @@ def _float_if_number(value: Any, wanted: bool) -> Any:
 
 def _fed(tape: Tape, feed: Feed, leaves: list[Any]) -> Array:
     value = leaves[feed.source] if isinstance(feed.source, int) else feed.source
-    return _indices(feed, value) if feed.integer else _matrix(value, tape.dtype, feed.shape)
+    return _indices(feed, value) if feed.integer else _matrix(value, tape.dtype, feed.shape, tape.kind)
 
 
 @dataclass(frozen=True)

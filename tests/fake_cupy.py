@@ -91,8 +91,22 @@ def _outside(value: _Any, base: ndarray | None = None) -> _Any:
     return ndarray._of(host, base if shares else None)
 
 
+_KERNELS = {
+    "__add__": "cupy_add",
+    "__sub__": "cupy_subtract",
+    "__mul__": "cupy_multiply",
+    "__truediv__": "cupy_true_divide",
+    "__gt__": "cupy_greater",
+}
+
+
 def _operator(name: str) -> _Callable[..., _Any]:
     def run(self: ndarray, *others: _Any) -> _Any:
+        for other in others:
+            if hasattr(other, "__cupy_override_elementwise_kernel__") and name in _KERNELS:
+                return other.__cupy_override_elementwise_kernel__(
+                    _types.SimpleNamespace(name=_KERNELS[name]), self, other
+                )
         with _np.errstate(all="ignore"):
             return _outside(getattr(_np.ndarray, name)(self._host, *(_operand(o) for o in others)))
 
@@ -313,7 +327,7 @@ def _ufunc(name: str) -> _Callable[..., _Any]:
                 return arg.__cupy_override_elementwise_kernel__(function, *args)
         return _call(name, *(_checked(a) for a in args))
 
-    function.__name__ = f"cupy_{name}"  # as CuPy's are called
+    function.name = f"cupy_{name}"  # type: ignore[attr-defined]  # as CuPy's are called
     return function
 
 
@@ -500,6 +514,22 @@ def stack(tup: _Any, axis: int = 0, out: _Any = None, *, dtype: _Any = None, cas
 
 def matmul(x1: ndarray, x2: ndarray) -> ndarray:
     return _call("matmul", x1, x2)
+
+
+def dot(a: ndarray, b: ndarray, out: _Any = None) -> ndarray:
+    return _call("dot", a, b)
+
+
+def transpose(a: ndarray, axes: _Any = None) -> ndarray:
+    return _call("transpose", a, axes)
+
+
+def squeeze(a: ndarray, axis: _Any = None) -> ndarray:
+    return _call("squeeze", a, axis)
+
+
+def clip(a: ndarray, a_min: _Any, a_max: _Any, out: _Any = None) -> ndarray:
+    return _call("clip", a, a_min, a_max)
 
 
 def get_default_memory_pool() -> _Any:

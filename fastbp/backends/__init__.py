@@ -85,7 +85,8 @@ def resolve(backend: str | None) -> str:
         raise unknown("backend", backend, BACKENDS)
     why = gpu.missing(backend) if backend in ON_DEVICE else None
     if why is not None:
-        raise UnavailableError(f"backend={backend!r} cannot run here: {why}")
+        can = "; backend='cupy' can" if backend == "cuda" and gpu.missing("cupy") is None else ""
+        raise UnavailableError(f"backend={backend!r} cannot run here: {why}{can}")
     return backend
 
 

@@ -114,7 +114,7 @@ def _too_old() -> str | None:
         return None
     return (
         f"the GPU has compute capability {found[:-1]}.{found[-1]}, and the kernels need "
-        f"{LEAST_CAPABILITY // 10}.{LEAST_CAPABILITY % 10}; backend='cupy' runs on it"
+        f"{LEAST_CAPABILITY // 10}.{LEAST_CAPABILITY % 10}"
     )
 
 

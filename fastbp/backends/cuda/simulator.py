@@ -1,24 +1,34 @@
-"""Numba's CUDA simulator, made fast and strict: threads as greenlets, memory with bounds, races found.
+"""Numba's CUDA simulator, made quick and strict: threads take turns, memory has bounds, races are found.
 
 Set NUMBA_ENABLE_CUDASIM=1 before Numba is imported. Numba's own scheduler has an operating system thread for every CUDA
-thread and polls them; here they take turns, from barrier to barrier. A barrier that some threads do not reach is an
-error, not a standstill; so is an access outside of an array, and one to an element that another thread has written, or
-writes after another has read it, without a barrier in between. ``order`` says who goes first, so that what depends on
-the order shows.
+thread and polls them; here they are greenlets that run from one barrier or warp exchange to the next. These are errors,
+where hardware would go on with wrong numbers or stand still:
+
+* a barrier or an exchange that not all threads reach, or that they reach at different places of the source;
+* an access outside of every registered array, to a place that is not aligned, or to shared memory by a pointer that is
+  said to be global;
+* two threads of a block that access the same element between two barriers, two blocks that do so in one launch, at
+  least one of them writing. Elements are compared by the address at which they begin.
+
+``order`` says which thread goes first, so that what depends on the order shows even where races are not looked for.
 """
 
 from __future__ import annotations
 
 import bisect
 import contextvars
+import ctypes
 import random
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import index as as_index
 from typing import Any
 
 import numpy as np
-from greenlet import getcurrent, greenlet
+from greenlet import greenlet
+from numba import cuda
 from numba.cuda.simulator import kernel as numba_kernel
 from numba.cuda.simulator import kernelapi
 
@@ -27,277 +37,551 @@ from fastbp.errors import FastbpError
 ORDERS = ("forward", "backward", "random")
 WARP = 32
 order = "forward"
+races = True  # whether to look for them
+lines = False  # whether a race's message says which lines of the source met: slow, for looking into one
+
+BARRIER, EXCHANGE, ENDED = "barrier", "exchange", "ended"
+_INNER = {__name__, "fastbp.backends.cuda.twins", "numba.cuda.simulator.kernelapi"}
 
 
 class SimulatedFault(FastbpError):
     """What a kernel must not do, and hardware would not report."""
 
 
+class OutOfBounds(SimulatedFault, IndexError):
+    """An access to memory that belongs to no array, or not to the one that the pointer points into."""
+
+
+class _Now:
+    """What runs: a thread, in a launch."""
+
+    thread: Any = None
+    launch: Any = None  # Numba's stand-in for the module ``cuda``, one a launch
+
+
+now = _Now()
+
+
 # ---- threads -------------------------------------------------------------------------------------------------------
 
 
-class Thread(greenlet):
-    """One CUDA thread."""
+def _site() -> tuple[Any, int]:
+    """Where a kernel's source calls what asks."""
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__name__") in _INNER and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code, frame.f_lasti
 
-    def __init__(self, run: Callable[[], None], number: int, index: Sequence[int], block: Sequence[int]) -> None:
-        super().__init__(run)
-        self.number = number
+
+def _line(site: tuple[Any, int]) -> str:
+    code, at = site
+    line = next((line for begin, end, line in code.co_lines() if begin <= at < end), code.co_firstlineno)
+    return f"{code.co_filename.rsplit('/', 1)[-1]}:{line}"
+
+
+class _Traced(set[int]):
+    """Addresses with the line of the source that accessed each first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[int, str] = {}
+
+    def add(self, address: int) -> None:
+        self.lines.setdefault(address, _line(_site()))
+        super().add(address)
+
+    def update(self, *addresses: Any) -> None:
+        for some in addresses:
+            self.lines |= dict.fromkeys(some, _line(_site()))
+        super().update(*addresses)
+
+
+class Thread(greenlet):
+    """One CUDA thread.
+
+    Attributes:
+        number: in its block; number32 the same as int32.
+        waits: BARRIER, EXCHANGE or ENDED, and at which place of the source; while it runs this means nothing.
+        offered, received: what it gives to an exchange, and what it gets: all that the others have offered.
+        copies: what it copies without waiting (see twins.copy4).
+        reads, writes: addresses in global memory since the last barrier; shared_reads, shared_writes: in shared memory.
+    """
+
+    def __init__(self, function: Callable[[], None], number: int, index: Sequence[int], block: Sequence[int]) -> None:
+        super().__init__()
+        self.function = function
+        self.number = self.thread_id = number
+        self.number32 = np.int32(number)
+        self.lane = number % WARP
         self.threadIdx = kernelapi.Dim3(*index)
         self.blockIdx = kernelapi.Dim3(*block)
-        self.waits = ""
+        self.waits = ENDED
+        self.site: Any = None
         self.offered: Any = None
+        self.received: Any = None
+        self.copies: list[Any] = []
+        log = _Traced if lines else set
+        self.reads, self.writes = log(), log()
+        self.shared_reads, self.shared_writes = log(), log()
         self.gr_context = contextvars.copy_context()  # NumPy's settings for floating-point errors are in it
 
+    def run(self, _: Any = None) -> None:
+        """Begin."""
+        self.function()
+        self.waits = ENDED
+
+    def wait(self, what: str, offered: Any = None) -> Any:
+        """Let others run until all are there; what they have offered."""
+        self.waits, self.site, self.offered = what, _site(), offered
+        return self.parent.switch()
+
     def syncthreads(self) -> None:
-        self.waits = "barrier"
-        self.parent.switch()
+        """CUDA's barrier."""
+        self.wait(BARRIER)
+
+    def syncthreads_count(self, value: Any) -> int:
+        """CUDA's barrier that counts."""
+        return sum(bool(v) for v in self.wait(BARRIER, value))
+
+    def syncthreads_and(self, value: Any) -> int:
+        """CUDA's barrier that asks whether all hold."""
+        return int(all(self.wait(BARRIER, value)))
+
+    def syncthreads_or(self, value: Any) -> int:
+        """CUDA's barrier that asks whether one holds."""
+        return int(any(self.wait(BARRIER, value)))
+
+
+class _Values(list[Any]):
+    """What the lanes of a warp offer, and what was made of it."""
+
+    results: Any = None
 
 
 def exchange(value: Any) -> tuple[list[Any], int]:
     """What all 32 lanes of the warp have for ``value``, and the lane that asks; all lanes call it together."""
-    me = getcurrent()
-    me.waits, me.offered = "warp", value
-    return me.parent.switch(), me.number % WARP
+    me = now.thread
+    return me.wait(EXCHANGE, value), me.lane
+
+
+def together(value: Any, function: Callable[[list[Any]], Sequence[Any]]) -> Any:
+    """The lane's item of function(what all 32 lanes have for ``value``), which runs once for a warp."""
+    values, lane = exchange(value)
+    if values.results is None:
+        values.results = function(values)
+    return values.results[lane]
 
 
 def _run_block(manager: Any, block: Sequence[int], *arguments: Any) -> None:
     """In place of BlockManager.run: all threads of one block."""
-    fn, dims = manager._f, manager._block_dim
+    function, dims = manager._f, manager._block_dim
     points = [(x, y, z) for z in range(dims[2]) for y in range(dims[1]) for x in range(dims[0])]
-    threads = [Thread(lambda: fn(*arguments), k, point, block) for k, point in enumerate(points)]
+    threads = [Thread(lambda: function(*arguments), k, point, block) for k, point in enumerate(points)]
     memory.begin_block(block)
-    waiting: dict[int, Any] = dict.fromkeys(range(len(threads)))
-    while waiting:
-        for k in _in_order(list(waiting)):
-            value = waiting.pop(k)
-            threads[k].waits = ""
-            try:
-                threads[k].switch(value) if value is not None else threads[k].switch()
-            except Exception as error:
-                where = f"thread {tuple(threads[k].threadIdx)} of block {tuple(block)}"
-                raise type(error)(f"{where}: {error}").with_traceback(error.__traceback__) from None
-        alive = [t for t in threads if not t.dead]
+    shuffled = random.Random(0)
+    ready = threads
+    try:
+        while ready:
+            if order == "backward":
+                ready = ready[::-1]
+            elif order == "random":
+                ready = shuffled.sample(ready, len(ready))
+            for thread in ready:
+                now.thread = thread
+                thread.switch(thread.received)
+            now.thread = None
+            ready = _released(threads)
+        memory.end_block()
+    except Exception as error:
+        who = f"thread {tuple(now.thread.threadIdx)} of " if now.thread else ""
+        error.add_note(f"In {who}block {tuple(int(b) for b in block)} of {function.__qualname__}, simulated.")
+        raise
+    finally:
+        now.thread = None
+        for thread in threads:
+            if not thread.dead:
+                thread.throw()
+
+
+def _released(threads: list[Thread]) -> list[Thread]:
+    """All threads wait or have ended: those that can go on."""
+    whats = {t.waits for t in threads}
+    if EXCHANGE in whats:
+        found: list[Thread] = []
         for first in range(0, len(threads), WARP):
             lanes = threads[first : first + WARP]
-            if any(t.waits == "warp" for t in lanes):
-                if len(lanes) < WARP or not all(t.waits == "warp" for t in lanes):
-                    raise SimulatedFault(f"block {tuple(block)}: only a part of warp {first // WARP} exchanges values")
-                values = [t.offered for t in lanes]
-                waiting |= {t.number: values for t in lanes}
-        if not waiting and alive:
-            if len(alive) < len(threads):
-                raise SimulatedFault(f"block {tuple(block)}: {len(threads) - len(alive)} threads ended before a barrier")
-            memory.barrier()
-            waiting = dict.fromkeys(range(len(threads)))
-        elif waiting and any(t.waits == "barrier" for t in alive):
-            pass  # whole warps go on to where the others wait
+            if any(t.waits == EXCHANGE for t in lanes):
+                if len(lanes) < WARP or len({(t.waits, t.site) for t in lanes}) > 1:
+                    few = f"it has {len(lanes)} lanes; " if len(lanes) < WARP else ""
+                    raise SimulatedFault(f"warp {first // WARP} does not exchange as a whole: {few}{_standing(lanes)}")
+                values = _Values(t.offered for t in lanes)
+                for t in lanes:
+                    t.received = values
+                found += lanes
+        return found
+    memory.barrier(threads)
+    if whats == {ENDED}:
+        return []
+    if len(whats) > 1 or len({t.site for t in threads}) > 1:
+        raise SimulatedFault(f"threads do not meet at one barrier: {_standing(threads)}")
+    offered = [t.offered for t in threads]
+    for t in threads:
+        t.received = offered
+    return threads
 
 
-def _in_order(numbers: list[int]) -> list[int]:
-    if order == "backward":
-        return numbers[::-1]
-    if order == "random":
-        random.shuffle(numbers)
-    return numbers
+def _standing(threads: list[Thread]) -> str:
+    """Who waits where."""
+    groups: dict[tuple[str, Any], list[int]] = {}
+    for t in threads:
+        groups.setdefault((t.waits, None if t.waits == ENDED else t.site), []).append(t.number)
+    return "; ".join(
+        f"{len(numbers)} threads, {numbers[0]} … {numbers[-1]}, "
+        + ("have ended" if what == ENDED else f"wait at the {what} in {_line(site)}")
+        for (what, site), numbers in groups.items()
+    )
 
 
-class _Current:
+class _Threading:
     """In place of ``threading`` in Numba's simulator."""
 
     @staticmethod
     def current_thread() -> Any:
-        return getcurrent()
+        return now.thread
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 
-class _Allocation:
-    """One array in device memory, or a block's shared memory."""
+class _Region:
+    """Bytes from an address on: an array in device memory, or a block's shared memory."""
 
-    def __init__(self, array: np.ndarray, is_shared: bool = False) -> None:
-        self.bytes = array.reshape(-1).view(np.uint8) if array.size else np.zeros(0, np.uint8)
-        self.address = array.ctypes.data
-        self.size = self.bytes.size
+    def __init__(self, address: int, size: int, is_shared: bool = False) -> None:
+        self.address = address
+        self.size = size
         self.is_shared = is_shared
-        self.views: dict[type, np.ndarray] = {}
-        words = -(-self.size // 4)
-        self.writer = np.zeros(words, np.int64)  # moment · 2048 + thread of the last write, and of the last read
-        self.reader = np.zeros(words, np.int64)
-        self.owner = np.zeros(words, np.int64)  # block of the launch's last write
+        self.owner: Any = None
+        self._views: dict[type, tuple[np.ndarray, int]] = {}
 
-    def view(self, kind: type) -> np.ndarray:
-        found = self.views.get(kind)
+    def view(self, kind: type) -> tuple[np.ndarray, int]:
+        """All elements of one dtype that have their place in it, and the address of the first."""
+        found = self._views.get(kind)
         if found is None:
             item = np.dtype(kind).itemsize
-            found = self.views[kind] = self.bytes[: self.size // item * item].view(kind)
+            first = -(-self.address // item) * item
+            count = max(0, self.address + self.size - first) // item
+            memory = (ctypes.c_char * (count * item)).from_address(first)
+            found = self._views[kind] = np.frombuffer(memory, kind), first
         return found
 
-
-_THREADS = 2048
+    def __str__(self) -> str:
+        return f"{'shared memory' if self.is_shared else 'an array'} of {self.size} bytes"
 
 
 class Memory:
     """All that kernels may reach: arrays that were registered, and the block's shared memory."""
 
     def __init__(self) -> None:
-        self.addresses: list[int] = []
-        self.allocations: list[_Allocation] = []
-        self.shared: _Allocation | None = None
-        self.moment = 1  # grows with every barrier and block
-        self.block = 0  # grows with every block
-        self.launch = 0  # the block with which the launch began
+        self.shared: _Region | None = None
+        self._starts: list[int] = []
+        self._regions: list[_Region] = []
+        self._found: dict[int, _Region | None] = {}
+        self._many_blocks = False
+        self._block: Sequence[int] = ()
+        self._reads: set[int] = set()  # of this block
+        self._writes: set[int] = set()
+        self._blocks: list[tuple[Sequence[int], set[int], set[int]]] = []  # of this launch before
+        self._launch: tuple[set[int], set[int]] = set(), set()  # reads and writes of these
+
+    # ---- what is there
 
     def register(self, array: np.ndarray) -> None:
-        """Let kernels reach a contiguous array, until it is forgotten."""
+        """Let kernels reach an array, until the memory that it is a part of is given back, or it is forgotten."""
+        low, high = np.lib.array_utils.byte_bounds(array)
         if not array.size:
             return
-        allocation = _Allocation(array)
-        at = bisect.bisect_left(self.addresses, allocation.address)
-        if at < len(self.addresses) and self.addresses[at] == allocation.address:
-            self.allocations[at] = allocation
-            return
-        self.addresses.insert(at, allocation.address)
-        self.allocations.insert(at, allocation)
+        for old in self._overlapping(low, high):
+            if old.address <= low and high <= old.address + old.size:
+                return
+            if not (low <= old.address and old.address + old.size <= high):
+                raise SimulatedFault(f"the array at {low:#x} … {high:#x} overlaps {old} at {old.address:#x}")
+            self._drop(old)
+        owner = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        region = _Region(low, high - low)
+        region.owner = weakref.ref(owner, lambda _: self._drop(region))
+        at = bisect.bisect_left(self._starts, low)
+        self._starts.insert(at, low)
+        self._regions.insert(at, region)
+        self._found.clear()
 
     def forget(self, address: int) -> None:
-        at = bisect.bisect_left(self.addresses, address)
-        if at < len(self.addresses) and self.addresses[at] == address:
-            del self.addresses[at], self.allocations[at]
+        """The array that begins there can no longer be reached."""
+        for region in self._overlapping(address, address + 1):
+            if region.address == address:
+                self._drop(region)
 
-    def find(self, address: int, may_be_shared: bool) -> _Allocation:
+    def _overlapping(self, low: int, high: int) -> list[_Region]:
+        at = bisect.bisect_left(self._starts, low)
+        if at and self._regions[at - 1].address + self._regions[at - 1].size > low:
+            at -= 1
+        return self._regions[at : bisect.bisect_left(self._starts, high)]
+
+    def _drop(self, region: _Region) -> None:
+        at = bisect.bisect_left(self._starts, region.address)
+        if at < len(self._regions) and self._regions[at] is region:
+            del self._starts[at], self._regions[at]
+            self._found.clear()
+
+    def find(self, address: int, may_be_shared: bool) -> _Region | None:
+        """The array that has this address, or none."""
         shared = self.shared
         if shared is not None and shared.address <= address < shared.address + max(1, shared.size):
             if not may_be_shared:
                 raise SimulatedFault(f"address {address:#x} is in shared memory, but is taken for a global one")
             return shared
-        at = bisect.bisect_right(self.addresses, address) - 1
-        if at < 0 or address > self.addresses[at] + self.allocations[at].size:
-            raise SimulatedFault(f"address {address:#x} is in no array")
-        return self.allocations[at]
+        if address not in self._found:
+            within = self._overlapping(address, address + 1)
+            self._found[address] = within[0] if within else None
+        return self._found[address]
 
-    def begin_launch(self, shared_bytes: int) -> None:
-        self.launch = self.block + 1
-        size = -(-shared_bytes // 16) * 16
-        whole = np.full(size + 16, 0xFF, np.uint8)
-        start = -whole.ctypes.data % 16
-        self._shared = whole  # kept alive
-        self.shared = _Allocation(whole[start : start + size], True)
+    # ---- what happens to it
+
+    def begin_launch(self, shared_bytes: int, many_blocks: bool) -> None:
+        """Make the shared memory of a launch's blocks, one after the other."""
+        self._whole = np.empty(shared_bytes + 32, np.uint8)
+        begin = self._whole.ctypes.data
+        address = begin + (16 - begin) % 32  # a multiple of 16, but not of 32: nobody promises more
+        self.shared = _Region(address, shared_bytes, True)
+        self._many_blocks = many_blocks
+        self._blocks = []
+        self._launch = set(), set()
 
     def begin_block(self, block: Sequence[int]) -> None:
-        self.block += 1
-        self.barrier()
-        if self.shared is not None:
-            self.shared.bytes[:] = 0xFF  # NaN
-            self.shared.writer[:] = self.shared.reader[:] = 0
+        """Shared memory holds NaN."""
+        self._block = tuple(int(b) for b in block)
+        self._reads, self._writes = set(), set()
+        self._whole.fill(0xFF)
 
-    def barrier(self) -> None:
-        self.moment += 1
+    def barrier(self, threads: list[Thread]) -> None:
+        """Look for races since the last barrier, and begin anew."""
+        if not races:
+            return
+        self._compare([(t, t.shared_reads, t.shared_writes) for t in threads])
+        self._compare([(t, t.reads, t.writes) for t in threads])
+        for t in threads:
+            if self._many_blocks:
+                self._reads |= t.reads
+                self._writes |= t.writes
+            for log in (t.reads, t.writes, t.shared_reads, t.shared_writes):
+                if log:
+                    log.clear()
 
-    def check(self, a: _Allocation, first: int, item: int, writes: bool) -> None:
-        """Look for races on the ``item`` bytes from byte ``first`` on, and note the access."""
-        me = getcurrent().number
-        now = self.moment * _THREADS
-        mine = now + me
-        for word in range(first >> 2, (first + item + 3) >> 2):
-            writer = a.writer[word]
-            if writer >= now and writer != mine:
-                raise self._race(a, word, int(writer) - now, me, "wrote", writes)
-            if not a.is_shared and self.launch <= a.owner[word] != self.block and (writes or a.owner[word]):
-                raise SimulatedFault(f"word {word} of an array of {a.size} bytes: two blocks of a launch use it, one writes")
+    def _compare(self, logs: list[tuple[Thread, set[int], set[int]]]) -> None:
+        written: set[int] = set()
+        total = 0
+        for _, _, writes in logs:
             if writes:
-                reader = a.reader[word]
-                if reader >= now and reader != mine:
-                    raise self._race(a, word, int(reader) - now, me, "read", writes)
-                a.writer[word] = mine
-                a.owner[word] = self.block
-            elif a.reader[word] < now:
-                a.reader[word] = mine
-            elif a.reader[word] != mine:
-                a.reader[word] = now + _THREADS - 1  # several
+                written |= writes
+                total += len(writes)
+        if not written:
+            return
+        if len(written) < total:
+            seen: dict[int, Thread] = {}
+            for t, _, writes in logs:
+                for address in writes:
+                    if address in seen:
+                        other = seen[address]
+                        raise self._race(address, (other, "wrote"), (t, "wrote"))
+                    seen[address] = t
+        for t, reads, writes in logs:
+            if reads and not reads.isdisjoint(written):
+                for address in (reads & written) - writes:
+                    other = next(u for u, _, theirs in logs if address in theirs)
+                    raise self._race(address, (other, "wrote"), (t, "read"))
 
-    @staticmethod
-    def _race(a: _Allocation, word: int, other: int, me: int, did: str, writes: bool) -> SimulatedFault:
-        who = "several threads" if other == _THREADS - 1 else f"thread {other}"
-        where = f"word {word} of {'shared memory' if a.is_shared else 'an array'} of {a.size} bytes"
-        does = "writes" if writes else "reads"
-        return SimulatedFault(f"{where}: {who} {did} it and thread {me} {does} it with no barrier in between")
+    def _race(self, address: int, *sides: tuple[Thread, str]) -> SimulatedFault:
+        said = []
+        for t, did in sides:
+            names = ("shared_writes", "writes") if did == "wrote" else ("shared_reads", "reads")
+            places = [getattr(t, name).lines.get(address) for name in names] if lines else []
+            place = next((f" in {p}" for p in places if p), "")
+            said.append(f"thread {tuple(t.threadIdx)} {did} it{place}")
+        t = sides[0][0]
+        until = f"the {t.waits} in {_line(t.site)}" if t.site and t.waits != ENDED else "the end"
+        return SimulatedFault(f"{self._place(address)}: {' and '.join(said)}, with no barrier in between, before {until}")
+
+    def _place(self, address: int) -> str:
+        region = self.find(address, True)
+        return f"address {address:#x}" if region is None else f"byte {address - region.address} of {region}"
+
+    def end_block(self) -> None:
+        """Look for races with the launch's blocks before."""
+        if not (races and self._many_blocks):
+            return
+        read, written = self._launch
+        for mine, theirs, did, they in (
+            (self._writes, written, "writes", "wrote"),
+            (self._reads, written, "reads", "wrote"),
+            (self._writes, read, "writes", "read"),
+        ):
+            if not mine.isdisjoint(theirs):
+                address = min(mine & theirs)
+                other = next(b for b, reads, writes in self._blocks if address in (writes if they == "wrote" else reads))
+                raise SimulatedFault(
+                    f"{self._place(address)}: block {other} {they} it and block {self._block} {did} it in one launch"
+                )
+        read |= self._reads
+        written |= self._writes
+        self._blocks.append((self._block, self._reads, self._writes))
 
 
 memory = Memory()
+_UNSEEN: set[int] = set()
 
 
 class Pointer:
-    """A pointer to elements of one dtype; ``p[i]`` is checked."""
+    """A pointer to elements of one dtype; every access is checked.
 
-    __slots__ = ("allocation", "array", "first", "item", "kind")
+    It may point anywhere, as on hardware: only what is accessed has to be there.
+    """
 
-    def __init__(self, allocation: _Allocation, kind: type, byte: int) -> None:
+    __slots__ = ("base", "first", "items", "kind", "reads", "region", "size", "writes")
+
+    def __init__(self, region: _Region | None, kind: type, address: int) -> None:
         self.kind = kind
-        self.item = np.dtype(kind).itemsize
-        if byte % self.item:
-            raise SimulatedFault(f"byte {byte} of an array is no place for {np.dtype(kind)}")
-        self.allocation = allocation
-        self.array = allocation.view(kind)
-        self.first = byte // self.item
-
-    def _place(self, index: Any, writes: bool) -> int:
-        place = self.first + int(index)
-        if not 0 <= place < self.array.size:
-            raise SimulatedFault(
-                f"element {int(index)} from element {self.first} of {self.array.size} of {np.dtype(self.kind)} is outside"
-            )
-        memory.check(self.allocation, place * self.item, self.item, writes)
-        return place
+        self.size = size = np.dtype(kind).itemsize
+        self.region = region
+        if region is not None and address % size == 0:
+            self.items, self.base = region.view(kind)
+            self.first = (address - self.base) // size
+        else:
+            self.items, self.base, self.first = np.empty(0, kind), address, 0
+        thread = now.thread
+        if thread is None or not races:
+            self.reads = self.writes = _UNSEEN
+        elif region is not None and region.is_shared:
+            self.reads, self.writes = thread.shared_reads, thread.shared_writes
+        else:
+            self.reads, self.writes = thread.reads, thread.writes
 
     def __getitem__(self, index: Any) -> Any:
-        return self.array[self._place(index, False)]
+        i = as_index(index)
+        k = self.first + i
+        if i < 0 or k < 0:
+            raise self._outside(i)
+        self.reads.add(self.base + k * self.size)
+        try:
+            return self.items[k]
+        except IndexError:
+            raise self._outside(i) from None
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self.array[self._place(index, True)] = value
+        i = as_index(index)
+        k = self.first + i
+        if i < 0 or k < 0:
+            raise self._outside(i)
+        self.writes.add(self.base + k * self.size)
+        try:
+            self.items[k] = value
+        except IndexError:
+            raise self._outside(i) from None
+
+    def load(self, index: Any, count: int, alignment: int) -> tuple[Any, ...]:
+        """``count`` elements in one access."""
+        k, address = self._several(index, count, alignment)
+        self.reads.update(range(address, address + count * self.size, self.size))
+        return tuple(self.items[k : k + count])
+
+    def store(self, index: Any, values: Sequence[Any], alignment: int) -> None:
+        """Several elements in one access."""
+        count = len(values)
+        k, address = self._several(index, count, alignment)
+        self.writes.update(range(address, address + count * self.size, self.size))
+        self.items[k : k + count] = values
+
+    def _several(self, index: Any, count: int, alignment: int) -> tuple[int, int]:
+        i = as_index(index)
+        k = self.first + i
+        if i < 0 or k < 0 or k + count > self.items.size:
+            raise self._outside(i, count)
+        address = self.base + k * self.size
+        if address % alignment:
+            raise SimulatedFault(
+                f"{count} {np.dtype(self.kind)} at once, from element {i} on, at address {address:#x}, "
+                f"which is no multiple of {alignment}"
+            )
+        return k, address
 
     @property
     def address(self) -> int:
-        return self.allocation.address + self.first * self.item
+        """Of the element that it points to."""
+        return self.base + self.first * self.size
 
     def shifted(self, count: Any) -> Pointer:
-        return Pointer(self.allocation, self.kind, (self.first + int(count)) * self.item)
+        """The pointer so many elements on."""
+        new = Pointer.__new__(Pointer)
+        new.kind, new.size, new.region = self.kind, self.size, self.region
+        new.items, new.base, new.first = self.items, self.base, self.first + as_index(count)
+        new.reads, new.writes = self.reads, self.writes
+        return new
+
+    def _outside(self, index: int, count: int = 1) -> OutOfBounds:
+        name = np.dtype(self.kind).name
+        what = f"element {index} of a pointer to {name}" if count == 1 else f"elements {index} … {index + count - 1}"
+        if self.region is None:
+            return OutOfBounds(f"{what}: address {self.address:#x} is in no array")
+        if self.items.size == 0 and self.address % self.size:
+            return OutOfBounds(f"{what}: address {self.address:#x} is no place for a {name}")
+        if index < 0:
+            return OutOfBounds(f"{what}: the index is negative")
+        return OutOfBounds(f"{what}, which points to element {self.first} of {self.items.size} in {self.region}: outside")
 
 
 # ---- installing ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _everywhere(fake: Any) -> Iterator[None]:
-    """Functions that kernels call see the running block's ``cuda``, too."""
-    modules = [
-        m for name, m in list(sys.modules.items()) if name.startswith("fastbp.backends.cuda.") and hasattr(m, "cuda")
-    ]
-    before = [m.cuda for m in modules]
-    for m in modules:
-        m.cuda = fake
+def _launch(fake: Any) -> Iterator[None]:
+    """In place of Numba's _push_kernel_context: a launch begins."""
+    assert now.launch is None, "one launch at a time"
+    memory.begin_launch(fake._shared._dynshared_size, max(fake.gridDim) > 1)
+    numba_kernel._kernel_context = now.launch = fake
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     finally:
-        for m, old in zip(modules, before, strict=True):
-            m.cuda = old
+        numba_kernel._kernel_context = now.launch = None
+        memory.shared = None
 
 
 @contextmanager
-def _launch(fake: Any) -> Iterator[None]:
-    """In place of Numba's _push_kernel_context: a launch begins."""
-    memory.begin_launch(fake._shared._dynshared_size)
-    numba_kernel._kernel_context = fake
-    try:
-        with _everywhere(fake), np.errstate(all="ignore"):
-            yield
-    finally:
-        numba_kernel._kernel_context = None
-        memory.shared = None
+def _as_it_is(function: Any, fake: Any) -> Iterator[None]:
+    """In place of swapped_cuda_module: functions find what runs through the module ``cuda`` itself."""
+    yield
+
+
+def _of_the_launch(name: str) -> Any:
+    """``cuda.threadIdx`` and the like, which Numba's module lacks in the simulator."""
+    if now.launch is None:
+        raise AttributeError(f"module 'numba.cuda' has no attribute {name!r} outside of a simulated kernel")
+    return getattr(now.launch, name)
+
+
+def _local_array(_: Any, shape: Any, dtype: Any, alignment: Any = None) -> np.ndarray:
+    """In place of cuda.local.array; what was not written is NaN, or all ones."""
+    kind = np.dtype(str(dtype)) if not isinstance(dtype, type) else np.dtype(dtype)
+    whole = np.empty(shape, kind)
+    whole.view(np.uint8).fill(0xFF)
+    return whole
 
 
 def install() -> None:
     """Make Numba's simulator run blocks in this way."""
     numba_kernel.BlockManager.run = _run_block
     numba_kernel._push_kernel_context = _launch
-    kernelapi.threading = _Current
+    numba_kernel.swapped_cuda_module = _as_it_is
+    kernelapi.threading = _Threading
+    kernelapi.FakeCUDALocal.array = _local_array
+    cuda.__getattr__ = _of_the_launch

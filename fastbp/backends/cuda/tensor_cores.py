@@ -34,6 +34,7 @@ from fastbp.backends.cuda.device import (
     device,
     ldmatrix,
     ldmatrix_trans,
+    load4,
     mma_bf16,
     mma_tf32,
     pack_bf16,
@@ -44,7 +45,7 @@ from fastbp.backends.cuda.device import (
     thread,
     to_tf32,
 )
-from fastbp.backends.cuda.gemm import finish_tile, quad, whole_quads
+from fastbp.backends.cuda.gemm import finish_tile, whole_quads
 from fastbp.backends.cuda.operands import operand, word
 from fastbp.backends.cuda.table import COL, PIECE, PIECES, ROW, A, B, K, M, N
 from fastbp.backends.cuda.tiles import STRIP, TensorTile
@@ -96,10 +97,16 @@ def _copy_tile(words, to, apart, p, aligned, columns, lines, on, down, copies, s
 @device
 def _fetch_tile(numbers, p, aligned, columns, lines, on, down, copies, zero):
     """The same into registers."""
-    for c in range(copies):
-        found = quad(p, aligned, I32(0), columns, I32(0), I32(lines - c * down), on, zero)
-        numbers[c, 0], numbers[c, 1], numbers[c, 2], numbers[c, 3] = found
-        p = shifted(p, on)
+    if aligned and columns >= 4:
+        for c in range(copies):
+            found = load4(p, 0) if c * down < lines else (zero, zero, zero, zero)
+            numbers[c, 0], numbers[c, 1], numbers[c, 2], numbers[c, 3] = found
+            p = shifted(p, on)
+    else:
+        for c in range(copies):
+            for e in range(4):
+                numbers[c, e] = p[e] if c * down < lines and e < columns else zero
+            p = shifted(p, on)
     return p
 
 
@@ -192,7 +199,7 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
     def add_up(sums, d, addresses, number, a_tall, b_tall, one, space):
         """sums += A B, this warp's part of a tile over a piece of K. Has barriers."""
         zero = one - one
-        words = shared(uint32(1))
+        words = shared(np.uint32(1))
         piece, m0, n0 = place_of(d, number)
         k0 = piece * d[PIECE]
         left = max(min(d[K] - k0, d[PIECE]), 0)
@@ -238,9 +245,9 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
         deep_a, deep_b = I32(left - (column_a if a_tall else line_a)), I32(left - (column_b if b_tall else line_b))
         if bf16:
             next_a, next_b = cuda.local.array(shape_a, float32), cuda.local.array(shape_b, float32)
-        for step in range(I32(-1), steps):
-            more, multiplies = busy and step + 1 < steps, busy and step >= 0
-            this = I32((step & 1) * stage)
+        this, first = I32(0), True
+        while True:
+            more, multiplies = busy and steps > 0, busy and not first
             other = I32(stage - this)
             columns_a, lines_a = deep_a if a_tall else side_a, side_a if a_tall else deep_a
             columns_b, lines_b = deep_b if b_tall else side_b, side_b if b_tall else deep_b
@@ -275,6 +282,9 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
                     multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 1)
                     multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 2)
                     multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 3)
+            if steps == 0:
+                break
+            this, first, steps = other, False, I32(steps - 1)
             deep_a, deep_b = I32(deep_a - bk), I32(deep_b - bk)
             # the lines of a wide tile end where the next one begins
             a, b = shifted(a, bk) if a_tall else after_a, shifted(b, bk) if b_tall else after_b
@@ -290,8 +300,8 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
         zero = one - one
         memory = shared(one)
         sums = cuda.local.array(sums_shape, float32)
-        tiles = _divided(I32(d[M]) + bm - 1, bm) * _divided(I32(d[N]) + bn - 1, bn)
-        for number in range(I32(block), I32(tiles * d[PIECES]), I32(blocks)):
+        number = I32(block)
+        while number < _divided(I32(d[M]) + bm - 1, bm) * _divided(I32(d[N]) + bn - 1, bn) * d[PIECES]:
             for i in range(fragments_m):
                 for j in range(fragments_n):
                     for e in range(4):
@@ -322,5 +332,6 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
                 rows, cols = I32(min(rows_of_warp, height - row)), I32(min(bn, d[N] - n0))
                 finish_tile(d, addresses, memory, strip, I32(m0 + row), n0, rows, cols, piece, one, space)
                 sync()
+            number = I32(number + blocks)
 
     return product

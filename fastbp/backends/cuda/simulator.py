@@ -20,6 +20,7 @@ import contextvars
 import ctypes
 import random
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from operator import index as as_index
 from typing import Any
 
 import numpy as np
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 from numba import cuda
 from numba.cuda.simulator import kernel as numba_kernel
 from numba.cuda.simulator import kernelapi
@@ -57,6 +58,7 @@ class _Now:
 
     thread: Any = None
     launch: Any = None  # Numba's stand-in for the module ``cuda``, one a launch
+    threads32 = np.int32(0)  # of a block
 
 
 now = _Now()
@@ -96,44 +98,37 @@ class _Traced(set[int]):
         super().update(*addresses)
 
 
-class Thread(greenlet):
+class Thread:
     """One CUDA thread.
 
     Attributes:
         number: in its block; number32 the same as int32.
-        waits: BARRIER, EXCHANGE or ENDED, and at which place of the source; while it runs this means nothing.
-        offered, received: what it gives to an exchange, and what it gets: all that the others have offered.
+        waits: BARRIER, EXCHANGE or ENDED, and at which site of the source; while it runs this means nothing.
+        offered, received: what it gives to those that it waits for, and what it gets: all that they have offered.
         copies: what it copies without waiting (see twins.copy4).
         reads, writes: addresses in global memory since the last barrier; shared_reads, shared_writes: in shared memory.
     """
 
-    def __init__(self, function: Callable[[], None], number: int, index: Sequence[int], block: Sequence[int]) -> None:
-        super().__init__()
-        self.function = function
+    def __init__(self, number: int, index: Sequence[int], block: Sequence[int], hub: greenlet) -> None:
         self.number = self.thread_id = number
         self.number32 = np.int32(number)
         self.lane = number % WARP
         self.threadIdx = kernelapi.Dim3(*index)
         self.blockIdx = kernelapi.Dim3(*block)
+        self.hub = hub
         self.waits = ENDED
         self.site: Any = None
         self.offered: Any = None
         self.received: Any = None
         self.copies: list[Any] = []
         log = _Traced if lines else set
-        self.reads, self.writes = log(), log()
-        self.shared_reads, self.shared_writes = log(), log()
-        self.gr_context = contextvars.copy_context()  # NumPy's settings for floating-point errors are in it
-
-    def run(self, _: Any = None) -> None:
-        """Begin."""
-        self.function()
-        self.waits = ENDED
+        self.reads, self.writes, self.shared_reads, self.shared_writes = log(), log(), log(), log()
 
     def wait(self, what: str, offered: Any = None) -> Any:
         """Let others run until all are there; what they have offered."""
         self.waits, self.site, self.offered = what, _site(), offered
-        return self.parent.switch()
+        self.hub.switch()
+        return self.received
 
     def syncthreads(self) -> None:
         """CUDA's barrier."""
@@ -150,6 +145,26 @@ class Thread(greenlet):
     def syncthreads_or(self, value: Any) -> int:
         """CUDA's barrier that asks whether one holds."""
         return int(any(self.wait(BARRIER, value)))
+
+
+class _Workers(threading.local):
+    """Greenlets that have nothing to do: to start one takes longer than most threads of a kernel."""
+
+    def __init__(self) -> None:
+        self.idle: list[greenlet] = []
+
+
+_workers = _Workers()
+
+
+def _work(function: Callable[[], None], thread: Thread) -> None:
+    """Run one thread after another; what comes in is the next one."""
+    me = getcurrent()
+    while True:
+        function()
+        thread.waits = ENDED
+        _workers.idle.append(me)
+        function, thread = thread.hub.switch()
 
 
 class _Values(list[Any]):
@@ -174,12 +189,17 @@ def together(value: Any, function: Callable[[list[Any]], Sequence[Any]]) -> Any:
 
 def _run_block(manager: Any, block: Sequence[int], *arguments: Any) -> None:
     """In place of BlockManager.run: all threads of one block."""
-    function, dims = manager._f, manager._block_dim
+    kernel, dims, hub = manager._f, manager._block_dim, getcurrent()
     points = [(x, y, z) for z in range(dims[2]) for y in range(dims[1]) for x in range(dims[0])]
-    threads = [Thread(lambda: function(*arguments), k, point, block) for k, point in enumerate(points)]
-    memory.begin_block(block)
+    threads = [Thread(k, point, block, hub) for k, point in enumerate(points)]
+    memory.begin_block(block, threads)
     shuffled = random.Random(0)
+    at_work: dict[int, greenlet] = {}
     ready = threads
+
+    def function() -> None:
+        kernel(*arguments)
+
     try:
         while ready:
             if order == "backward":
@@ -188,19 +208,26 @@ def _run_block(manager: Any, block: Sequence[int], *arguments: Any) -> None:
                 ready = shuffled.sample(ready, len(ready))
             for thread in ready:
                 now.thread = thread
-                thread.switch(thread.received)
+                worker = at_work.get(thread.number)
+                if worker is not None:
+                    worker.switch()
+                    continue
+                idle = _workers.idle
+                worker = at_work[thread.number] = idle.pop() if idle else greenlet(_work, hub)
+                worker.parent, worker.gr_context = hub, contextvars.copy_context()  # of which NumPy's settings are a part
+                worker.switch(function, thread)
             now.thread = None
             ready = _released(threads)
         memory.end_block()
     except Exception as error:
         who = f"thread {tuple(now.thread.threadIdx)} of " if now.thread else ""
-        error.add_note(f"In {who}block {tuple(int(b) for b in block)} of {function.__qualname__}, simulated.")
+        error.add_note(f"In {who}block {tuple(int(b) for b in block)} of {kernel.__qualname__}, simulated.")
         raise
     finally:
         now.thread = None
         for thread in threads:
-            if not thread.dead:
-                thread.throw()
+            if thread.waits != ENDED:
+                at_work[thread.number].throw()
 
 
 def _released(threads: list[Thread]) -> list[Thread]:
@@ -210,19 +237,22 @@ def _released(threads: list[Thread]) -> list[Thread]:
         found: list[Thread] = []
         for first in range(0, len(threads), WARP):
             lanes = threads[first : first + WARP]
-            if any(t.waits == EXCHANGE for t in lanes):
-                if len(lanes) < WARP or len({(t.waits, t.site) for t in lanes}) > 1:
-                    few = f"it has {len(lanes)} lanes; " if len(lanes) < WARP else ""
-                    raise SimulatedFault(f"warp {first // WARP} does not exchange as a whole: {few}{_standing(lanes)}")
-                values = _Values(t.offered for t in lanes)
-                for t in lanes:
-                    t.received = values
-                found += lanes
+            site = next((t.site for t in lanes if t.waits is EXCHANGE), None)
+            if site is None:
+                continue
+            if len(lanes) < WARP or any(t.waits is not EXCHANGE or t.site != site for t in lanes):
+                few = f"it has {len(lanes)} lanes; " if len(lanes) < WARP else ""
+                raise SimulatedFault(f"warp {first // WARP} does not exchange as a whole: {few}{_standing(lanes)}")
+            values = _Values(t.offered for t in lanes)
+            for t in lanes:
+                t.received = values
+            found += lanes
         return found
-    memory.barrier(threads)
+    memory.barrier()
     if whats == {ENDED}:
         return []
-    if len(whats) > 1 or len({t.site for t in threads}) > 1:
+    site = threads[0].site
+    if len(whats) > 1 or any(t.site != site for t in threads):
         raise SimulatedFault(f"threads do not meet at one barrier: {_standing(threads)}")
     offered = [t.offered for t in threads]
     for t in threads:
@@ -285,7 +315,8 @@ class Memory:
         self.shared: _Region | None = None
         self._starts: list[int] = []
         self._regions: list[_Region] = []
-        self._found: dict[int, _Region | None] = {}
+        # what at() has found, for addresses in global memory
+        self.found: dict[tuple[int, type], tuple[Any, ...]] = {}
         self._many_blocks = False
         self._block: Sequence[int] = ()
         self._reads: set[int] = set()  # of this block
@@ -314,7 +345,7 @@ class Memory:
         at = bisect.bisect_left(self._starts, low)
         self._starts.insert(at, low)
         self._regions.insert(at, region)
-        self._found.clear()
+        self.found.clear()
 
     def forget(self, address: int) -> None:
         """The array that begins there can no longer be reached."""
@@ -332,7 +363,7 @@ class Memory:
         at = bisect.bisect_left(self._starts, region.address)
         if at < len(self._regions) and self._regions[at] is region:
             del self._starts[at], self._regions[at]
-            self._found.clear()
+            self.found.clear()
 
     def find(self, address: int, may_be_shared: bool) -> _Region | None:
         """The array that has this address, or none."""
@@ -341,10 +372,19 @@ class Memory:
             if not may_be_shared:
                 raise SimulatedFault(f"address {address:#x} is in shared memory, but is taken for a global one")
             return shared
-        if address not in self._found:
-            within = self._overlapping(address, address + 1)
-            self._found[address] = within[0] if within else None
-        return self._found[address]
+        within = self._overlapping(address, address + 1)
+        return within[0] if within else None
+
+    def at(self, address: int, kind: type, may_be_shared: bool) -> tuple[Any, ...]:
+        """What a pointer needs to know: its array, size of an element, all elements, address of the first, and its own."""
+        region, size = self.find(address, may_be_shared), np.dtype(kind).itemsize
+        if region is None:
+            return None, size, np.empty(0, kind), address, 0
+        items, base = region.view(kind) if address % size == 0 else (np.empty(0, kind), address)
+        found = region, size, items, base, (address - base) // size
+        if not region.is_shared:
+            self.found[address, kind] = found
+        return found
 
     # ---- what happens to it
 
@@ -358,48 +398,46 @@ class Memory:
         self._blocks = []
         self._launch = set(), set()
 
-    def begin_block(self, block: Sequence[int]) -> None:
+    def begin_block(self, block: Sequence[int], threads: list[Thread]) -> None:
         """Shared memory holds NaN."""
         self._block = tuple(int(b) for b in block)
+        self._threads = threads
+        self._global_logs = [(t.reads, t.writes) for t in threads]
+        self._shared_logs = [(t.shared_reads, t.shared_writes) for t in threads]
         self._reads, self._writes = set(), set()
         self._whole.fill(0xFF)
 
-    def barrier(self, threads: list[Thread]) -> None:
+    def barrier(self) -> None:
         """Look for races since the last barrier, and begin anew."""
         if not races:
             return
-        self._compare([(t, t.shared_reads, t.shared_writes) for t in threads])
-        self._compare([(t, t.reads, t.writes) for t in threads])
-        for t in threads:
-            if self._many_blocks:
-                self._reads |= t.reads
-                self._writes |= t.writes
-            for log in (t.reads, t.writes, t.shared_reads, t.shared_writes):
-                if log:
-                    log.clear()
+        self._compare(self._shared_logs)
+        self._compare(self._global_logs)
+        if self._many_blocks:
+            self._reads.update(*[reads for reads, _ in self._global_logs])
+            self._writes.update(*[writes for _, writes in self._global_logs])
+        for logs in (self._shared_logs, self._global_logs):
+            for reads, writes in logs:
+                reads.clear()
+                writes.clear()
 
-    def _compare(self, logs: list[tuple[Thread, set[int], set[int]]]) -> None:
-        written: set[int] = set()
-        total = 0
-        for _, _, writes in logs:
-            if writes:
-                written |= writes
-                total += len(writes)
-        if not written:
+    def _compare(self, logs: list[tuple[set[int], set[int]]]) -> None:
+        all_writes = [writes for _, writes in logs if writes]
+        if not all_writes:
             return
-        if len(written) < total:
+        written: set[int] = set().union(*all_writes)
+        if len(written) < sum(map(len, all_writes)):
             seen: dict[int, Thread] = {}
-            for t, _, writes in logs:
+            for t, (_, writes) in zip(self._threads, logs, strict=True):
                 for address in writes:
                     if address in seen:
-                        other = seen[address]
-                        raise self._race(address, (other, "wrote"), (t, "wrote"))
+                        raise self._race(address, (seen[address], "wrote"), (t, "wrote"))
                     seen[address] = t
-        for t, reads, writes in logs:
+        for t, (reads, writes) in zip(self._threads, logs, strict=True):
             if reads and not reads.isdisjoint(written):
                 for address in (reads & written) - writes:
-                    other = next(u for u, _, theirs in logs if address in theirs)
-                    raise self._race(address, (other, "wrote"), (t, "read"))
+                    other = next(k for k, (_, theirs) in enumerate(logs) if address in theirs)
+                    raise self._race(address, (self._threads[other], "wrote"), (t, "read"))
 
     def _race(self, address: int, *sides: tuple[Thread, str]) -> SimulatedFault:
         said = []
@@ -449,19 +487,14 @@ class Pointer:
 
     __slots__ = ("base", "first", "items", "kind", "reads", "region", "size", "writes")
 
-    def __init__(self, region: _Region | None, kind: type, address: int) -> None:
+    def __init__(self, address: int, kind: type, may_be_shared: bool) -> None:
         self.kind = kind
-        self.size = size = np.dtype(kind).itemsize
-        self.region = region
-        if region is not None and address % size == 0:
-            self.items, self.base = region.view(kind)
-            self.first = (address - self.base) // size
-        else:
-            self.items, self.base, self.first = np.empty(0, kind), address, 0
+        found = memory.found.get((address, kind)) or memory.at(address, kind, may_be_shared)
+        self.region, self.size, self.items, self.base, self.first = found
         thread = now.thread
         if thread is None or not races:
             self.reads = self.writes = _UNSEEN
-        elif region is not None and region.is_shared:
+        elif self.region is memory.shared:
             self.reads, self.writes = thread.shared_reads, thread.shared_writes
         else:
             self.reads, self.writes = thread.reads, thread.writes
@@ -492,7 +525,8 @@ class Pointer:
         """``count`` elements in one access."""
         k, address = self._several(index, count, alignment)
         self.reads.update(range(address, address + count * self.size, self.size))
-        return tuple(self.items[k : k + count])
+        items = self.items
+        return tuple([items[e] for e in range(k, k + count)])
 
     def store(self, index: Any, values: Sequence[Any], alignment: int) -> None:
         """Several elements in one access."""
@@ -548,6 +582,7 @@ def _launch(fake: Any) -> Iterator[None]:
     assert now.launch is None, "one launch at a time"
     memory.begin_launch(fake._shared._dynshared_size, max(fake.gridDim) > 1)
     numba_kernel._kernel_context = now.launch = fake
+    now.threads32 = np.int32(fake.blockDim.x)
     try:
         with np.errstate(all="ignore"):
             yield

@@ -14,6 +14,7 @@ from fastbp.backends.cuda.simulator import BARRIER, WARP, Pointer, SimulatedFaul
 
 simulator.install()
 Value = Any
+_BOOLEANS = (bool, np.bool_)
 
 
 def device(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,7 +29,7 @@ def thread() -> np.int32:
 
 
 def threads() -> np.int32:
-    return np.int32(now.launch.blockDim.x)
+    return now.threads32
 
 
 def sync() -> None:
@@ -39,13 +40,13 @@ def sync() -> None:
 
 
 def at(address: Any, one: Any, space: Any) -> Pointer:
-    return Pointer(memory.find(int(address), isinstance(space, (bool, np.bool_))), type(one), int(address))
+    return Pointer(int(address), type(one), type(space) in _BOOLEANS)
 
 
 def shared(one: Any) -> Pointer:
     region = memory.shared
     assert region is not None
-    return Pointer(region, type(one), region.address)
+    return Pointer(region.address, type(one), True)
 
 
 def address_of(pointer: Pointer) -> np.int64:
@@ -77,10 +78,14 @@ def itemsize(one: Any) -> np.int64:
 
 
 def shuffle_xor(value: Any, mask: Any) -> Any:
-    values, lane = exchange((value, int(mask)))
-    if not 0 <= mask < WARP or any(theirs != mask for _, theirs in values):
+    return together((value, mask), _shuffled)
+
+
+def _shuffled(offered: list[Any]) -> list[Any]:
+    mask = int(offered[0][1])
+    if not 0 <= mask < WARP or any(other != mask for _, other in offered):
         raise SimulatedFault(f"lanes of a warp are shuffled by different masks, or not by 0 … {WARP - 1}")
-    return values[lane ^ int(mask)][0]
+    return [offered[lane ^ mask][0] for lane in range(WARP)]
 
 
 # ---- formulas ------------------------------------------------------------------------------------------------------
@@ -209,25 +214,23 @@ def ldmatrix_trans(words: Pointer, index: Any) -> tuple[Any, ...]:
     return tuple(together(words.load(index, 4, 16), _transposed))
 
 
-def _copy(target: Pointer, index: Any, source: Pointer, first: Any, count: Any, space: Any, size: int) -> None:
+def _copy(target: Pointer, index: Any, source: Pointer, first: Any, there: Any, space: Any, count: int) -> None:
     """What is on its way arrives when it is waited for; until then NaN lies there."""
     _in_shared_memory(target)
     if source.region is memory.shared and not isinstance(space, (bool, np.bool_)):
         raise SimulatedFault("an address in shared memory is taken for one in global memory")
-    if (source.address + 4 * int(first)) % (4 * size):
-        raise SimulatedFault(f"{size} float32 are copied from an address that is no multiple of {4 * size}")
-    found = source.load(first, int(count), 4) if count else ()
-    words = [value.view(np.uint32) for value in found] + [np.uint32(0)] * (size - int(count))
-    target.store(index, [np.uint32(0xFFFFFFFF)] * size, 4 * size)
-    now.thread.copies.append((target, index, words, 4 * size))
+    words = [x.view(np.uint32) for x in source.load(first, count, 4 * count)] if there else [np.uint32(0)] * count
+    target.store(index, [np.uint32(0xFFFFFFFF)] * count, 4 * count)
+    on_their_way = now.thread.__dict__.setdefault("copies", [])
+    on_their_way.append((target, index, words))
 
 
-def copy4(target: Pointer, index: Any, source: Pointer, first: Any, count: Any, space: Any) -> None:
-    _copy(target, index, source, first, count, space, 4)
+def copy4(target: Pointer, index: Any, source: Pointer, first: Any, there: Any, space: Any) -> None:
+    _copy(target, index, source, first, there, space, 4)
 
 
-def copy1(target: Pointer, index: Any, source: Pointer, first: Any, count: Any, space: Any) -> None:
-    _copy(target, index, source, first, count, space, 1)
+def copy1(target: Pointer, index: Any, source: Pointer, first: Any, there: Any, space: Any) -> None:
+    _copy(target, index, source, first, there, space, 1)
 
 
 def copied() -> None:
@@ -255,3 +258,7 @@ def pack_bf16(low: Any, high: Any) -> Any:
 
 def store2(pointer: Pointer, index: Any, values: tuple[Any, ...]) -> None:
     pointer.store(index, values, 8)
+
+
+def walked(pointer: Pointer, count: Any, space: Any) -> Pointer:
+    return pointer.shifted(count)

@@ -58,7 +58,7 @@ class Kind:
         except MemoryError as error:
             raise DeviceMemoryError(
                 f"the device has too little memory: an array of shape {array.shape} needs {array.nbytes:,} bytes, and "
-                f"{gpu.free_bytes():,} are free. Nothing has changed"
+                f"{gpu.free_bytes():,} are free"
             ) from error
         return moved
 
@@ -124,26 +124,41 @@ def switch(named: Mapping[Any, Any] | Iterable[tuple[Any, Any]], backend: str | 
     default = backends.resolve(backend)
     if "cupy" not in sys.modules:  # nobody has arrays of it
         return HOST, _ON_HOST[default]
-    found: dict[str, tuple[str, Kind, Any]] = {}
-    for name, value in dict(named).items():
-        kind = kind_of(value)
-        if kind is not None:
-            found.setdefault(kind.name, (name, kind, value))
-            if kind is DEVICE:
-                kind.check(name, value)
-    if len(found) > 1:
-        host, device = found[HOST.name][0], found[DEVICE.name][0]
-        raise InputError(
-            f"{host} is a NumPy array, but {device} is a CuPy array: pass {DEVICE.how.format(host)} to compute on the "
-            f"GPU, or {HOST.how.format(device)} to compute on the host"
-        )
-    for name, kind, value in found.values():
+    found = _one_of_each(named)
+    for kind, (name, value) in found.items():
         if backend is not None:
             kind_for(backend).check(name, value)
         if default not in kind.backends:
             default = backends.resolve(kind.backends[0])
     kind = kind_for(default)
     return kind, Machine(default, kind.device())
+
+
+def common_kind(named: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -> Kind | None:
+    """The kind of the arrays among some arguments, None if there is no array.
+
+    Raises:
+        InputError: there are arrays of both kinds, or of another GPU than the current.
+    """
+    return next(iter(_one_of_each(named)), None)
+
+
+def _one_of_each(named: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -> dict[Kind, tuple[str, Any]]:
+    """The kind of the arrays among some arguments, with the first of them; refused if there are two."""
+    found: dict[Kind, tuple[str, Any]] = {}
+    for name, value in dict(named).items():
+        kind = kind_of(value)
+        if kind is not None:
+            found.setdefault(kind, (name, value))
+            if kind is DEVICE:
+                kind.check(name, value)
+    if len(found) > 1:
+        host, device = found[HOST][0], found[DEVICE][0]
+        raise InputError(
+            f"{host} is a NumPy array, but {device} is a CuPy array: pass {DEVICE.how.format(host)} to compute on the "
+            f"GPU, or {HOST.how.format(device)} to compute on the host"
+        )
+    return found
 
 
 # ---- arrays ----------------------------------------------------------------------------------------------------------
@@ -243,10 +258,16 @@ def column(value: Array) -> Array:
     return contiguous(value.reshape(-1, 1), np.int64)
 
 
-def weights(name: str, value: Any, rows: int, dtype: Any, kind: Kind = HOST) -> Array:
-    """Sample weights as an (n, 1) column of the kind: finite, none negative, not all zero."""
+def weight_column(name: str, value: Any, rows: int, dtype: Any, kind: Kind = HOST) -> Array:
+    """Sample weights as an (n, 1) column of the kind, whatever their values."""
     column = matrix(name, value, 1, dtype, kind)
     same_rows(name, column, rows, "X")
+    return column
+
+
+def weights(name: str, value: Any, rows: int, dtype: Any, kind: Kind = HOST) -> Array:
+    """Sample weights as an (n, 1) column of the kind: finite, none negative, not all zero."""
+    column = weight_column(name, value, rows, dtype, kind)
     finite(name, column)
     if (column < 0).any():
         row = int((column[:, 0] < 0).argmax())

@@ -35,7 +35,7 @@ class UnavailableError(FastbpError, RuntimeError):
 
 
 class DeviceMemoryError(FastbpError, MemoryError):
-    """The GPU's memory does not suffice; the message says for what, and which batch would fit. Nothing has changed."""
+    """The GPU's memory does not suffice; the message says for what, and which batch would fit. Nothing is lost."""
 
 
 class MissingExtraError(FastbpError, ImportError):

@@ -116,7 +116,8 @@ class Network:
         loss: a name of ``fastbp.losses``: one for all outputs, or a list or dict. Losses on logits (bce,
             cross_entropy) need an output whose last layer applies the activation that goes with them.
         loss_weights: numbers that the outputs' losses are multiplied by before they are added up; None for 1 each.
-        reduction, dtype, precision, backend, seed: as of :class:`MLP`.
+        reduction, dtype, precision, backend, seed: as of :class:`MLP`. The network lives on the backend's side: on a
+            GPU, theta and all that it takes and gives are CuPy arrays; only ``fit`` takes data from the host there.
 
     The loss that is minimised and reported is Σₖ weightₖ lossₖ + the layers' l1 Σ|w| + l2 Σw².
 
@@ -205,7 +206,7 @@ class Network:
     def _initial(self) -> Array:
         rng = np.random.default_rng(self.seed)
         parts = [part.ravel() for layer in self._parts for part in layer.initial(rng)]
-        return np.concatenate(parts).astype(self._dtype)
+        return self.kind.moved(np.concatenate(parts).astype(self._dtype))
 
     def _places(self) -> dict[layers.Layer, list[tuple[str, int, tuple[int, int]]]]:
         """Every layer once, in the order of the first calls: name, beginning in theta and shape of its parameters."""
@@ -243,7 +244,7 @@ class Network:
 
     @theta.setter
     def theta(self, value: Any) -> None:
-        array = arrays.asarray("theta", value, f"{self._theta.shape} numbers")
+        array = arrays.asarray("theta", value, f"{self._theta.shape} numbers", self.kind)
         if array.dtype.kind not in "biuf" or array.shape != self._theta.shape:
             raise InputError(f"theta must be {self._theta.shape} numbers, got shape {array.shape}, dtype {array.dtype}")
         self._theta[...] = array
@@ -262,13 +263,19 @@ class Network:
         }
 
     def _check_vector(self, vector: Array) -> Array:
-        if not isinstance(vector, np.ndarray) or vector.shape != self._theta.shape:
-            raise InputError(f"vector must have shape {self._theta.shape}, got {np.shape(vector)}")
+        self.kind.check("vector", vector)
+        if not arrays.is_array(vector) or vector.shape != self._theta.shape:
+            raise InputError(f"vector must have shape {self._theta.shape}, got {getattr(vector, 'shape', None)}")
         return vector
 
     @property
     def backend(self) -> str:
         return self._backend
+
+    @property
+    def kind(self) -> arrays.Kind:
+        """Whose arrays the network works on."""
+        return arrays.kind_for(self._backend)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -393,6 +400,7 @@ class Network:
         return 3 * sum(call.layer.operations_a_row() for call in self._calls)
 
     def _run(self, what: str, values: dict[str, Array]) -> dict[str, Array]:
+        self.check_device()
         batch = tuple(values)
         key = (what, batch)
         if key not in self._executables:
@@ -401,53 +409,81 @@ class Network:
             )
         return self._executables[key].run({**values, "theta": self._theta.reshape(1, -1)}, training.rows_of(values))
 
+    def check_device(self) -> None:
+        """Refuse to work on another GPU than the one that the network is on."""
+        if self.kind is arrays.DEVICE:
+            self.kind.check("theta of the network", self._theta)
+
     # ---- what users call -----------------------------------------------------------------------------------------
 
     def check_batch(
-        self, X: Any, T: Any, sample_weight: Any = None, *, finite: bool = False, prefix: str = ""
+        self, X: Any, T: Any, sample_weight: Any = None, *, fitting: bool = False, prefix: str = ""
     ) -> dict[str, Array]:
-        """The arrays of a batch, converted and checked: "X", "T" or "labels", and "weight" if given."""
-        batch = self._check_inputs(X, prefix)
+        """The arrays of a batch, converted and checked: "X", "T" or "labels", and "weight" if given.
+
+        Values on a GPU are read only for ``fit``, but for row numbers: reading waits for all that was asked before.
+
+        Args:
+            fitting: for ``fit``, which wants finite values, and takes data from the host for a network on a GPU; the
+                batch is on the host then.
+        """
+        kind = self._kind_of_data(X, T, sample_weight, prefix) if fitting else self.kind
+        reads = fitting or kind is arrays.HOST
+        batch = self._check_inputs(X, kind, prefix)
         first, rows = f"{prefix}{self._in.label('X', 0)}", training.rows_of(batch)
         for k, target in enumerate(self._out.separate(f"{prefix}T", T)):
-            batch |= self._check_target(k, target, rows, first, prefix)
-        if finite:
+            batch |= self._check_target(k, target, rows, first, kind, reads, prefix)
+        if fitting:
             for label in self._in.labels("X"):
                 arrays.finite(f"{prefix}{label}", batch[label])
         if sample_weight is not None:
-            batch["weight"] = arrays.weights(f"{prefix}sample_weight", sample_weight, rows, self._dtype)
+            check = arrays.weights if reads else arrays.weight_column
+            batch["weight"] = check(f"{prefix}sample_weight", sample_weight, rows, self._dtype, kind)
         return batch
 
-    def _check_inputs(self, X: Any, prefix: str = "") -> dict[str, Array]:
+    def _kind_of_data(self, X: Any, T: Any, sample_weight: Any, prefix: str) -> arrays.Kind:
+        """The kind of what ``fit`` was given; lists are on the host."""
+        if self.kind is arrays.HOST:
+            return self.kind
+        named: list[tuple[str, Any]] = []
+        for ends, name, given in ((self._in, f"{prefix}X", X), (self._out, f"{prefix}T", T)):
+            named += zip(ends.labels(name), ends.separate(name, given), strict=True)
+        return arrays.common_kind([*named, (f"{prefix}sample_weight", sample_weight)]) or arrays.HOST
+
+    def _check_inputs(self, X: Any, kind: arrays.Kind, prefix: str = "") -> dict[str, Array]:
         found: dict[str, Array] = {}
         for k, value in enumerate(self._in.separate(f"{prefix}X", X)):
             call, label = self._calls[self._in.calls[k]], self._in.label("X", k)
             if layers.is_integer(call.layer):
-                found[label] = _row_numbers(f"{prefix}{label}", value, self._limits.get(label, 2**63))
+                found[label] = _row_numbers(f"{prefix}{label}", value, self._limits.get(label, 2**63), kind)
             else:
-                found[label] = arrays.matrix(f"{prefix}{label}", value, call.cols, self._dtype)
+                found[label] = arrays.matrix(f"{prefix}{label}", value, call.cols, self._dtype, kind)
             if k:
                 first = self._in.label("X", 0)
                 arrays.same_rows(f"{prefix}{label}", found[label], len(found[first]), f"{prefix}{first}")
         return found
 
-    def _check_target(self, k: int, T: Any, rows: int, x_name: str, prefix: str) -> dict[str, Array]:
+    def _check_target(
+        self, k: int, T: Any, rows: int, x_name: str, kind: arrays.Kind, reads: bool, prefix: str
+    ) -> dict[str, Array]:
         """The k-th output's target, as numbers or as labels."""
         units, loss = self._calls[self._out.calls[k]].cols, self._losses[k]
         label = self._out.label("T", k)
-        name, target = f"{prefix}{label}", T
-        if not hasattr(T, "__cuda_array_interface__"):
-            target = arrays.asarray(name, T, f"(n, {units}) numbers or (n,) integer labels")
+        name = f"{prefix}{label}"
+        target = arrays.asarray(name, T, f"(n, {units}) numbers or (n,) integer labels", kind)
         if target.dtype.kind in "biu" and units > 1 and (target.ndim == 1 or target.shape[1:] == (1,)):
             arrays.same_rows(name, target, rows, x_name)
-            return {self._out.label("labels", k): arrays.labels(name, target, units)}
+            checked = arrays.labels(name, target, units) if reads else arrays.column(target)
+            return {self._out.label("labels", k): checked}
         if target.ndim == 1 and units > 1:
             raise InputError(
                 f"{name} must be (n, {units}) numbers or (n,) integer labels 0 … {units - 1}; "
                 f"got shape {target.shape}, dtype {target.dtype}"
             )
-        found = arrays.matrix(name, T, units, self._dtype)
+        found = arrays.matrix(name, target, units, self._dtype, kind)
         arrays.same_rows(name, found, rows, x_name)
+        if not reads:
+            return {label: found}
         arrays.finite(name, found)
         if loss.logits and found.size and (found.min() < 0.0 or found.max() > 1.0):
             raise InputError(
@@ -456,7 +492,7 @@ class Network:
         return {label: found}
 
     def _outputs(self, X: Any, what: str, letter: str) -> list[Array]:
-        found = self._run(what, self._check_inputs(X))
+        found = self._run(what, self._check_inputs(X, self.kind))
         return [found[self._out.label(letter, k)] for k in range(len(self._losses))]
 
     def forward(self, X: Any) -> Any:
@@ -476,6 +512,9 @@ class Network:
     def loss(self, X: Any, T: Any, sample_weight: Any = None) -> Any:
         """The loss, penalties included, a scalar of the network's dtype.
 
+        On a GPU it is an array of shape () that nothing has waited for; a label that is no class makes it NaN, and
+        other targets and weights are taken as they are.
+
         Args:
             X: (n, d₀) numbers, n at least 1; several in the form of ``inputs``.
             T: (n, d) numbers; (n,) for one column; (n,) or (n, 1) integer labels for several. Several in the form of
@@ -485,7 +524,7 @@ class Network:
         return self._run("loss", self._nonempty(X, T, sample_weight))["loss"][0, 0]
 
     def loss_and_grad(self, X: Any, T: Any, sample_weight: Any = None) -> tuple[Any, Array]:
-        """The loss and its gradient, (P,) laid out like ``theta``; arguments as in :meth:`loss`."""
+        """The loss and its gradient, (P,) laid out like ``theta``; see :meth:`loss`."""
         found = self._run("gradient", self._nonempty(X, T, sample_weight))
         return found["loss"][0, 0], found["gradient"].reshape(-1)
 
@@ -522,7 +561,7 @@ class Network:
         for k, loss in enumerate(self._losses):
             labels, a = batch.get(self._out.label("labels", k)), found[self._out.label("A", k)]
             if labels is not None:
-                scores.append(float(np.average(a.argmax(axis=1) == labels[:, 0], weights=weight)))
+                scores.append(float(self.kind.xp.average(a.argmax(axis=1) == labels[:, 0], weights=weight)))
             else:
                 scores.append(_score_of(a, batch[self._out.label("T", k)], loss, weight))
         return float(np.mean(scores))
@@ -557,7 +596,8 @@ class Network:
 
         Args:
             X, T, sample_weight: as in :meth:`loss`; all finite. With dropout, the history's loss is that of the steps,
-                in which elements are dropped; validation drops none.
+                in which elements are dropped; validation drops none. A network on a GPU also takes NumPy arrays: they
+                are moved there once, or where they do not fit in pieces, while the piece before is computed on.
             epochs: passes over the data.
             batch_size: rows a step, 1 to n; the last batch of an epoch may be shorter and counts with its own size.
                 None: 32, or n if that is less.
@@ -599,10 +639,18 @@ class Network:
     # ---- keeping -------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_executables"}
+        state = {name: value for name, value in vars(self).items() if name != "_executables"}
+        if self.kind is arrays.DEVICE:
+            state["_theta"] = arrays.to_host(self._theta)
+            state["training"] = self.training and self.training.on(arrays.HOST)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _executables={})
+        if self.kind is arrays.DEVICE:
+            backends.resolve(self._backend)  # says what is missing
+            self._theta = self.kind.moved(self._theta)
+            self.training = self.training and self.training.on(self.kind)
 
     def config(self) -> dict[str, Any]:
         """What makes a network like this one, JSON-able.
@@ -633,20 +681,21 @@ class Network:
     def save(self, path: str | os.PathLike[str], **extra: Array) -> None:
         """Write configuration, parameters, optimiser state and history to one ``.npz`` file, without pickle.
 
-        The file is written beside its place and then renamed, so that no partial file is ever there.
+        The file is written beside its place and then renamed, so that no partial file is ever there. It is the same for
+        a network on a GPU, and can be loaded on any backend.
 
         Args:
             extra: further arrays to keep under their names, which begin with "extra_" in the file.
         """
-        content: dict[str, Any] = {f"extra_{name}": np.asarray(value) for name, value in extra.items()}
+        content: dict[str, Any] = {f"extra_{name}": np.asarray(arrays.to_host(value)) for name, value in extra.items()}
         for name, value in extra.items():
             if content[f"extra_{name}"].dtype.hasobject:
                 raise InputError(f"{name} must be an array of numbers or text, which needs no pickle; got {value!r}")
         settings: dict[str, Any] = {"format": FORMAT, "config": self.config(), "training": None}
         settings |= self._kind
-        content["theta"] = self._theta
+        content["theta"] = arrays.to_host(self._theta)
         if self.training is not None:
-            kept = self.training
+            kept = self.training.on(arrays.HOST)
             settings["training"] = {
                 "optimizer": optim.to_config(kept.optimizer),
                 "step": kept.state.step,
@@ -663,8 +712,8 @@ class Network:
 # ---- the rest --------------------------------------------------------------------------------------------------------
 
 
-def _row_numbers(name: str, value: Any, limit: int) -> Array:
-    numbers = arrays.asarray(name, value, "(n,) or (n, 1) integers")
+def _row_numbers(name: str, value: Any, limit: int, kind: arrays.Kind) -> Array:
+    numbers = arrays.asarray(name, value, "(n,) or (n, 1) integers", kind)
     if numbers.dtype.kind not in "iu" or numbers.ndim not in (1, 2) or numbers.shape[1:] not in ((), (1,)):
         raise InputError(f"{name} must be (n,) or (n, 1) integers; got shape {numbers.shape}, dtype {numbers.dtype}")
     return arrays.labels(name, numbers, limit, "row numbers")
@@ -714,21 +763,23 @@ def _predicted(outputs: Array, loss: Loss) -> Array:
 
 def _score_of(outputs: Array, target: Array, loss: Loss, weight: Array | None) -> float:
     """Accuracy or R² of one output whose targets are numbers; see :meth:`Network.score`."""
+    average = arrays.xp_of(outputs).average
     if loss.name == "bce" and target.shape[1] == 1:
         column = None if weight is None else weight[:, None]
-        return float(np.average((outputs >= 0.5) == (target >= 0.5), weights=column))
+        return float(average((outputs >= 0.5) == (target >= 0.5), weights=column))
     if target.shape[1] > 1 and ((target == 0) | (target == 1)).all() and (target.sum(axis=1) == 1).all():
-        return float(np.average(outputs.argmax(axis=1) == target.argmax(axis=1), weights=weight))
+        return float(average(outputs.argmax(axis=1) == target.argmax(axis=1), weights=weight))
     if loss.name == "bce":
-        return float(np.average(((outputs >= 0.5) == (target >= 0.5)).mean(axis=1), weights=weight))
+        return float(average(((outputs >= 0.5) == (target >= 0.5)).mean(axis=1), weights=weight))
     return _r2(outputs.astype(np.float64), target.astype(np.float64), weight)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a diverging network's score is infinite or NaN
 def _r2(outputs: Array, target: Array, weight: Array | None) -> float:
     """1 - residual/total sum of squares, averaged over the outputs; a constant target counts 1 if it is hit, else 0."""
-    mean = np.average(target, axis=0, weights=weight)
-    residual = np.average((target - outputs) ** 2, axis=0, weights=weight)
-    total = np.average((target - mean) ** 2, axis=0, weights=weight)
-    scores = np.where(total > 0, 1.0 - residual / np.where(total > 0, total, 1.0), (residual == 0).astype(float))
+    xp = arrays.xp_of(outputs)
+    mean = xp.average(target, axis=0, weights=weight)
+    residual = xp.average((target - outputs) ** 2, axis=0, weights=weight)
+    total = xp.average((target - mean) ** 2, axis=0, weights=weight)
+    scores = xp.where(total > 0, 1.0 - residual / xp.where(total > 0, total, 1.0), (residual == 0).astype(float))
     return float(scores.mean())

@@ -46,10 +46,12 @@ class MLP(Network):
         l1, l2: l1 Σ|w| + l2 Σw² over all weights, not the biases, is added to the loss that is minimised and reported,
             neither halved nor divided by the rows.
         dtype: "float32" or "float64"; everything is computed in it.
-        precision: "highest", or "bf16": leave to round the factors of large products (from 65,537 parameters on) to
-            bfloat16, 8 bits of mantissa, and add up in float32; parameters, activations and updates stay float32. Taken
-            by the cpu backend for float32 where the CPU has such products (``fastbp info`` says so), twice as fast.
-        backend: "cpu" or "numpy"; None takes what :func:`fastbp.use_backend` set.
+        precision: "highest", or leave to round the factors of large products and add up in float32; parameters,
+            activations and updates stay float32. "bf16" rounds to 8 bits of mantissa: taken by the cpu backend for
+            float32 where the CPU has such products (``fastbp info`` says so; from 65,537 parameters on), twice as fast,
+            and by cuda. "tf32" rounds to 11 bits: taken by cuda alone.
+        backend: "cpu", "numpy", "cuda" or "cupy" (see :func:`fastbp.available_backends`); None takes what
+            :func:`fastbp.use_backend` set. With the last two the network is on the current GPU.
         seed: of the initialisation, of the order of the rows in ``fit``, and of dropout; None draws one.
 
     Attributes:
@@ -59,7 +61,8 @@ class MLP(Network):
         skip_weights: {(s, l): view of theta, (width of s, width of l)}.
         training: optimiser state and history, None before the first ``fit``.
 
-    Inputs of any real dtype are converted to ``dtype`` once a call; no scaling is done.
+    Inputs of any real dtype are converted to ``dtype`` once a call; no scaling is done. They are NumPy arrays, on a GPU
+    CuPy arrays, and so is all that comes back; lists go with either. Only ``fit`` takes NumPy arrays to a GPU.
     """
 
     _kind: ClassVar[dict[str, str]] = {}  # files said nothing when there was no other network
@@ -164,6 +167,10 @@ class MLP(Network):
 def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Any:
     """The :class:`MLP` or :class:`Network` that its ``save`` wrote; training goes on from it as if it had not stopped.
 
+    Args:
+        backend: where it is to live, on a GPU for one; None takes what :func:`fastbp.use_backend` set. The file says
+            nothing of it.
+
     Raises:
         DataError: the file is not there, damaged, or not one of fastbp's.
     """
@@ -178,10 +185,10 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Any:
             raise DataError(f"{path} has format {settings['format']}; this fastbp reads format {FORMAT}")
         kind = Network if settings.get("kind") == "Network" else MLP
         net = kind.from_config(settings["config"], backend)
-        net.theta = stored["theta"]
+        net.theta = net.kind.moved(stored["theta"])
         if settings["training"] is not None:
             net.training = _training(net, settings["training"], stored)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:
         raise DataError(f"{path} is not a network saved by fastbp, or it is damaged: {error}") from error
@@ -190,7 +197,7 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Any:
 
 def _training(net: Network, kept: dict[str, Any], stored: dict[str, Array]) -> TrainingState:
     optimizer = optim.from_config(kept["optimizer"])
-    vectors = [stored[f"state{k}"] for k in range(sum(name.startswith("state") for name in stored))]
+    vectors = [net.kind.moved(stored[f"state{k}"]) for k in range(sum(name.startswith("state") for name in stored))]
     state = State(kept["step"], vectors)
     optimizer.check_state(net.theta, state)
     seed, epoch = arrays.count("seed", kept["seed"], 0), arrays.count("epoch", kept["epoch"], 0)

@@ -1,21 +1,24 @@
 """Training: batches, epochs, slices of steps, stopping, history.
 
 ``fit`` hands the backend slices of about 50 ms of whole steps (gather the rows of the batch, forward, loss, backward,
-update), which run without Python; between slices it looks for Ctrl-C, draws progress and calls callbacks.
+update), which run without Python; between slices it looks for Ctrl-C, draws progress and calls callbacks. On a GPU
+data, parameters and optimiser state stay there; a slice's row numbers and learning rates go there and its losses come
+back.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fastbp import arrays, backends, optim
-from fastbp.errors import DivergedError, InputError, unknown
+from fastbp import arrays, backends, feeding, optim
+from fastbp.errors import DeviceMemoryError, DivergedError, InputError, unknown
+from fastbp.feeding import Feeder
 from fastbp.history import History, Reporter
 from fastbp.interrupts import held_back
 from fastbp.optim import Optimizer, State
@@ -38,6 +41,11 @@ class TrainingState:
     epoch: int = 0  # epochs begun with this seed: where its sequence of orders goes on
     history: History = field(default_factory=History)
 
+    def on(self, kind: arrays.Kind) -> TrainingState:
+        """The same with the optimiser's vectors as arrays of a kind."""
+        vectors = [arrays.to_host(v) if kind is arrays.HOST else kind.moved(v) for v in self.state.vectors]
+        return replace(self, state=State(self.state.step, vectors))
+
 
 class Trainable(Protocol):
     """What training needs of a network."""
@@ -50,8 +58,11 @@ class Trainable(Protocol):
     def backend(self) -> str: ...
     @property
     def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def kind(self) -> arrays.Kind: ...
+    def check_device(self) -> None: ...
     def check_batch(
-        self, X: Any, T: Any, sample_weight: Any, *, finite: bool, prefix: str = ""
+        self, X: Any, T: Any, sample_weight: Any, *, fitting: bool, prefix: str = ""
     ) -> dict[str, Array]: ...
     def training_step(self, batch: Sequence[str], optimizer: Optimizer, gathered: bool) -> backends.Executable: ...
     def evaluate(self, batch: dict[str, Array]) -> tuple[float, float]: ...
@@ -114,7 +125,8 @@ class _Snapshot:
 class _Fit:
     """One call of ``fit``: the data, the compiled step, and the position in the sequence of steps.
 
-    Steps are numbered from 0 over all epochs of the call; ``per_epoch`` of them make an epoch.
+    Steps are numbered from 0 over all epochs of the call; ``per_epoch`` of them make an epoch. Data on the host of a
+    network on a GPU is fed to it in pieces.
     """
 
     def __init__(
@@ -135,12 +147,15 @@ class _Fit:
         self.rows = rows_of(data)
         self.per_epoch = -(-self.rows // batch_size)
         self.gathered = shuffle or sampling == "replacement"
+        self.kind = net.kind
+        fed = arrays.kind_of(next(iter(data.values()))) is not self.kind
+        self.feeder = Feeder(data, batch_size) if fed else None
         self.order = RowOrder(self.rows, training.seed, sampling)
         self.first_epoch = training.epoch
         self.first_step = training.state.step
-        self.weight = data.get("weight")
-        self.run = net.training_step(tuple(data), training.optimizer, self.gathered)
-        self.values: dict[str, Array] = dict(data)
+        self.weight = arrays.to_host(data.get("weight"))
+        self.run = net.training_step(tuple(data), training.optimizer, self.gathered and not fed)
+        self.values: dict[str, Array] = {} if fed else dict(data)
         self.values["theta"] = net.theta.reshape(1, -1)
         self.values |= {f"state{k}": v for k, v in enumerate(self.state.vectors)}
 
@@ -150,29 +165,58 @@ class _Fit:
         number = np.arange(first, last)
         within = number % self.per_epoch * self.batch
         rows = np.minimum(self.batch, self.rows - within)
-        position = within + (number // self.per_epoch - epoch) * self.rows if self.gathered else within
-        values = dict(self.values)
-        order = None
-        if self.gathered:
-            drawn = self.order.epochs(self.first_epoch + epoch, self.first_epoch + last_epoch + 1)
-            # followed by a batch of row numbers: gathering a batch asks for the next one's rows, see machine.py
-            order = np.zeros((drawn.size + 2 * self.batch, 1), np.int64)
-            order[: drawn.size, 0] = drawn.reshape(-1)
-            values["order"] = order
+        ordered = self.gathered or self.feeder is not None
+        position = within + (number // self.per_epoch - epoch) * self.rows if ordered else within
+        numbers = self._numbers(epoch, last_epoch + 1) if ordered else None
+        weights = self._weights(rows, position, numbers)
         step = self.state.step + np.arange(last - first, dtype=np.float64)
-        values["hyper"] = self.training.optimizer.hyper(step)
+        of_steps = {"hyper": self.training.optimizer.hyper(step)}
         if "dropout" in self.run.program.inputs:  # what its masks are drawn from, seed and step, below 2³²
-            values["dropout"] = np.column_stack([np.full(len(step), float(self.training.seed % 2**32)), step % 2**32])
-        table = np.column_stack([rows, position, np.arange(last - first)])
-        losses = self.run.run_steps(values, np.ascontiguousarray(table, np.int64))["loss"]
+            of_steps["dropout"] = np.column_stack([np.full(len(step), float(self.training.seed % 2**32)), step % 2**32])
+        of_steps = {name: self.kind.moved(value) for name, value in of_steps.items()}
+        if numbers is not None:
+            numbers, position = numbers[position[0] : position[-1] + rows[-1]], position - position[0]
+        table = np.ascontiguousarray(np.column_stack([rows, position, np.arange(last - first)]), np.int64)
+        if self.feeder is not None and numbers is not None:
+            losses = self._fed(self.feeder, numbers, of_steps, table)
+        else:
+            values = self.values | of_steps
+            if numbers is not None:
+                # followed by a batch of row numbers: gathering a batch asks for the next one's rows, see machine.py
+                order = np.zeros((len(numbers) + 2 * self.batch, 1), np.int64)
+                order[: len(numbers), 0] = numbers
+                values["order"] = self.kind.moved(order)
+            losses = arrays.to_host(self.run.run_steps(values, table)["loss"])
         self.state.step += last - first
-        return np.asarray(losses, np.float64).reshape(-1), self._weights(rows, position, order)
+        return np.asarray(losses, np.float64).reshape(-1), weights
 
-    def _weights(self, rows: Array, position: Array, order: Array | None) -> Array:
+    def _fed(self, feeder: Feeder, numbers: Array, of_steps: dict[str, Array], table: Array) -> Array:
+        """The losses of steps on the rows of those numbers, which come a piece at a time; see :meth:`steps`."""
+        losses = []
+        for first, last in feeder.pieces(table[:, 0]):
+            piece = table[first:last] - np.array([0, table[first, 1], first])
+            begin = table[first, 1]
+            data = feeder.bring(numbers[begin : begin + piece[-1, 1] + piece[-1, 0]])
+            scalars = {name: value[first:last] for name, value in of_steps.items()}
+            losses.append(self.run.run_steps(self.values | data | scalars, piece)["loss"])
+        found: Array = arrays.to_host(self.kind.xp.concat(losses))
+        return found
+
+    def finite(self) -> bool:
+        """Whether all parameters are."""
+        return bool(self.kind.xp.isfinite(self.net.theta).all())
+
+    def _numbers(self, first: int, last: int) -> Array:
+        """Row numbers of epochs first … last - 1 of this call, one after the other."""
+        if not self.gathered:
+            return np.tile(np.arange(self.rows), last - first)
+        return self.order.epochs(self.first_epoch + first, self.first_epoch + last).reshape(-1)
+
+    def _weights(self, rows: Array, position: Array, numbers: Array | None) -> Array:
         """What each step's loss counts in the epoch's: its rows, or the sum of their sample weights."""
         if self.weight is None:
             return rows.astype(np.float64)
-        weight = self.weight[:, 0] if order is None else self.weight[order[:, 0], 0]
+        weight = self.weight[:, 0] if numbers is None else self.weight[numbers, 0]
         total = np.concatenate([[0.0], np.cumsum(weight, dtype=np.float64)])
         difference: Array = total[position + rows] - total[position]
         return difference
@@ -216,7 +260,8 @@ def fit(
             raise InputError(f"callbacks must be a list of functions of (net, history), got {callback!r}")
     if not isinstance(progress, bool) and not all(hasattr(progress, name) for name in ("slice", "epoch", "close")):
         raise InputError(f"progress must be True, False or a Reporter, got {progress!r}")
-    data = net.check_batch(X, T, sample_weight, finite=True)
+    net.check_device()
+    data = net.check_batch(X, T, sample_weight, fitting=True)
     if not rows_of(data):
         raise InputError("X has no rows: there is nothing to fit")
     data, held_out = _hold_out(net, data, validation)
@@ -227,8 +272,15 @@ def fit(
         raise InputError(f"batch_size={batch_size} is larger than the data, which has {rows} rows to train on")
     reporter = _reporter(progress, epochs, rows)
     total = epochs * -(-rows // batch_size)
-    training = _resume(net, optimizer, seed, total)
-    one = _Fit(net, data, epochs, batch_size, shuffle, sampling, training)
+    try:
+        held_out = None if held_out is None else _moved(net, held_out)
+        data = data if net.kind is arrays.DEVICE and not _fits(data) else _moved(net, data)
+        training = _resume(net, optimizer, seed, total)
+        one = _Fit(net, data, epochs, batch_size, shuffle, sampling, training)
+    except MemoryError as error:
+        if net.kind is arrays.HOST:
+            raise
+        raise DeviceMemoryError(f"{error}; nothing has been trained yet") from error
     watch = _Watch(net, one, held_out, tol, patience, callbacks, reporter)
     try:
         training.history.stopped = _loop(one, watch)
@@ -238,6 +290,16 @@ def fit(
         reporter.close()
     watch.keep_best()
     return training.history
+
+
+def _fits(data: dict[str, Array]) -> bool:
+    """Whether it is on the device, or can be there as a whole."""
+    return arrays.kind_of(next(iter(data.values()))) is arrays.DEVICE or feeding.fits(data)
+
+
+def _moved(net: Trainable, data: dict[str, Array]) -> dict[str, Array]:
+    """A batch where the network is."""
+    return {name: net.kind.moved(a) if arrays.kind_of(a) is arrays.HOST else a for name, a in data.items()}
 
 
 def _hold_out(
@@ -251,7 +313,7 @@ def _hold_out(
             raise InputError(
                 f"validation must be (X, T), (X, T, sample_weight) or a fraction, got {len(validation)} parts"
             )
-        checked = net.check_batch(*validation, *[None] * (3 - len(validation)), finite=True, prefix="validation ")
+        checked = net.check_batch(*validation, *[None] * (3 - len(validation)), fitting=True, prefix="validation ")
         if not rows_of(checked):
             raise InputError("validation has no rows")
         return data, checked
@@ -265,8 +327,10 @@ def _hold_out(
     held = {name: array[kept:] for name, array in data.items()}
     trained = {name: array[:kept] for name, array in data.items()}
     if "weight" in data:
-        arrays.weights("sample_weight of the rows to train on", trained["weight"], kept, net.dtype)
-        arrays.weights("sample_weight of the rows held out for validation", held["weight"], rows - kept, net.dtype)
+        kind = arrays.kind_of(data["weight"]) or arrays.HOST
+        arrays.weights("sample_weight of the rows to train on", trained["weight"], kept, net.dtype, kind)
+        name = "sample_weight of the rows held out for validation"
+        arrays.weights(name, held["weight"], rows - kept, net.dtype, kind)
     return trained, held
 
 
@@ -376,7 +440,14 @@ def _loop(one: _Fit, watch: _Watch) -> str:
             snapshots = [snapshots[-1], _Snapshot.of(done // one.per_epoch, one.net.theta, one.state)]
         with held_back():  # the steps, their number and their entries in the history belong together
             began = time.perf_counter()
-            losses, weights = one.steps(done, last)
+            try:
+                losses, weights = one.steps(done, last)
+            except MemoryError as error:
+                if one.kind is arrays.HOST:
+                    raise
+                _back(one, record, snapshots[-1])
+                kept = "as they were" if not snapshots[-1].epoch else f"those at the end of epoch {snapshots[-1].epoch}"
+                raise DeviceMemoryError(f"{error}; the parameters are {kept}") from error
             elapsed = time.perf_counter() - began
             bad = np.flatnonzero(~np.isfinite(losses))
             if len(bad):
@@ -387,7 +458,7 @@ def _loop(one: _Fit, watch: _Watch) -> str:
             taken = last - done
             done = last
             one.training.epoch = one.first_epoch + -(-done // one.per_epoch)
-            if done % one.per_epoch == 0 and not np.isfinite(one.net.theta).all():
+            if done % one.per_epoch == 0 and not one.finite():
                 raise _diverged(one, record, snapshots, done)
         watch.reporter.slice(done // one.per_epoch, done / total, float(losses[-1]), rate)
         if done % one.per_epoch == 0:
@@ -447,6 +518,14 @@ class _Record:
         self.reset()
 
 
+def _back(one: _Fit, record: _Record, snapshot: _Snapshot) -> None:
+    """Go back to the start of an epoch."""
+    snapshot.restore(one.net.theta, one.state)
+    one.training.history.truncate(record.first_entry + snapshot.epoch, record.first_validation + snapshot.epoch)
+    one.training.epoch = one.first_epoch + snapshot.epoch
+    record.reset()
+
+
 def _diverged(one: _Fit, record: _Record, snapshots: list[_Snapshot], bad_step: int) -> DivergedError:
     """Put back the parameters of the last good epoch, and word the error.
 
@@ -459,16 +538,13 @@ def _diverged(one: _Fit, record: _Record, snapshots: list[_Snapshot], bad_step: 
     history = one.training.history
     culprit = np.array([float(max(0, one.first_step + bad_step - 1))])  # the step before the first bad loss
     rate = float(optim.rate_at(one.training.optimizer.learning_rate, culprit)[0])
-    snapshot.restore(one.net.theta, one.state)
-    validated = record.first_validation + snapshot.epoch
-    history.truncate(record.first_entry + snapshot.epoch, validated)
-    record.reset()
+    _back(one, record, snapshot)
     for again in range(snapshot.epoch, good):
         before = _Snapshot.of(again, one.net.theta, one.state)
         began = time.perf_counter()
         first, last = again * one.per_epoch, (again + 1) * one.per_epoch
         losses, weights = one.steps(first, last)
-        if not np.isfinite(one.net.theta).all():
+        if not one.finite():
             before.restore(one.net.theta, one.state)
             good = again
             break

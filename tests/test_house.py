@@ -55,6 +55,7 @@ HOUSE = [
     "transform",
     "initialisation",
     "layers",
+    "feeding",
     "history",
     "progress",
     "training",

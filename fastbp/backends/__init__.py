@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -149,4 +150,5 @@ class _OnDevice:
     def _described(self, error: MemoryError, n: int) -> MemoryError:
         if isinstance(error, DeviceMemoryError):
             return error
+        traceback.clear_frames(error.__traceback__)  # they hold what was made before memory ended
         return gpu.out_of_memory(self.program, n, self._itemsize)

@@ -170,5 +170,5 @@ def out_of_memory(program: Program, n: int, itemsize: int) -> DeviceMemoryError:
     what = f"batches of {rows} rows would fit" if rows else "no batch would fit: the network itself is too large"
     return DeviceMemoryError(
         f"the device has too little memory: {n} rows need {needed:,} bytes beside the data and the parameters, and "
-        f"{free:,} are free; {what}. Nothing has changed"
+        f"{free:,} are free; {what}"
     )

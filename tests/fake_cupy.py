@@ -48,16 +48,35 @@ def _reset() -> None:
     cuda.Stream.null._waiting.clear()
 
 
-def _allocate(host: _np.ndarray, array: ndarray) -> None:
+class _Watch:
+    """Who has to know which memory is the device's: Numba's simulator, where it runs (see cuda/conftest.py)."""
+
+    register: _Callable[[_np.ndarray], _Any] = staticmethod(lambda place: None)
+    forget: _Callable[[int], _Any] = staticmethod(lambda address: None)
+
+
+_watch: _Any = _Watch
+
+
+def _allocate(host: _np.ndarray, array: ndarray) -> _np.ndarray:
+    """The same numbers in device memory: aligned as CuPy does, and gone with the array that owns it."""
     if _state.used + host.nbytes > _state.limit:
         raise cuda.memory.OutOfMemoryError(
             f"Out of memory allocating {host.nbytes:,} bytes (allocated so far: {_state.used:,} bytes)."
         )
     _state.used += host.nbytes
-    _weakref.finalize(array, _free, host.nbytes)
+    order: _Any = "F" if host.flags.f_contiguous and not host.flags.c_contiguous else "C"
+    whole = _np.empty(host.nbytes + 256, _np.uint8)
+    start = -whole.ctypes.data % 256
+    place = whole[start : start + host.nbytes].view(host.dtype).reshape(host.shape, order=order)
+    place[...] = host
+    _watch.register(place)
+    _weakref.finalize(array, _free, host.nbytes, place.ctypes.data)
+    return place
 
 
-def _free(size: int) -> None:
+def _free(size: int, address: int) -> None:
+    _watch.forget(address)
     _state.used = _builtins.max(0, _state.used - size)
 
 
@@ -145,10 +164,9 @@ class ndarray:  # noqa: N801
         self._own(_np.empty(shape, dtype))
 
     def _own(self, host: _np.ndarray) -> None:
-        self._host = host
         self.base: ndarray | None = None
         self._device = _state.current[-1]
-        _allocate(host, self)
+        self._host = _allocate(host, self)
 
     @classmethod
     def _of(cls, host: _np.ndarray, base: ndarray | None = None) -> ndarray:
@@ -402,7 +420,10 @@ def get_array_module(*args: _Any) -> _Any:
 
 
 def empty(shape: _Any, dtype: _Any = float, order: str = "C") -> ndarray:
-    return full(shape, 7, dtype)  # not 0, as what has been used before
+    """Not 0, but as what has been used before: NaN, or all bits."""
+    host = _np.empty(shape, dtype)
+    host.reshape(-1).view(_np.uint8)[...] = 0xFF
+    return ndarray._of(host)
 
 
 def zeros(shape: _Any, dtype: _Any = float, order: str = "C") -> ndarray:
@@ -426,7 +447,7 @@ def ones_like(a: _Any, dtype: _Any = None, order: str = "K", subok: _Any = None,
 
 
 def empty_like(a: _Any, dtype: _Any = None, order: str = "K", subok: _Any = None, shape: _Any = None) -> ndarray:
-    return _call("full_like", a, 7, dtype=dtype)
+    return empty(a.shape, dtype or a.dtype)
 
 
 def arange(start: _Any, stop: _Any = None, step: _Any = 1, dtype: _Any = None) -> ndarray:

@@ -43,6 +43,7 @@ if SIMULATED:
         threads,
         to_tf32,
         update,
+        walked,
     )
 else:
     from fastbp.backends.cuda.ptx import (
@@ -73,6 +74,7 @@ else:
         threads,
         to_tf32,
         update,
+        walked,
     )
 
 __all__ = [
@@ -104,4 +106,5 @@ __all__ = [
     "threads",
     "to_tf32",
     "update",
+    "walked",
 ]

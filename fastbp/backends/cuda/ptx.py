@@ -441,21 +441,21 @@ def ldmatrix_trans(typingctx: Any, words: Any, index: Any) -> Any:
 
 
 def _copy(builder: Any, size: int, space: Any, arguments: Any) -> None:
-    """Copy ``count`` numbers, at most size // 4, to shared memory, and zeros behind them: by cp.async if it may be."""
-    target, index, source, first, count, _ = arguments
+    """Copy size // 4 numbers to shared memory, or zeros if they are not there: by cp.async where it may be."""
+    target, index, source, first, there, _ = arguments
     to, place = builder.gep(target, [index]), builder.gep(source, [first])
 
     def ahead() -> None:
         cache = "cg" if size == 16 else "ca"
         asm = ir.InlineAsm(
             ir.FunctionType(ir.VoidType(), [I32, I64, I32]),
-            f"cp.async.{cache}.shared.global [$0], [$1], {size}, $2;",
+            f"{{ .reg .pred p; setp.eq.s32 p, $2, 0; cp.async.{cache}.shared.global [$0], [$1], {size}, p; }}",
             "r,l,r,~{memory}",
             side_effect=True,
         )
         known = builder.addrspacecast(place, ir.PointerType(F32, GLOBAL))
         address = _shared_address(builder, target, index)
-        builder.call(asm, [address, builder.ptrtoint(known, I64), builder.shl(count, I32(2))])
+        builder.call(asm, [address, builder.ptrtoint(known, I64), builder.zext(there, I32)])
 
     if not isinstance(space, types.Boolean):
         return ahead()
@@ -467,20 +467,20 @@ def _copy(builder: Any, size: int, space: Any, arguments: Any) -> None:
         with outside:
             ahead()
         with within:
-            for e in range(size // 4):
-                begin = builder.block
-                with builder.if_then(builder.icmp_signed(">", count, I32(e))):
-                    found, end = builder.load(builder.gep(place, [I32(e)])), builder.block
-                value = builder.phi(F32)
-                value.add_incoming(ir.Constant(F32, 0.0), begin)
-                value.add_incoming(found, end)
-                builder.store(value, builder.gep(to, [I32(e)]))
+            begin = builder.block
+            kind = I32 if size == 4 else ir.VectorType(I32, 4)
+            with builder.if_then(there):
+                found, end = builder.load(builder.bitcast(place, kind.as_pointer()), align=size), builder.block
+            value = builder.phi(kind)
+            value.add_incoming(ir.Constant(kind, 0 if size == 4 else [0] * 4), begin)
+            value.add_incoming(found, end)
+            builder.store(value, builder.bitcast(to, kind.as_pointer()), align=size)
     return None
 
 
 @intrinsic
-def copy4(typingctx: Any, target: Any, index: Any, source: Any, first: Any, count: Any, space: Any) -> Any:
-    """Begin to copy float32: source[first + e], for e < count ≤ 4, then zeros, to target[index + e] in shared memory.
+def copy4(typingctx: Any, target: Any, index: Any, source: Any, first: Any, there: Any, space: Any) -> Any:
+    """Begin to copy float32 source[first … first + 3] to target[index …] in shared memory, or zeros if not ``there``.
 
     Both begin on multiples of 16 bytes. It is done after ``copied()``; until then neither may be touched. If ``space``
     is a boolean, source may be in shared memory.
@@ -490,18 +490,18 @@ def copy4(typingctx: Any, target: Any, index: Any, source: Any, first: Any, coun
         _copy(builder, 16, sig.args[5], arguments)
         return context.get_dummy_value()
 
-    return types.void(target, types.int64, source, types.int64, types.int32, space), codegen
+    return types.void(target, types.int64, source, types.int64, types.boolean, space), codegen
 
 
 @intrinsic
-def copy1(typingctx: Any, target: Any, index: Any, source: Any, first: Any, count: Any, space: Any) -> Any:
-    """As copy4 for one float32 anywhere: source[first] if count is 1, zero if it is 0."""
+def copy1(typingctx: Any, target: Any, index: Any, source: Any, first: Any, there: Any, space: Any) -> Any:
+    """As copy4 for one float32, anywhere."""
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         _copy(builder, 4, sig.args[5], arguments)
         return context.get_dummy_value()
 
-    return types.void(target, types.int64, source, types.int64, types.int32, space), codegen
+    return types.void(target, types.int64, source, types.int64, types.boolean, space), codegen
 
 
 @intrinsic
@@ -552,3 +552,26 @@ def store2(typingctx: Any, pointer: Any, index: Any, values: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(pointer, types.int64, values), codegen
+
+
+@intrinsic
+def walked(typingctx: Any, pointer: Any, count: Any, space: Any) -> Any:
+    """The pointer ``count`` elements on, as ``shifted``, for several steps after each other; ``space`` as for ``at``.
+
+    The compiler does not see the sum: it would keep every multiple of ``count`` in registers for a whole loop.
+    """
+    signature = pointer(pointer, types.int64, space)
+    known = not isinstance(space, types.Boolean)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        pointer, count, _ = arguments
+        asm = ir.InlineAsm(ir.FunctionType(I64, [I64, I64]), "add.s64 $0, $1, $2;", "=l,l,l")
+        size = I64(sig.args[0].dtype.bitwidth // 8)
+        if not known:
+            return builder.inttoptr(builder.call(asm, [builder.ptrtoint(pointer, I64), builder.mul(count, size)]), pointer.type)
+        place = ir.PointerType(pointer.type.pointee, GLOBAL)
+        address = builder.ptrtoint(builder.addrspacecast(pointer, place), I64)
+        address = builder.call(asm, [address, builder.mul(count, size)])
+        return builder.addrspacecast(builder.inttoptr(address, place), pointer.type)
+
+    return signature, codegen

@@ -44,6 +44,7 @@ from fastbp.backends.cuda.device import (
     sync,
     thread,
     to_tf32,
+    walked,
 )
 from fastbp.backends.cuda.gemm import finish_tile, whole_quads
 from fastbp.backends.cuda.operands import operand, word
@@ -76,37 +77,38 @@ def _spread(line):
 def _copy_tile(words, to, apart, p, aligned, columns, lines, on, down, copies, space):
     """Begin to copy this thread's part of a tile: four numbers from p on, and of the lines ``down`` on, …
 
-    The pointer walks, since one register pair for its way is less than one for each line; it is returned.
-
     Args:
         columns, lines: of the matrix, from p on.
         on: elements from a line to the one ``down`` on.
+
+    Returns:
+        Where the walk ended.
     """
-    inside = I32(max(min(columns, 4), 0))
-    for c in range(copies):
-        count = inside if c * down < lines else I32(0)
-        if aligned:
-            copy4(words, to + c * down * apart, p, 0, count, space)
-        else:
+    if aligned and columns >= 4:
+        for c in range(copies):
+            copy4(words, to + c * down * apart, p, 0, c * down < lines, space)
+            p = walked(p, on, space)
+    else:
+        for c in range(copies):
             for e in range(4):
-                copy1(words, to + c * down * apart + e, p, e, I32(1) if e < count else I32(0), space)
-        p = shifted(p, on)
+                copy1(words, to + c * down * apart + e, p, e, c * down < lines and e < columns, space)
+            p = walked(p, on, space)
     return p
 
 
 @device
-def _fetch_tile(numbers, p, aligned, columns, lines, on, down, copies, zero):
+def _fetch_tile(numbers, p, aligned, columns, lines, on, down, copies, zero, space):
     """The same into registers."""
     if aligned and columns >= 4:
         for c in range(copies):
             found = load4(p, 0) if c * down < lines else (zero, zero, zero, zero)
             numbers[c, 0], numbers[c, 1], numbers[c, 2], numbers[c, 3] = found
-            p = shifted(p, on)
+            p = walked(p, on, space)
     else:
         for c in range(copies):
             for e in range(4):
                 numbers[c, e] = p[e] if c * down < lines and e < columns else zero
-            p = shifted(p, on)
+            p = walked(p, on, space)
     return p
 
 
@@ -164,7 +166,7 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
     quads_tall, quads_a, quads_b = bk // I32(4), bm // I32(4), bn // I32(4)
     copies_a, copies_b = bm * quads_tall // count, bn * quads_tall // count
     sums_shape, columns_shape = (int(fragments_m), int(fragments_n), 4), (int(fragments_n), 2)
-    shape_a, shape_b = (int(copies_a), 4), (int(copies_b), 4)
+    numbers_shape = (int(max(copies_a, copies_b)), 4)
 
     @device
     def multiply(sums, words, place_a, place_b, a_tall, b_tall, k):
@@ -202,8 +204,7 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
         words = shared(np.uint32(1))
         piece, m0, n0 = place_of(d, number)
         k0 = piece * d[PIECE]
-        left = max(min(d[K] - k0, d[PIECE]), 0)
-        steps = _divided(left + bk - 1, bk)
+        left, here = I32(min(d[K] - k0, d[PIECE])), I32(0)  # of K: not asked for yet, and in the stage that is multiplied
         me = I32(thread())
         busy = me < count
         lane, warp = I32(me & 31), I32(me >> 5)
@@ -242,32 +243,34 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
         on_a, on_b = down_a * stride_a, down_b * stride_b
         side_a = I32(d[M] - m0 - (line_a if a_tall else column_a))
         side_b = I32(d[N] - n0 - (line_b if b_tall else column_b))
-        deep_a, deep_b = I32(left - (column_a if a_tall else line_a)), I32(left - (column_b if b_tall else line_b))
-        if bf16:
-            next_a, next_b = cuda.local.array(shape_a, float32), cuda.local.array(shape_b, float32)
-        this, first = I32(0), True
+        this = I32(0)
         while True:
-            more, multiplies = busy and steps > 0, busy and not first
-            other = I32(stage - this)
+            more, other = busy and left > 0, I32(stage - this)
+            deep_a, deep_b = I32(left - (column_a if a_tall else line_a)), I32(left - (column_b if b_tall else line_b))
             columns_a, lines_a = deep_a if a_tall else side_a, side_a if a_tall else deep_a
             columns_b, lines_b = deep_b if b_tall else side_b, side_b if b_tall else deep_b
-            after_a, after_b = a, b
             if bf16:
-                if more:
-                    after_a = _fetch_tile(next_a, a, a_aligned, columns_a, lines_a, on_a, down_a, copies_a, zero)
-                if multiplies:
+                # fetched in any case, zeros if there are no more: else the compiler would keep numbers from turn to turn
+                numbers = cuda.local.array(numbers_shape, float32)
+                after_a = _fetch_tile(
+                    numbers, a, a_aligned, columns_a, lines_a if more else 0, on_a, down_a, copies_a, zero, space
+                )
+                if busy and here > 0:
                     multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 0)
                 if more:
-                    _put_tile(words, other + to_a, apart_a, next_a, down_a, copies_a)
-                    after_b = _fetch_tile(next_b, b, b_aligned, columns_b, lines_b, on_b, down_b, copies_b, zero)
-                if multiplies:
+                    _put_tile(words, other + to_a, apart_a, numbers, down_a, copies_a)
+                after_b = _fetch_tile(
+                    numbers, b, b_aligned, columns_b, lines_b if more else 0, on_b, down_b, copies_b, zero, space
+                )
+                if busy and here > deep:
                     multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 1)
                 if more:
-                    _put_tile(words, other + to_b, apart_b, next_b, down_b, copies_b)
+                    _put_tile(words, other + to_b, apart_b, numbers, down_b, copies_b)
                 sync()
             else:
                 copied()
                 sync()
+                after_a, after_b = a, b
                 if more:
                     to = other + to_a
                     after_a = _copy_tile(
@@ -277,15 +280,12 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
                     after_b = _copy_tile(
                         words, to, apart_b, b, b_aligned, columns_b, lines_b, on_b, down_b, copies_b, space
                     )
-                if multiplies:
-                    multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 0)
-                    multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 1)
-                    multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 2)
-                    multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, 3)
-            if steps == 0:
+                if busy:
+                    for k in range(_divided(here + deep - 1, deep)):
+                        multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, k)
+            if left <= 0:
                 break
-            this, first, steps = other, False, I32(steps - 1)
-            deep_a, deep_b = I32(deep_a - bk), I32(deep_b - bk)
+            this, here, left = other, I32(min(left, bk)), I32(left - bk)
             # the lines of a wide tile end where the next one begins
             a, b = shifted(a, bk) if a_tall else after_a, shifted(b, bk) if b_tall else after_b
         if not bf16:

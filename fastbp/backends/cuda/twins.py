@@ -221,8 +221,7 @@ def _copy(target: Pointer, index: Any, source: Pointer, first: Any, there: Any, 
         raise SimulatedFault("an address in shared memory is taken for one in global memory")
     words = [x.view(np.uint32) for x in source.load(first, count, 4 * count)] if there else [np.uint32(0)] * count
     target.store(index, [np.uint32(0xFFFFFFFF)] * count, 4 * count)
-    on_their_way = now.thread.__dict__.setdefault("copies", [])
-    on_their_way.append((target, index, words))
+    now.thread.copies.append((target, index, words))
 
 
 def copy4(target: Pointer, index: Any, source: Pointer, first: Any, there: Any, space: Any) -> None:
@@ -234,8 +233,8 @@ def copy1(target: Pointer, index: Any, source: Pointer, first: Any, there: Any, 
 
 
 def copied() -> None:
-    for target, index, words, alignment in now.thread.copies:
-        target.store(index, words, alignment)
+    for target, index, words in now.thread.copies:
+        target.store(index, words, 4)
     now.thread.copies.clear()
 
 

@@ -225,11 +225,10 @@ class _Opened:
         """The leaves of other values of the same structures and shapes, as tracers."""
         found = []
         for structure, leaves, value in zip(self._structures, self._leaves, values, strict=True):
-            given, theirs = trees.flatten(value)
-            if theirs != structure:
-                raise InputError(
-                    f"{title} must have the argument's structure {trees.show(structure)}, got {trees.show(theirs)}"
-                )
+            given = trees.leaves_in(structure, value)
+            if given is None:
+                theirs = trees.show(trees.flatten(value)[1])
+                raise InputError(f"{title} must have the argument's structure {trees.show(structure)}, got {theirs}")
             for leaf, other in zip(leaves, given, strict=True):
                 if isinstance(leaf, Tracer):
                     tracer = as_tracer(title, other)

@@ -289,6 +289,12 @@ def test_hessian_vector_products(backend):
         {"w": W, "b": B}, X, {"w": v, "b": B * 0}
     )
     close(tree["w"], both[0], 1e-12, 1e-13)
+    tree = fastbp.hvp(lambda p, x: loss(p["w"], p["b"], x, T), backend=backend)(
+        {"w": W, "b": B},
+        X,
+        {"b": B * 0, "w": v},  # a dict is the same in any order of its keys
+    )
+    close(tree["w"], both[0], 1e-12, 1e-13)
     close(fastbp.hvp(lambda x: x**3, backend=backend)(2.0, 5.0), 60.0, 1e-13)
     close(fastbp.hvp(lambda x: 3.0 * x, backend=backend)(2.0, 5.0), 0.0)
 

@@ -618,7 +618,7 @@ def clip(x: Any, low: Any = None, high: Any = None) -> Tracer:
     """X, limited to [low, high]; None for no limit."""
     found = as_tracer("clip", x)
     if low is not None:
-        found = binary("maximum", found, low)
+        found = binary("maximum", low, found)  # of equal values the second has the gradient
     return found if high is None else binary("minimum", found, high)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastbp
-from fastbp import ops, scalars
+from fastbp import graph, ops, scalars
 from fastbp.errors import FastbpError, InputError, TraceError
 
 UNARY = {  # name -> NumPy's form, whether values must be positive
@@ -167,6 +167,16 @@ def test_where(shapes, backend):
 )
 def test_clip(limits, backend):
     check(lambda x: fastbp.clip(x, *limits), values("clip", (4, 3)), backend, lambda x: np.clip(x, *limits))
+
+
+def test_the_limits_of_clip_are_inside(backend):
+    """As PyTorch has it: at the limits themselves the gradient goes through."""
+    x = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, np.nan])
+    got = fastbp.grad(lambda x: fastbp.sum(fastbp.clip(x, -1.0, 1.0)), backend=backend)(x)
+    np.testing.assert_array_equal(got, [0, 1, 1, 1, 0, np.nan])
+    node = graph.input("x", 6)
+    (dx,) = graph.gradients(node.clip(-1.0, 1.0).sum(), [node])
+    np.testing.assert_array_equal(graph.compile(dx, backend=backend)(x=x[None]), got[None])
 
 
 REDUCTIONS = {"sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min, "logsumexp": None}

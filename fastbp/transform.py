@@ -549,7 +549,7 @@ def _indices(feed: Feed, value: Array) -> Array:
     column = np.ascontiguousarray(value, np.int64).reshape(feed.shape)
     if feed.limit is None or not column.size:
         return column
-    low, high = int(column.min()), int(column.max())
+    low, high = int(value.min()), int(value.max())  # not the column's: what uint64 alone can hold is negative there
     least = -feed.limit if feed.wraps else 0
     if low < least or high >= feed.limit:
         what = f"an index into {feed.limit} rows" if feed.wraps else "a label"

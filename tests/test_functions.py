@@ -422,6 +422,10 @@ UNSUPPORTED = {
     "numpy mask": (lambda x: x[np.ones((3, 3), bool)], "indexing by a mask"),
     "index": (lambda x: x[3], "index 3 is outside axis 0"),
     "index array": (lambda x: x[np.array([0, 3])], r"an index into 3 rows must lie in -3 … 2; got 3"),
+    "index above int64": (
+        lambda x: x[np.array([2**64 - 1], np.uint64)],
+        r"an index into 3 rows must lie in -3 … 2; got 18446744073709551615",
+    ),
     "pairs": (lambda x: x[np.array([0, 3]), np.array([0, 0])], "an index is outside axis 0"),
     "empty": (lambda x: x[3:], "leaves nothing"),
     "too many": (lambda x: x[0, 0, 0], "has not the 3 dimensions"),

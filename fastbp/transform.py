@@ -358,9 +358,12 @@ class _Compiled:
         values, positions = _checked(leaves, structure)
         captured = _Captured(self.f)
         fixed = self._fixed(count, frozenset(p for p, v in zip(positions, values, strict=True) if v is None))
-        data = [p not in fixed for p in positions]
+        # rows that are none can only be the batch's, even of what is differentiated
+        without_rows = [isinstance(v, np.ndarray) and v.shape[:1] == (0,) for v in values]
+        data = [p not in fixed or none for p, none in zip(positions, without_rows, strict=True)]
         found = [v for v, free in zip(values, data, strict=True) if free and isinstance(v, np.ndarray) and v.ndim == 2]
-        guesses = list(dict.fromkeys(v.shape[0] for v in found if v.shape[0] != 1))[:MOST_ROW_GUESSES]
+        heights = [0] * any(without_rows) + [v.shape[0] for v in found]
+        guesses = list(dict.fromkeys(n for n in heights if n != 1))[:MOST_ROW_GUESSES]
         dtype = _dtype(leaves)
         for n in guesses or [None]:
             try:

@@ -227,6 +227,43 @@ def test_rows_of_every_number(backend):
         close(dw, x.T @ (2 * a * (1 - a * a)), 1e-12)
 
 
+NO_ROWS = {
+    "forward": (lambda x, w: np.tanh(x @ w), (0, 2)),
+    "gram": (lambda x, w: x.T @ x, (3, 3)),
+    "products of rows": (lambda x, w: x @ x.T, (0, 0)),
+    "reshaped": (lambda x, w: x.reshape(-1, 1) + x.ravel()[:, None], (0, 1)),
+    "parts": (lambda x, w: x[:, 1:] * x[:, 0][:, None] + x[:, :2][::-1], (0, 2)),
+    "joined": (lambda x, w: np.concatenate([x, x @ w], axis=1), (0, 5)),
+    "sums": (lambda x, w: fastbp.softmax(x).sum(axis=1) * np.sum(x), (0,)),
+}
+
+
+@pytest.mark.parametrize("name", NO_ROWS)
+def test_no_rows(name, backend):
+    """A batch wherever they come: beside a matrix that might be the batch, and where they are differentiated."""
+    f, shape = NO_ROWS[name]
+    x, v = np.zeros((0, 3)), np.zeros((0, 3))
+    assert f(x, W).shape == shape
+    swapped = fastbp.function(lambda w, x: f(x, w), backend=backend)
+    for found in (fastbp.function(f, backend=backend)(x, W), swapped(W, x)):
+        np.testing.assert_array_equal(found, np.zeros(shape))
+    if name not in ("products of rows", "reshaped"):  # jvp makes arrays of a result's shape: here it is no batch's
+        np.testing.assert_array_equal(fastbp.jvp(f, backend=backend)((x, W), (v, W))[1], np.zeros(shape))
+    total = lambda x, w: fastbp.sum(f(x, w) ** 2)  # noqa: E731
+    dx, dw = fastbp.grad(total, (0, 1), backend=backend)(x, W)
+    assert dx.shape == (0, 3)
+    np.testing.assert_array_equal(dw, np.zeros(W.shape))
+    assert fastbp.hvp(total, backend=backend)(x, W, v).shape == (0, 3)
+
+
+def test_no_row_numbers(backend):
+    for table, shape in ((np.ones((4, 2)), (0, 2)), (np.ones(4), (0,))):
+        none = np.zeros(0, int)
+        assert fastbp.function(lambda t, i: t[i], backend=backend)(table, none).shape == shape
+        got = fastbp.grad(lambda t, i: fastbp.sum(t[i]), backend=backend)(table, none)
+        np.testing.assert_array_equal(got, np.zeros(table.shape))
+
+
 def test_functions_that_mix_the_rows_with_other_sizes(backend):
     def f(w, x):
         y = x * w  # (4, 3)
@@ -643,7 +680,11 @@ ERRORS = {
         InputError,
         r"at most 2 dimensions; got shape \(2, 2, 2\)",
     ),
-    "empty": (lambda: fastbp.grad(square_sum)(np.ones(0)), InputError, r"arrays with elements; got shape \(0,\)"),
+    "empty": (
+        lambda: fastbp.grad(square_sum)(np.ones((3, 0))),
+        InputError,
+        r"arrays with elements; got shape \(3, 0\)",
+    ),
     "masked": (lambda: fastbp.grad(square_sum)(np.ma.masked_array(B)), InputError, "masked array"),
     "a set": (lambda: fastbp.function(square_sum)({1.0}), InputError, "argument 0 is a set; arguments are"),
     "an object": (

@@ -8,7 +8,7 @@ arguments, their shapes and dtypes, and the values of what is neither array nor 
 integers that are not differentiated). From then on a call runs the Program and no Python of the function.
 
 - Arrays that the function captures are read anew at every call. If a variable that it reads (a global, a closure's,
-  an item or attribute of a captured object) is bound to something else, it is traced again.
+  an attribute of an object or class, an item of a dict, list or tuple) is bound to something else, it is traced again.
 - What it computes from captured arrays alone, random numbers and other effects happen once, when it is traced.
 
 All is computed in float32 if all arrays of floats among the arguments are float32, else in float64.
@@ -569,6 +569,7 @@ def _argument(tape: Tape, number: int, value: Any, data: bool) -> Any:
 # ---- what a function captures --------------------------------------------------------------------------------------
 
 MOST_WATCHED = 1000  # variables that a function reads from outside
+_MISSING = object()
 _INSTALLED = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
 
 
@@ -576,15 +577,18 @@ class _Captured:
     """The variables that a Python function reads from outside, and what they are bound to.
 
     Followed are globals, closures, defaults, functions that it calls (but for installed packages'), dicts, lists and
-    tuples, and the attributes of objects that the code mentions.
+    tuples, and the attributes of objects and classes that the code mentions.
     """
 
     def __init__(self, f: Any) -> None:
         self._watched: list[tuple[Callable[[Any], Any], Any, Any]] = []  # value = read(place)
-        self._seen: set[int] = set()
+        self._places: set[tuple[int, Any]] = set()  # that are watched already
+        self._seen: dict[int, tuple[Any, frozenset[str]]] = {}  # values, alive so that no other gets the id, and names
         self._waiting: list[tuple[Any, frozenset[str]]] = [(f, frozenset())]
         while self._waiting and len(self._watched) < MOST_WATCHED:
             self._follow(*self._waiting.pop())
+        self._seen.clear()
+        self._places.clear()
 
     def changed(self) -> bool:
         """Whether a variable is bound to something else by now."""
@@ -593,7 +597,7 @@ class _Captured:
                 now = read(place)
                 if now is not value and not _same(now, value):
                     return True
-        except (LookupError, ValueError):  # gone
+        except (LookupError, ValueError, AttributeError):  # gone
             return True
         return False
 
@@ -608,11 +612,20 @@ class _Captured:
 
     def _follow(self, value: Any, names: frozenset[str]) -> None:
         """What a value leads to; ``names`` are those that the code which reads it mentions."""
-        if isinstance(value, (np.ndarray, np.generic, str, int, float, type)) or id(value) in self._seen:
+        if isinstance(value, (np.ndarray, np.generic, str, int, float)):
             return
-        self._seen.add(id(value))
+        first = id(value) not in self._seen
+        before = frozenset() if first else self._seen[id(value)][1]
+        if not first and names <= before:
+            return
+        names |= before
+        self._seen[id(value)] = value, names
         if isinstance(value, types.FunctionType):
-            self._function(value)
+            if first:
+                self._function(value)
+            if not _is_ours(value.__module__):
+                for name in sorted(names & vars(value).keys()):
+                    self._item(vars(value), name, names)
         elif isinstance(value, types.MethodType):
             self._waiting.append((value.__func__, names))
             self._waiting.append((value.__self__, names | _names(value.__func__)))
@@ -622,7 +635,7 @@ class _Captured:
             self._waiting.append((value.f, names))
         elif isinstance(value, (dict, list, tuple)):
             if not isinstance(value, tuple):
-                self._watched.append((len, value, len(value)))
+                self._watch((id(value), len), value, len)
             keys = value if isinstance(value, dict) else range(len(value))
             for key in itertools.islice(keys, MOST_WATCHED):
                 self._item(value, key, names)
@@ -630,27 +643,58 @@ class _Captured:
             if not _is_ours(value.__name__):
                 for name in sorted(names & vars(value).keys()):
                     self._item(vars(value), name, names)
-        elif hasattr(value, "__dict__") and not _is_ours(type(value).__module__):
+        elif isinstance(value, type):
+            if not _is_ours(value.__module__):
+                self._attributes(value, names | self._methods(value, names | {"__init__"}), value)
+        elif not _is_ours(type(value).__module__):
             names |= self._methods(type(value), names | {"__call__"})
-            for name in sorted(names & vars(value).keys()):
-                self._item(vars(value), name, names)
+            self._attributes(value, names, type(value))
+            self._waiting.append((type(value), names))  # methods may read its attributes from there
 
     def _methods(self, kind: type, names: frozenset[str]) -> frozenset[str]:
-        """Follow the methods that are mentioned, by each other too; the names that they mention."""
+        """Follow the methods and properties that are mentioned, by each other too; the names that they mention."""
         waiting, found = set(names), set(names)
         while waiting:
-            method = getattr(kind, waiting.pop(), None)
+            method = inspect.getattr_static(kind, waiting.pop(), None)
+            method = getattr(method, "fget", None) or getattr(
+                method, "__func__", method
+            )  # a property's, a classmethod's
             if isinstance(method, types.FunctionType):
                 self._waiting.append((method, frozenset()))
                 waiting |= _names(method) - found
                 found |= _names(method)
         return frozenset(found)
 
+    def _attributes(self, value: Any, names: frozenset[str], kind: type) -> None:
+        """Watch an object's attributes that are mentioned, its own and its class's, or a class's."""
+        own = {} if value is kind else getattr(value, "__dict__", {})
+        for name in sorted(names):
+            found = inspect.getattr_static(kind, name, _MISSING)
+            in_slot = isinstance(found, types.MemberDescriptorType)
+            plain = found is not _MISSING and (in_slot or not hasattr(type(found), "__get__"))
+            if not plain and (name not in own or hasattr(type(found), "__set__")):
+                continue  # not there, or computed when it is read
+            try:
+                self._waiting.append((getattr(value, name), names))
+            except AttributeError:  # a slot that is empty yet
+                continue
+            try:
+                place = weakref.ref(value)  # what is kept of a callable object must not keep it alive
+            except TypeError:
+                self._watch((id(value), name), value, operator.attrgetter(name))
+            else:
+                self._watch((id(value), name), place, _attribute_of(name))
+
     def _item(self, container: Any, key: Any, names: frozenset[str]) -> None:
         value = container[key]
         if not isinstance(value, types.ModuleType):
-            self._watched.append((operator.itemgetter(key), container, value))
+            self._watch((id(container), key), container, operator.itemgetter(key))
         self._waiting.append((value, names))
+
+    def _watch(self, what: tuple[int, Any], place: Any, read: Callable[[Any], Any]) -> None:
+        if what not in self._places:
+            self._places.add(what)
+            self._watched.append((read, place, read(place)))
 
     def _function(self, f: types.FunctionType) -> None:
         if _is_ours(f.__module__) or f.__code__.co_filename.startswith(_INSTALLED):
@@ -667,6 +711,11 @@ class _Captured:
             self._waiting.append((value, names))
         for default in (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()):
             self._waiting.append((default, names))
+
+
+def _attribute_of(name: str) -> Callable[[Any], Any]:
+    read = operator.attrgetter(name)
+    return lambda reference: read(reference())
 
 
 def _is_ours(module: str | None) -> bool:

@@ -554,6 +554,96 @@ def test_closures_and_objects_are_watched():
         assert [k(np.ones(2))[0] for k in (method, itself, part)] == [value] * 3
 
 
+def test_attributes_of_classes_are_watched():
+    class Settings:
+        rate, table = 1.0, {"a": 1.0}
+
+        @classmethod
+        def from_table(cls):
+            return cls.table["a"]
+
+        @staticmethod
+        def offset():
+            return OFFSETS.here
+
+    class OFFSETS:
+        here = 0.0
+
+    f = fastbp.function(lambda x: x * Settings.rate * Settings.from_table() + Settings.offset())
+    assert f(2.0) == 2.0
+    Settings.rate = 3.0
+    assert f(2.0) == 6.0
+    Settings.table["a"] = 2.0
+    assert f(2.0) == 12.0
+    OFFSETS.here = 1.0
+    assert f(2.0) == 13.0
+
+    class Model:
+        rate = 1.0
+
+        def __call__(self, x):
+            return x * self.rate
+
+    model = Model()
+    g = fastbp.function(model)
+    assert g(2.0) == 2.0
+    Model.rate = 3.0
+    assert g(2.0) == 6.0
+    model.rate = 5.0  # its own, in the place of the class's
+    assert g(2.0) == 10.0
+    del model.rate
+    assert g(2.0) == 6.0
+
+
+def test_slots_properties_and_attributes_of_functions_are_watched():
+    class Slots:
+        __slots__ = ("empty", "rate")
+
+    class Property:
+        def __init__(self):
+            self._rate = 1.0
+            self.reads = 0
+
+        @property
+        def rate(self):
+            self.reads += 1
+            return self._rate
+
+    def helper(x):
+        return x
+
+    slots, computed = Slots(), Property()
+    slots.rate = helper.rate = 1.0
+    f = fastbp.function(lambda x: helper(x) * slots.rate * computed.rate * helper.rate)
+    assert f(2.0) == 2.0
+    slots.rate = 3.0
+    assert f(2.0) == 6.0
+    helper.rate = 2.0
+    assert f(2.0) == 12.0
+    computed._rate = 0.5
+    assert f(2.0) == 6.0
+    reads = computed.reads
+    f(2.0)
+    assert computed.reads == reads, "what is watched is not computed"
+
+
+def test_an_object_that_is_reached_twice_is_watched_for_all_that_is_read():
+    class Shared:
+        a, b = 1.0, 1.0
+
+    def of_a():
+        return Shared.a
+
+    def of_b():
+        return Shared.b
+
+    f = fastbp.function(lambda x: x * of_a() * of_b())
+    for name in ("a", "b"):
+        before = f(2.0)
+        setattr(Shared, name, 3.0)
+        assert f(2.0) == 3 * before
+
+
 def test_what_the_function_changes_itself_is_not_watched():
     state = {"calls": 0}
 
@@ -592,6 +682,20 @@ def test_what_is_kept_goes_with_the_function():
     fastbp.grad(f)(np.ones(3))
     seen = weakref.ref(f)
     del f
+    gc.collect()
+    assert seen() is None
+
+    class Model:
+        def __init__(self):
+            self.rate = 1.0
+
+        def __call__(self, x):
+            return x * self.rate
+
+    model = Model()
+    fastbp.grad(model)(1.0)
+    seen = weakref.ref(model)
+    del model
     gc.collect()
     assert seen() is None
 

@@ -40,7 +40,7 @@ from fastbp.tracing import Array, Feed, Tape, Tracer, as_floats, as_tracer, copi
 
 KEPT = 128  # signatures of a function
 MOST_ROW_GUESSES = 3
-Argnums = int | tuple[int, ...]
+Argnums = int | Sequence[int]
 
 # ---- what people call ----------------------------------------------------------------------------------------------
 
@@ -59,12 +59,13 @@ def grad(f: Callable[..., Any], argnums: Argnums = 0, *, backend: str | None = N
     """The gradient of a scalar function: ``grad(f)(*args)`` is df/dargs[argnums], of the argument's structure.
 
     Args:
-        argnums: which arguments to differentiate with respect to; the gradients of a tuple of numbers are a tuple.
+        argnums: which arguments to differentiate with respect to; the gradients of several, as in (0, 1), are a tuple.
 
     Raises:
         InputError: f returns no scalar; an argument cannot be differentiated.
         TraceError: f does with a traced value what only a value could do.
     """
+    argnums = _hashable(argnums)
     both = _with_gradient(f, argnums, False)
     return _Compiled(
         f, lambda *args, **rest: both(*args, **rest)[1], _chosen(argnums, "grad"), ("grad", argnums), backend
@@ -79,6 +80,7 @@ def value_and_grad(
     Args:
         has_aux: f returns (scalar, more): the value is (scalar, more) too, and only the scalar is differentiated.
     """
+    argnums = _hashable(argnums)
     run, title = _with_gradient(f, argnums, has_aux), "value_and_grad"
     return _Compiled(f, run, _chosen(argnums, title), (title, argnums, bool(has_aux)), backend)
 
@@ -89,6 +91,7 @@ def hvp(f: Callable[..., Any], argnums: Argnums = 0, *, backend: str | None = No
     v has x's structure and shapes (a tuple of them if argnums is one), and so has the product. It is the gradient of
     grad · v, so its cost is a few times the gradient's; no matrix is made.
     """
+    argnums = _hashable(argnums)
 
     def run(*args: Any, **rest: Any) -> Any:
         if len(args) < 2:
@@ -162,9 +165,14 @@ def _tape() -> Tape:
     return tape
 
 
+def _hashable(argnums: Argnums) -> Argnums:
+    """A list of numbers as a tuple."""
+    return tuple(argnums) if isinstance(argnums, list) else argnums
+
+
 def _positions(argnums: Argnums, count: int, title: str) -> tuple[int, ...]:
     """The chosen arguments' numbers from 0 on."""
-    given = argnums if isinstance(argnums, tuple) else (argnums,)
+    given: Sequence[Any] = argnums if isinstance(argnums, tuple) else (argnums,)
     for k in given:
         if isinstance(k, bool) or not isinstance(k, int):
             raise InputError(f"{title}: argnums must be an integer or a tuple of integers, got {argnums!r}")
@@ -505,7 +513,9 @@ class _Entry:
                 self._floats.append((name, feed.source, feed.shape))
 
     def __call__(self, leaves: list[Any]) -> Any:
-        out = list(self._leaves)
+        out = [
+            leaf.copy() if type(leaf) is np.ndarray else leaf for leaf in self._leaves
+        ]  # the results are the caller's
         if self._run is not None:
             values = dict(self._static)
             dtype = self._dtype
@@ -847,7 +857,7 @@ def trace(f: Callable[..., Any], *args: Any, argnums: Argnums | None = None, bac
         raise TraceError("trace cannot be called by a function that is traced")
     leaves, structure = trees.flatten((args, {}))
     values, positions = _checked(leaves, structure)
-    chosen = tuple(range(len(args))) if argnums is None else argnums
+    chosen = tuple(range(len(args))) if argnums is None else _hashable(argnums)
     wanted = _positions(chosen, len(args), "trace")
     names = _argument_names(f, args)
     tape = Tape(None, _dtype(leaves), teaching=True)

@@ -232,6 +232,12 @@ def test_compile_says_what_is_wrong():
         graph.compile([3])
 
 
+def test_nothing_to_join():
+    for join in (graph.concat, graph.pack):
+        with pytest.raises(GraphError, match=f"{join.__name__}: there is nothing to"):
+            join([])
+
+
 def test_shapes_that_do_not_fit():
     x, w = graph.input("x", 3), graph.param("w", (2, 4))
     with pytest.raises(GraphError, match=r"\(n, 3\) @ \(2, 4\): the inner sizes 3 and 2 differ"):

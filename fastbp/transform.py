@@ -52,7 +52,8 @@ def function(f: Callable[..., Any], *, backend: str | None = None) -> Callable[.
         f: a function of arrays, numbers and nested dicts, lists and tuples of them, in NumPy's or fastbp's functions.
         backend: "cpu" or "numpy"; None the default.
     """
-    return _Compiled(f, f, lambda count, static: set(), ("function",), backend)
+    again = functools.partial(function, backend=backend)
+    return _Compiled(f, f, lambda count, static: set(), ("function",), backend, again)
 
 
 def grad(f: Callable[..., Any], argnums: Argnums = 0, *, backend: str | None = None) -> Callable[..., Any]:
@@ -67,9 +68,12 @@ def grad(f: Callable[..., Any], argnums: Argnums = 0, *, backend: str | None = N
     """
     argnums = _hashable(argnums)
     both = _with_gradient(f, argnums, False)
-    return _Compiled(
-        f, lambda *args, **rest: both(*args, **rest)[1], _chosen(argnums, "grad"), ("grad", argnums), backend
-    )
+
+    def run(*args: Any, **rest: Any) -> Any:
+        return both(*args, **rest)[1]
+
+    again = functools.partial(grad, argnums=argnums, backend=backend)
+    return _Compiled(f, run, _chosen(argnums, "grad"), ("grad", argnums), backend, again)
 
 
 def value_and_grad(
@@ -82,7 +86,8 @@ def value_and_grad(
     """
     argnums = _hashable(argnums)
     run, title = _with_gradient(f, argnums, has_aux), "value_and_grad"
-    return _Compiled(f, run, _chosen(argnums, title), (title, argnums, bool(has_aux)), backend)
+    again = functools.partial(value_and_grad, argnums=argnums, has_aux=has_aux, backend=backend)
+    return _Compiled(f, run, _chosen(argnums, title), (title, argnums, bool(has_aux)), backend, again)
 
 
 def hvp(f: Callable[..., Any], argnums: Argnums = 0, *, backend: str | None = None) -> Callable[..., Any]:
@@ -108,7 +113,8 @@ def hvp(f: Callable[..., Any], argnums: Argnums = 0, *, backend: str | None = No
     def fixed(count: int, static: frozenset[int]) -> set[int]:
         return _chosen(argnums, "hvp")(count - 1, static) | {count - 1} if count > 1 else set()
 
-    return _Compiled(f, run, fixed, ("hvp", argnums), backend)
+    again = functools.partial(hvp, argnums=argnums, backend=backend)
+    return _Compiled(f, run, fixed, ("hvp", argnums), backend, again)
 
 
 def jvp(f: Callable[..., Any], *, backend: str | None = None) -> Callable[..., Any]:
@@ -299,13 +305,19 @@ def _with_gradient(f: Callable[..., Any], argnums: Argnums, has_aux: bool) -> Ca
 
 # ---- compiled functions --------------------------------------------------------------------------------------------
 
-_caches: weakref.WeakKeyDictionary[Any, dict[Any, dict[Any, _Entry]]] = weakref.WeakKeyDictionary()
+# by the id of a function or callable object, which is no other's while it lives; objects may be equal and yet differ
+_caches: dict[int, tuple[weakref.ref[Any], dict[Any, dict[Any, _Entry]]]] = {}
 
 
 def _cache(f: Any, key: object) -> dict[Any, _Entry]:
-    """What is kept of a function: shared by all that is made of it, and gone with it."""
+    """What is kept of a function: for all that is made of it, and gone with it; a bound method's, with its object."""
+    if isinstance(f, types.MethodType):  # a new one at every access
+        f, key = f.__self__, (key, f.__func__)
+    number = id(f)
     try:
-        return _caches.setdefault(f, {}).setdefault(key, {})
+        if number not in _caches:
+            _caches[number] = weakref.ref(f, lambda _: _caches.pop(number, None)), {}
+        return _caches[number][1].setdefault(key, {})
     except TypeError:  # not hashable, or no weak references
         return {}
 
@@ -320,8 +332,12 @@ class _Compiled:
         fixed: Callable[[int, frozenset[int]], set[int]],
         kind: tuple[Any, ...],
         backend: str | None,
+        again: Callable[[Callable[..., Any]], Any] | None = None,
     ) -> None:
-        """``fixed(number of arguments, those that are None)``: positions of arguments that are no data."""
+        """``fixed(number of arguments, those that are None)``: positions of arguments that are no data.
+
+        ``again``: the same made of another function.
+        """
         if not callable(f):
             raise InputError(f"{kind[0]}: f must be a function, got {f!r}")
         if len(kind) > 1:
@@ -333,7 +349,12 @@ class _Compiled:
         self._inline = inline
         self._fixed = fixed
         self._backend = backend
+        self._again = again
         self._entries = _cache(f, kind)
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
+        """A method that was decorated, of its object: ``self`` is captured, arguments are counted without it."""
+        return self if owner is None or self._again is None else self._again(types.MethodType(self.f, owner))
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if running() is not None:
@@ -597,8 +618,8 @@ class _Captured:
         self._waiting: list[tuple[Any, frozenset[str]]] = [(f, frozenset())]
         while self._waiting and len(self._watched) < MOST_WATCHED:
             self._follow(*self._waiting.pop())
-        self._seen.clear()
-        self._places.clear()
+        for emptied in (self._waiting, self._seen, self._places):  # they would keep the function alive
+            emptied.clear()
 
     def changed(self) -> bool:
         """Whether a variable is bound to something else by now."""
@@ -669,6 +690,7 @@ class _Captured:
             method = getattr(method, "fget", None) or getattr(
                 method, "__func__", method
             )  # a property's, a classmethod's
+            method = method.f if isinstance(method, _Compiled) else method
             if isinstance(method, types.FunctionType):
                 self._waiting.append((method, frozenset()))
                 waiting |= _names(method) - found

@@ -683,6 +683,42 @@ def test_captured_arrays_of_other_kinds(backend):
     close(fastbp.function(f, backend=backend)(w), before + 2.0, 1e-6)
 
 
+def test_methods():
+    """Decorated, and bound anew for every call: traced once an object; equal objects stay apart."""
+
+    class Model:
+        traced = 0
+
+        def __init__(self, rate):
+            self.rate = rate
+
+        def __eq__(self, other):
+            return isinstance(other, Model)
+
+        def __hash__(self):
+            return 0
+
+        @fastbp.function
+        def scaled(self, x):
+            Model.traced += 1
+            return x * self.rate
+
+        @functools.partial(fastbp.grad, argnums=1)
+        def slope(self, x, y):
+            return x * y**3 * self.rate
+
+        def loss(self, x):
+            return self.scaled(x) ** 2
+
+    one, two = Model(1.0), Model(2.0)
+    assert [one.scaled(3.0), two.scaled(3.0), one.slope(2.0, 3.0), two.slope(2.0, 3.0)] == [3.0, 6.0, 54.0, 108.0]
+    for rate in (1.0, 5.0, 5.0):
+        one.rate = rate
+        assert [one.scaled(3.0), two.scaled(3.0)] == [3.0 * rate, 6.0]
+        assert [fastbp.grad(m.loss)(3.0) for m in (one, two)] == [6.0 * rate**2, 24.0]
+    assert Model.traced == 6  # of two functions and two objects, and of two functions again when a rate was another
+
+
 def test_what_is_kept_goes_with_the_function():
     big = np.ones(3)
     f = lambda x: fastbp.sum(x * big)  # noqa: E731
@@ -701,6 +737,7 @@ def test_what_is_kept_goes_with_the_function():
 
     model = Model()
     fastbp.grad(model)(1.0)
+    fastbp.grad(model.__call__)(1.0)
     seen = weakref.ref(model)
     del model
     gc.collect()

@@ -500,7 +500,8 @@ class _Entry:
             found, self._structure = trees.flatten(out)
             traced = {f"out{k}": leaf for k, leaf in enumerate(found) if isinstance(leaf, Tracer)}
             outputs = {name: tracer.node for name, tracer in traced.items()}
-        self._leaves = [None if isinstance(leaf, Tracer) else leaf for leaf in found]
+        self._leaves: list[Any] = [None if isinstance(leaf, Tracer) else leaf for leaf in found]
+        self._arrays = [number for number, leaf in enumerate(found) if isinstance(leaf, np.ndarray)]
         captured.settle()
         self.captured = captured
         self.program = plan(outputs) if outputs else None
@@ -534,9 +535,9 @@ class _Entry:
                 self._floats.append((name, feed.source, feed.shape))
 
     def __call__(self, leaves: list[Any]) -> Any:
-        out = [
-            leaf.copy() if type(leaf) is np.ndarray else leaf for leaf in self._leaves
-        ]  # the results are the caller's
+        out = list(self._leaves)
+        for number in self._arrays:
+            out[number] = out[number].copy()  # results are the caller's
         if self._run is not None:
             values = dict(self._static)
             dtype = self._dtype

@@ -1,0 +1,17 @@
+"""Numbers of the formulas and update rules that kernels choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastbp import scalars
+
+# name -> formula and its number of operands; a code is a position in this table
+FORMULAS: dict[str, tuple[Callable[..., Any], int]] = {
+    name: (formula, count)
+    for count, table in enumerate((scalars.UNARY, scalars.BINARY, scalars.TERNARY), 1)
+    for name, formula in table.items()
+}
+CODES = {name: code for code, name in enumerate(FORMULAS)}
+UPDATE_CODES = {name: code for code, name in enumerate(scalars.UPDATES)}

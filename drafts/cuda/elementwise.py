@@ -1,0 +1,283 @@
+"""Chains: elementwise work over one matrix, and its sums and maxima, in one pass over memory, interpreted.
+
+Nothing is compiled for a chain. Its values live in registers of shared memory, four elements a thread, and what is done
+with them stands in a table (see table.py); reading one action costs a warp some tens of cycles for 128 elements.
+
+The matrix is cut into pieces of rows and columns; LANES threads lie along a row, four columns each, the others below.
+Sums over rows or over all elements are kept apart by piece and added in order by a COMBINE; sums over columns need
+pieces that have whole rows, and at most 32 lanes. What a thread adds, and in which order, depends on the table and the
+number of threads, never on the number of blocks.
+"""
+
+from __future__ import annotations  # noqa: I001
+
+import numpy as np
+
+from fastbp.backends.cuda.device import (
+    apply,
+    at,
+    device,
+    dropout,
+    load4,
+    number,
+    shared,
+    shifted,
+    shuffle_xor,
+    store4,
+    sync,
+    thread,
+    threads,
+    update,
+)
+from fastbp.backends.cuda.gemm import I32, larger, whole_quads
+from fastbp.backends.cuda.operands import operand
+from fastbp.backends.cuda.table import (
+    ACTION_WIDTH,
+    ACTIONS,
+    ADD,
+    AXIS,
+    BITS,
+    CHAIN_HEAD,
+    CODE,
+    COL,
+    COLUMN_PIECES,
+    EXTRA,
+    FACTOR,
+    FACTOR_OFFSET,
+    FIRST,
+    HEAD,
+    IS_MAXIMUM,
+    LANES,
+    LARGEST,
+    LOAD,
+    MASK,
+    NONE,
+    OFFSET,
+    OUT,
+    OVER_ALL,
+    OVER_COLUMNS,
+    OVER_ROWS,
+    PIECE_COLS,
+    PIECE_ROWS,
+    PIECES,
+    PLACE,
+    REGISTER,
+    RESULT_WIDTH,
+    RESULTS,
+    ROW,
+    SCALE,
+    SECOND,
+    SLOT,
+    STORE,
+    TARGET,
+    THIRD,
+    TO,
+    WHAT,
+    A,
+    B,
+    M,
+    N,
+    Y,
+)
+
+
+@device
+def _matrix(words, addresses, one, space):
+    return at(addresses[words[SLOT]] + words[OFFSET], one, space)
+
+
+@device
+def _load(p, words, registers, to, r, c, rows, cols, one):
+    """Four columns of row r into a register; zeros outside."""
+    zero, wide = one - one, I32(threads())
+    row, col = words[ROW], words[COL]
+    first, place = r * row + c * col, to * 4 * wide + thread()
+    if r < rows and c + 4 <= cols and col == 1 and whole_quads(p, row, one):
+        v0, v1, v2, v3 = load4(p, first)
+    else:
+        inside = r < rows
+        v0 = p[first] if inside and c < cols else zero
+        v1 = p[first + col] if inside and c + 1 < cols else zero
+        v2 = p[first + 2 * col] if inside and c + 2 < cols else zero
+        v3 = p[first + 3 * col] if inside and c + 3 < cols else zero
+    registers[place] = v0
+    registers[place + wide] = v1
+    registers[place + 2 * wide] = v2
+    registers[place + 3 * wide] = v3
+
+
+@device
+def _store(p, words, registers, source, r, c, rows, cols, one):
+    """A register to four columns of row r; nothing outside."""
+    wide = I32(threads())
+    row, col = words[ROW], words[COL]
+    first, place = r * row + c * col, source * 4 * wide + thread()
+    if r < rows and c + 4 <= cols and col == 1 and whole_quads(p, row, one):
+        values = (
+            registers[place],
+            registers[place + wide],
+            registers[place + 2 * wide],
+            registers[place + 3 * wide],
+        )
+        store4(p, first, values)
+    elif r < rows:
+        for e in range(min(I32(4), cols - c)):
+            p[first + e * col] = registers[place + e * wide]
+
+
+@device
+def _act(action, addresses, registers, r, c, rows, cols, width, one, space):
+    """One action on four columns of row r; ``width`` columns are a row of the mask."""
+    what, to, wide = action[WHAT], I32(action[TO]), I32(threads())
+    mine = I32(thread())
+    words = shifted(action, PLACE)
+    if what == LOAD:
+        _load(_matrix(words, addresses, one, space), words, registers, to, r, c, rows, cols, one)
+    elif what == STORE:
+        _store(_matrix(words, addresses, one, space), words, registers, I32(action[FIRST]), r, c, rows, cols, one)
+    elif what == ADD or what == LARGEST:  # noqa: SIM109
+        source = I32(action[FIRST])
+        if r < rows:
+            for e in range(min(I32(4), cols - c)):
+                x, place = registers[(source * 4 + e) * wide + mine], (to * 4 + e) * wide + mine
+                registers[place] = registers[place] + x if what == ADD else larger(registers[place], x)
+    elif what == MASK:
+        key = _matrix(words, addresses, np.float64(1.0), space)
+        for e in range(I32(4)):
+            registers[(to * 4 + e) * wide + mine] = dropout(action[BITS], r * np.int64(width) + c + e, key, one)
+    else:
+        first, second, third = I32(action[FIRST]), I32(action[SECOND]), I32(action[THIRD])
+        scale = I32(action[SCALE])
+        for e in range(I32(4)):
+            x = registers[(first * 4 + e) * wide + mine]
+            if scale >= 0:
+                x = x * registers[(scale * 4 + e) * wide + mine]
+            y, z = registers[(second * 4 + e) * wide + mine], registers[(third * 4 + e) * wide + mine]
+            registers[(to * 4 + e) * wide + mine] = apply(what, x, y, z)
+
+
+@device
+def _clear(result, registers, one):
+    value = number(-np.inf, one) if result[IS_MAXIMUM] else one - one
+    place, wide = I32(result[REGISTER]) * 4 * I32(threads()) + I32(thread()), I32(threads())
+    for e in range(I32(4)):
+        registers[place + e * wide] = value
+
+
+@device
+def _joined(result, x, y):
+    return larger(x, y) if result[IS_MAXIMUM] else x + y
+
+
+@device
+def _of_thread(result, registers, mine):
+    """What a thread has, its four columns joined."""
+    wide = I32(threads())
+    place = I32(result[REGISTER]) * 4 * wide + mine
+    left = _joined(result, registers[place], registers[place + wide])
+    right = _joined(result, registers[place + 2 * wide], registers[place + 3 * wide])
+    return _joined(result, left, right)
+
+
+@device
+def _write(result, addresses, i, j, value, one, space):
+    """A finished reduction to row i, column j of where it goes, times its factor."""
+    target = shifted(result, TARGET)
+    if result[FACTOR] != NONE:
+        value = value * at(addresses[result[FACTOR]] + result[FACTOR_OFFSET], one, space)[0]
+    _matrix(target, addresses, one, space)[i * target[ROW] + j * target[COL]] = value
+
+
+@device
+def chain(d, addresses, block, blocks, one, space):
+    """values = actions over (M, N), the results' sums and maxima; all as its table says. Overwrites.
+
+    Has barriers: all threads of a block, a power of two and at least LANES, call it together.
+    """
+    head = shifted(d, d[HEAD])
+    registers = shared(one)
+    rows_in_all, width = I32(d[M]), I32(d[N])
+    count, lanes = I32(head[ACTIONS]), I32(head[LANES])
+    mine = I32(thread())
+    tx, ty, below = mine % lanes, mine // lanes, I32(threads()) // lanes
+    first_result = shifted(head, CHAIN_HEAD + count * ACTION_WIDTH)
+    across = I32(head[COLUMN_PIECES])
+    for piece in range(I32(block), I32(d[PIECES]), I32(blocks)):
+        r0, c0 = piece // across * I32(head[PIECE_ROWS]), piece % across * I32(head[PIECE_COLS])
+        rows, cols = min(rows_in_all, r0 + I32(head[PIECE_ROWS])), min(width, c0 + I32(head[PIECE_COLS]))
+        for k in range(head[RESULTS]):
+            _clear(shifted(first_result, k * RESULT_WIDTH), registers, one)
+        for top in range(r0, rows, below):
+            r = top + ty
+            for left in range(c0, cols, I32(4) * lanes):
+                c = left + I32(4) * tx
+                for k in range(count):
+                    action = shifted(head, CHAIN_HEAD + k * ACTION_WIDTH)
+                    _act(action, addresses, registers, r, c, rows, cols, width, one, space)
+            for k in range(head[RESULTS]):
+                result = shifted(first_result, k * RESULT_WIDTH)
+                if result[AXIS] == OVER_COLUMNS:
+                    total = _of_thread(result, registers, mine)
+                    apart = lanes >> I32(1)
+                    while apart > 0:
+                        total = _joined(result, total, shuffle_xor(total, apart))
+                        apart = apart >> I32(1)
+                    if tx == 0 and r < rows:
+                        _write(result, addresses, r, 0, total, one, space)
+                    _clear(result, registers, one)
+        for k in range(head[RESULTS]):
+            result = shifted(first_result, k * RESULT_WIDTH)
+            if result[AXIS] == OVER_ROWS:
+                _down(result, addresses, registers, piece // across, c0 + I32(4) * tx, cols, lanes, one, space)
+            elif result[AXIS] == OVER_ALL:
+                _all(result, addresses, registers, piece, one, space)
+        sync()
+
+
+@device
+def _down(result, addresses, registers, piece, c, cols, lanes, one, space):
+    """Join what the threads below each other have, from the top, and write it."""
+    wide, mine = I32(threads()), I32(thread())
+    first = I32(result[REGISTER]) * 4 * wide + mine
+    sync()
+    if mine < lanes:
+        for e in range(min(I32(4), cols - c)):
+            place = first + e * wide
+            total = registers[place]
+            for y in range(lanes, wide, lanes):
+                total = _joined(result, total, registers[place + y])
+            _write(result, addresses, piece, c + e, total, one, space)
+
+
+@device
+def _all(result, addresses, registers, piece, one, space):
+    """Join what all threads have, halves first, and write it."""
+    wide, mine = I32(threads()), I32(thread())
+    place = I32(result[REGISTER]) * 4 * wide + mine
+    registers[place] = _of_thread(result, registers, mine)
+    sync()
+    half = wide >> I32(1)
+    while half > 0:
+        if mine < half:
+            registers[place] = _joined(result, registers[place], registers[place + half])
+        sync()
+        half = half >> I32(1)
+    if mine == 0:
+        _write(result, addresses, piece, 0, registers[place], one, space)
+
+
+@device
+def update_all(d, addresses, block, blocks, one, space):
+    """(theta, *states) = UPDATES[code](hyper, theta, g, *states), N elements, in place: OUT, A = g, B, Y, EXTRA = hyper."""  # noqa: E501
+    theta, g = operand(d, addresses, OUT, one, space), operand(d, addresses, A, one, space)
+    first, second = operand(d, addresses, B, one, space), operand(d, addresses, Y, one, space)
+    hyper = operand(d, addresses, EXTRA, np.float64(1.0), space)
+    states = d[M]  # how many there are; of those that are not, the first element stands in, and is not written
+    for i in range(np.int64(block) * threads() + thread(), d[N], np.int64(blocks) * threads()):
+        one_state, two_states = i if states > 0 else 0, i if states > 1 else 0
+        t, s, u = update(d[CODE], theta[i], g[i], first[one_state], second[two_states], hyper)
+        theta[i] = t
+        if states > 0:
+            first[i] = s
+        if states > 1:
+            second[i] = u

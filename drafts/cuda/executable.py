@@ -1,0 +1,165 @@
+"""A Program on the CUDA machine: CuPy arrays in, CuPy arrays out."""
+
+from __future__ import annotations  # noqa: I001
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cupy
+import numpy as np
+
+from fastbp.backends.cuda import table
+from fastbp.backends.cuda.binding import CONSTS, WORKSPACE, Bound, Slots, bind
+from fastbp.backends.cuda.launching import CAN_CAPTURE, captured, launch, own_stream
+from fastbp.ops import N
+from fastbp.program import Program
+
+KEPT_BINDINGS = 16  # numbers of rows for which tables are kept; training needs two
+WORTH_A_GRAPH = 4  # steps of one number of rows; capturing takes about as long as launching the kernels twice
+
+
+@dataclass
+class _OnDevice:
+    """A bound Program: its table in device memory, the row of its constants, and its graph once it is captured."""
+
+    bound: Bound
+    words: Any
+    row: int
+    graph: Any = None
+
+
+class CudaExecutable:
+    """Runs a Program with the GPU kernels. Safe to call from several Python threads: they take turns.
+
+    Nothing waits for the device: outputs are arrays that the kernels will have filled when the stream comes to them.
+    """
+
+    def __init__(self, program: Program, dtype: str, precision: str = "highest") -> None:
+        self.program = program
+        self.dtype = np.dtype(dtype)
+        self.precision = precision
+        self.slots = Slots(program)
+        self._bound: dict[int, _OnDevice] = {}
+        self._lock = threading.Lock()
+        self._one = self.dtype.type(1.0)
+        self._addresses = cupy.zeros(self.slots.count, np.int64)
+        self._moving = cupy.zeros(table.MOVING_HEAD + table.MOVING_WIDTH * self.slots.count, np.int64)
+        consts = sum(b.kind == "const" for b in program.buffers)
+        self._consts = cupy.zeros((KEPT_BINDINGS, max(1, consts)), self.dtype)  # a row for each number of rows
+        self._workspace: Any = None
+        # (slot, name, bytes a position, bytes a step) of what comes in; (slot, buffer) of what goes out
+        self._sources: list[tuple[int, str, int, int]] = []
+        self._results: list[tuple[int, int]] = []
+        for index, slot in self.slots.of.items():
+            buffer = program.buffers[index]
+            if buffer.kind == "output":
+                self._results.append((slot, index))
+                continue
+            cols = buffer.shape[1].fixed
+            moves = buffer.kind == "input" and buffer.shape[0] == N
+            itemsize = self.dtype.itemsize if buffer.dtype == "float" else 8
+            self._sources.append((slot, buffer.name, itemsize * cols * moves, 8 * cols * (buffer.dtype == "double")))
+
+    def bound(self, n: int) -> _OnDevice:
+        """The tables for n rows, made once and kept."""
+        found = self._bound.get(n)
+        if found is None:
+            row = len(self._bound)
+            if row == KEPT_BINDINGS:
+                row = self._bound.pop(next(iter(self._bound))).row
+            bytes_ = self._consts.strides[0]
+            bound = bind(self.program, self.slots, n, self.dtype.name, self.precision, row * bytes_)
+            self._consts[row].set(bound.consts)
+            found = self._bound[n] = _OnDevice(bound, cupy.asarray(bound.words), row)
+        return found
+
+    def run(self, values: Mapping[str, Any], n: int) -> dict[str, Any]:
+        """Run once for n rows; see :meth:`fastbp.backends.array.ArrayExecutable.run`. All arrays C-contiguous."""
+        with self._lock:
+            here = self.bound(n)
+            outputs = {index: cupy.empty(self.program.shape(index, n), self.dtype) for _, index in self._results}
+            self._addresses.set(self._where(here.bound.workspace, values, outputs))
+            self._launch_all(here)
+        return {name: self._part(index, outputs, n) for name, index in self.program.outputs.items()}
+
+    def run_steps(self, values: Mapping[str, Any], steps: Any) -> dict[str, Any]:
+        """Run once for each row (rows, position, step) of ``steps``, int64 on the host, without waiting in between.
+
+        Inputs whose rows are the batch's begin at row ``position``; inputs of dtype "double" (the scalars of updates)
+        at row ``step``; outputs of fixed shape are written to row ``step``: (steps, rows, columns).
+        """
+        steps = np.ascontiguousarray(steps, np.int64)
+        count, most = int(steps[:, 2].max()) + 1, int(steps[:, 0].max())
+        sizes = steps[:, 0].tolist()
+        with self._lock:
+            bindings = {n: self.bound(n) for n in set(sizes)}
+            outputs = {
+                index: cupy.empty((count, *self.program.shape(index, most)), self.dtype) for _, index in self._results
+            }
+            with own_stream() as stream:
+                addresses = self._where(max(b.bound.workspace for b in bindings.values()), values, outputs)
+                on_device = cupy.asarray(steps)
+                self._addresses.set(addresses)
+                self._moving.set(self._moves(addresses, on_device, outputs))
+                for n in sizes:
+                    self._step(bindings[n], stream, sizes.count(n) if bindings[n].graph is None else 0)
+        return {name: outputs[index] for name, index in self.program.outputs.items() if index in outputs}
+
+    # ---- addresses -------------------------------------------------------------------------------------------------
+
+    def _where(self, workspace: int, values: Mapping[str, Any], outputs: Mapping[int, Any]) -> np.ndarray:
+        """The address of every slot."""
+        if self._workspace is None or self._workspace.size < workspace:
+            self._workspace = None  # given back before more is asked for
+            self._workspace = cupy.empty(workspace, np.uint8)
+        addresses = np.zeros(self.slots.count, np.int64)
+        addresses[WORKSPACE], addresses[CONSTS] = self._workspace.data.ptr, self._consts.data.ptr
+        for slot, name, _, _ in self._sources:
+            addresses[slot] = values[name].data.ptr
+        for slot, index in self._results:
+            addresses[slot] = outputs[index].data.ptr
+        return addresses
+
+    def _moves(self, addresses: np.ndarray, steps: Any, outputs: Mapping[int, Any]) -> np.ndarray:
+        """What ``advance`` reads: see table.py."""
+        moving = [(slot, addresses[slot], a_position, a_step) for slot, _, a_position, a_step in self._sources]
+        moving += [(slot, addresses[slot], 0, outputs[index].strides[0]) for slot, index in self._results]
+        moving = [m for m in moving if m[2] or m[3]]
+        words = np.zeros(self._moving.shape, np.int64)
+        words[: table.MOVING_HEAD] = steps.data.ptr, 0, len(moving)
+        words[table.MOVING_HEAD : table.MOVING_HEAD + table.MOVING_WIDTH * len(moving)] = np.ravel(moving)
+        return words
+
+    def _part(self, index: int, outputs: Mapping[int, Any], n: int) -> Any:
+        """An output; None for an update's theta, which the caller has already."""
+        buffer = self.program.buffers[index]
+        if buffer.base is None:
+            return outputs.get(index)
+        flat = outputs[buffer.base].reshape(-1)[buffer.offset : buffer.offset + self.program.size(index, n)]
+        return flat.reshape(self.program.shape(index, n))
+
+    # ---- launches --------------------------------------------------------------------------------------------------
+
+    def _step(self, here: _OnDevice, stream: Any, left: int) -> None:
+        """One step: by its graph; where there is none, launch by launch, which also loads the kernels for a graph.
+
+        Args:
+            left: how many such steps the call has, 0 where there is a graph.
+        """
+        if here.graph is not None:
+            here.graph.launch(stream)
+            return
+        self._advance_and_launch(here)
+        if CAN_CAPTURE and left >= WORTH_A_GRAPH:
+            here.graph = captured(stream, lambda: self._advance_and_launch(here))
+
+    def _advance_and_launch(self, here: _OnDevice) -> None:
+        launch("advance", self.dtype.name, 1, 32, 0, self._moving.data.ptr, self._addresses.data.ptr)
+        self._launch_all(here)
+
+    def _launch_all(self, here: _OnDevice) -> None:
+        words, addresses = here.words.data.ptr, self._addresses.data.ptr
+        for one in here.bound.launches:
+            launch(one.kernel, self.dtype.name, one.blocks, one.threads, one.shared, words + 8 * one.row, addresses)

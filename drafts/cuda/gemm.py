@@ -1,0 +1,309 @@
+"""Products in plain multiply-adds, C = epilogue(A B, Y): tiles in shared memory, sums in registers.
+
+A block computes tiles of ``bm`` rows by ``bn`` columns, a thread ``tm`` by ``tn`` of their elements, in groups of four so
+that shared memory is read 16 bytes at a time. The next ``bk`` columns of A and rows of B come from global memory, into
+registers, while these are multiplied. An element is one chain of fused multiply-adds over its piece of K, whatever the
+tile, so its bits do not depend on where in a matrix it lies.
+"""  # noqa: E501
+
+from __future__ import annotations  # noqa: I001
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from fastbp.backends.cuda.device import (
+    address_of,
+    apply,
+    device,
+    itemsize,
+    load4,
+    shared,
+    store4,
+    sync,
+    thread,
+    threads,
+)
+from fastbp.backends.cuda.operands import element, operand, word
+from fastbp.backends.cuda.table import (
+    BOTH,
+    CODE,
+    COL,
+    HOW,
+    MAXIMA,
+    NONE,
+    OUT,
+    OUT2,
+    PIECE,
+    PIECES,
+    ROW,
+    THEN,
+    A,
+    B,
+    K,
+    M,
+    N,
+    Y,
+)
+from fastbp.backends.cuda.tiles import PAD, Tile
+
+I32 = np.int32
+
+
+@device
+def ceil_div(x, y):
+    return (x + y - I32(1)) // y
+
+
+@device
+def larger(x, y):
+    """The larger value; NaN if either is NaN."""
+    return x if x != x or x > y else y
+
+
+@device
+def divided(e, size):
+    """e // size and e % size of int64 that are not negative, in 32 bits where that is enough: five times quicker."""
+    if (e | size) >> 32 == 0:
+        quotient = np.uint32(e) // np.uint32(size)
+        return np.int64(quotient), e - quotient * size
+    return e // size, e % size
+
+
+@device
+def quad(p, aligned, i, count, j, lines, stride, zero):
+    """Elements i … i + 3 of line j, with zeros where the matrix has ended: count elements a line, ``lines`` lines."""
+    if j >= lines or i >= count:
+        return zero, zero, zero, zero
+    first = np.int64(j) * stride + i
+    if aligned and i + I32(4) <= count:
+        return load4(p, first)
+    second = p[first + 1] if i + I32(1) < count else zero
+    third = p[first + 2] if i + I32(2) < count else zero
+    fourth = p[first + 3] if i + I32(3) < count else zero
+    return p[first], second, third, fourth
+
+
+@device
+def whole_quads(p, stride, one):
+    """Whether every line begins on a multiple of 16 bytes."""
+    return (address_of(p) | (stride * itemsize(one))) & 15 == 0
+
+
+@device
+def finish(d, y, out, out2, total, i, j):
+    """Element (i, j) of the result from its finished sum: code(total, y), then; overwrites OUT, and OUT2 if BOTH."""
+    value, other = total, total
+    if d[CODE] != NONE:
+        other = y[element(d, Y, i, j)]
+    for turn in range(2):  # so that the formulas are there once: they are most of the kernel
+        code = d[THEN] if turn else d[CODE]
+        if turn and d[HOW] == BOTH:
+            out[element(d, OUT, i, j)] = value
+        if code != NONE:
+            value = apply(code, value, other, other)
+    if d[HOW] == BOTH:
+        out2[element(d, OUT2, i, j)] = value
+    else:
+        out[element(d, OUT, i, j)] = value
+
+
+@device
+def finish_tile(d, addresses, tile, stride, m0, n0, rows, cols, piece, one, space):
+    """Take rows × cols finished sums from shared memory, ``stride`` apart, to where C's element (m0, n0) lies.
+
+    Of one piece of several: into the M × N sums of that piece, as they are. Overwrites. All threads call it; it has no
+    barrier.
+    """
+    out = operand(d, addresses, OUT, one, space)
+    y, out2 = operand(d, addresses, Y, one, space), operand(d, addresses, OUT2, one, space)
+    m, n, whole = d[M], d[N], d[PIECES] == 1
+    for e in range(I32(thread()), rows * cols, I32(threads())):
+        r, c = e // cols, e % cols
+        total = tile[r * stride + c]
+        if whole:
+            finish(d, y, out, out2, total, np.int64(m0 + r), np.int64(n0 + c))
+        else:
+            out[(piece * m + m0 + r) * n + n0 + c] = total
+
+
+@device
+def combine(d, addresses, block, blocks, one, space):
+    """OUT = epilogue(Σ of the PIECES sums of A, Y), M × N, or their largest if MAXIMA; in order. Overwrites."""
+    sums, y = operand(d, addresses, A, one, space), operand(d, addresses, Y, one, space)
+    out, out2 = operand(d, addresses, OUT, one, space), operand(d, addresses, OUT2, one, space)
+    n, size, pieces = d[N], d[M] * d[N], d[PIECES]
+    for e in range(np.int64(block) * threads() + thread(), size, np.int64(blocks) * threads()):
+        total = sums[e]
+        for piece in range(1, pieces):
+            total = larger(total, sums[piece * size + e]) if d[HOW] == MAXIMA else total + sums[piece * size + e]
+        i, j = divided(e, n)
+        finish(d, y, out, out2, total, i, j)
+
+
+def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
+    """The device function for one size of tile."""
+    bm, bn, bk, tm, tn = (I32(x) for x in (tile.bm, tile.bn, tile.bk, tile.tm, tile.tn))
+    across = I32(tile.bn // tile.tn)  # threads along a row of the tile
+    count = I32(tile.threads)
+    groups_m, groups_n = I32(tile.tm // 4), I32(tile.tn // 4)
+    apart_m, apart_n = bm // groups_m, bn // groups_n
+    lda, ldb = bm + I32(PAD), bn + I32(PAD)
+    stage = bk * (lda + ldb)
+    quads_a, quads_b = bm * bk // I32(4) // count, bn * bk // I32(4) // count
+    shape_acc, shape_a, shape_b = (tile.tm, tile.tn), (int(quads_a), 4), (int(quads_b), 4)
+
+    def strip_of(g: int) -> Callable[..., None]:
+        """Write group ``g`` of a thread's rows to shared memory: of a number that is known, or it would lie in memory."""  # noqa: E501
+
+        @device
+        def strip(acc, memory, first):
+            for i in range(4):
+                for h in range(groups_n):
+                    values = (
+                        acc[4 * g + i, 4 * h],
+                        acc[4 * g + i, 4 * h + 1],
+                        acc[4 * g + i, 4 * h + 2],
+                        acc[4 * g + i, 4 * h + 3],
+                    )
+                    store4(memory, first + i * ldb + h * apart_n, values)
+
+        return strip
+
+    upper, lower = strip_of(0), strip_of(int(groups_m) - 1)
+
+    @device
+    def product(d, addresses, block, blocks, one, space):
+        """C = epilogue(A B, Y), (M, N) = (M, K)(K, N), or the sums of each piece of K. Overwrites.
+
+        Has barriers: all ``tile.threads`` threads of a block call it together; others wait at the barriers.
+        """
+        zero = one - one
+        memory = shared(one)
+        a, b = operand(d, addresses, A, one, space), operand(d, addresses, B, one, space)
+        m, n, k = I32(d[M]), I32(d[N]), I32(d[K])
+        a_row, a_col = word(d, A, ROW), word(d, A, COL)
+        b_row, b_col = word(d, B, ROW), word(d, B, COL)
+        a_down, b_across = a_row == 1 and a_col != 1, b_col == 1  # whether the tile is read along M, along N
+        a_line, b_line = a_col if a_down else a_row, b_row if b_across else b_col
+        a_aligned, b_aligned = whole_quads(a, a_line, one), whole_quads(b, b_line, one)
+        tiles_m, tiles_n = ceil_div(m, bm), ceil_div(n, bn)
+        me = I32(thread())
+        tx, ty = me % across, me // across
+        acc = cuda.local.array(shape_acc, dtype)
+        next_a, next_b = cuda.local.array(shape_a, dtype), cuda.local.array(shape_b, dtype)
+        for number in range(I32(block), tiles_m * tiles_n * I32(d[PIECES]), I32(blocks)):
+            piece, place = number // (tiles_m * tiles_n), number % (tiles_m * tiles_n)
+            m0, n0 = place % tiles_m * bm, place // tiles_m * bn
+            k0 = piece * I32(d[PIECE])
+            k1 = min(k, k0 + I32(d[PIECE]))
+            for i in range(tm):
+                for j in range(tn):
+                    acc[i, j] = zero
+            steps = ceil_div(k1 - k0, bk)
+            for step in range(I32(-1), steps):
+                # ---- the tile after this one, from memory into registers
+                if step + I32(1) < steps and me < count:
+                    kk = k0 + (step + I32(1)) * bk
+                    for q in range(quads_a):
+                        e = me + q * count
+                        if a_down:
+                            found = quad(
+                                a,
+                                a_aligned,
+                                m0 + e % (bm // I32(4)) * I32(4),
+                                m,
+                                kk + e // (bm // I32(4)),
+                                k1,
+                                a_line,
+                                zero,
+                            )
+                        else:
+                            found = quad(
+                                a,
+                                a_aligned,
+                                kk + e % (bk // I32(4)) * I32(4),
+                                k1,
+                                m0 + e // (bk // I32(4)),
+                                m,
+                                a_line,
+                                zero,
+                            )
+                        next_a[q, 0], next_a[q, 1], next_a[q, 2], next_a[q, 3] = found
+                    for q in range(quads_b):
+                        e = me + q * count
+                        if b_across:
+                            found = quad(
+                                b,
+                                b_aligned,
+                                n0 + e % (bn // I32(4)) * I32(4),
+                                n,
+                                kk + e // (bn // I32(4)),
+                                k1,
+                                b_line,
+                                zero,
+                            )
+                        else:
+                            found = quad(
+                                b,
+                                b_aligned,
+                                kk + e % (bk // I32(4)) * I32(4),
+                                k1,
+                                n0 + e // (bk // I32(4)),
+                                n,
+                                b_line,
+                                zero,
+                            )
+                        next_b[q, 0], next_b[q, 1], next_b[q, 2], next_b[q, 3] = found
+                # ---- this tile's products
+                if step >= 0 and me < count:
+                    first = step % I32(2) * stage
+                    for kk in range(bk):
+                        row_a, row_b = first + kk * lda + ty * I32(4), first + bk * lda + kk * ldb + tx * I32(4)
+                        for g in range(groups_m):
+                            x = load4(memory, row_a + g * apart_m)
+                            for h in range(groups_n):
+                                y = load4(memory, row_b + h * apart_n)
+                                for i in range(4):
+                                    for j in range(4):
+                                        acc[4 * g + i, 4 * h + j] += x[i] * y[j]
+                # ---- and the next one from registers into the other half of shared memory
+                if step + I32(1) < steps and me < count:
+                    first = (step + I32(1)) % I32(2) * stage
+                    for q in range(quads_a):
+                        e = me + q * count
+                        found = next_a[q, 0], next_a[q, 1], next_a[q, 2], next_a[q, 3]
+                        if a_down:
+                            store4(memory, first + e // (bm // I32(4)) * lda + e % (bm // I32(4)) * I32(4), found)
+                        else:
+                            line = first + e % (bk // I32(4)) * I32(4) * lda + e // (bk // I32(4))
+                            for i in range(4):
+                                memory[line + i * lda] = next_a[q, i]
+                    for q in range(quads_b):
+                        e = me + q * count
+                        found = next_b[q, 0], next_b[q, 1], next_b[q, 2], next_b[q, 3]
+                        if b_across:
+                            line = first + bk * lda + e // (bn // I32(4)) * ldb
+                            store4(memory, line + e % (bn // I32(4)) * I32(4), found)
+                        else:
+                            line = first + bk * lda + e % (bk // I32(4)) * I32(4) * ldb + e // (bk // I32(4))
+                            for i in range(4):
+                                memory[line + i * ldb] = next_b[q, i]
+                sync()
+            # ---- finished sums, a strip of rows at a time, through shared memory to where they belong
+            for g in range(groups_m):
+                if me < count:
+                    if g == 0:
+                        upper(acc, memory, ty * I32(4) * ldb + tx * I32(4))
+                    else:
+                        lower(acc, memory, ty * I32(4) * ldb + tx * I32(4))
+                sync()
+                top = m0 + g * apart_m
+                if top < m:
+                    rows, cols = min(apart_m, m - top), min(bn, n - n0)
+                    finish_tile(d, addresses, memory, ldb, top, n0, rows, cols, piece, one, space)
+                sync()
+
+    return product

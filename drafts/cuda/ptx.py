@@ -1,0 +1,554 @@
+"""What GPU kernels are written in, where there is a GPU: pointers, 128-bit accesses, formulas, tensor cores.
+
+Each function here is a Numba intrinsic with a twin in ``twins.py`` that does the same in Numba's simulator; kernels
+import either from ``device.py``. Pointers are ``CPointer(float32)`` and the like: ``p[i]`` reads and writes, ``i``
+counts elements. ``one`` is the number 1 of the dtype that is meant; it decides the type alone.
+"""
+
+from __future__ import annotations  # noqa: I001
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import cuda
+from numba.cuda import cgutils, types
+from numba.cuda.extending import intrinsic
+
+from fastbp import scalars
+from fastbp.backends.cuda.codes import FORMULAS
+from fastbp.backends.llvm import Value, switch
+
+I1, I32, I64, F32, F64 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
+GLOBAL, SHARED = 1, 3  # address spaces
+
+# ---- pointers ------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def at(typingctx: Any, address: Any, one: Any, space: Any) -> Any:
+    """A pointer to an address in global memory; if ``space`` is a boolean, to one that may be in shared memory, too.
+
+    What is known to be global is read with shorter instructions.
+    """
+    signature = types.CPointer(one)(types.int64, one, space)
+    known = not isinstance(space, types.Boolean)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        element = context.get_data_type(sig.args[1])
+        if not known:
+            return builder.inttoptr(arguments[0], element.as_pointer())
+        return builder.addrspacecast(
+            builder.inttoptr(arguments[0], ir.PointerType(element, GLOBAL)), element.as_pointer()
+        )
+
+    return signature, codegen
+
+
+@intrinsic
+def shared(typingctx: Any, one: Any) -> Any:
+    """A pointer to the block's dynamic shared memory, whose size the launch says; 16-byte aligned."""
+    signature = types.CPointer(one)(one)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        element = context.get_data_type(sig.args[0])
+        memory = builder.module.globals.get("fastbp_shared")
+        if memory is None:
+            memory = ir.GlobalVariable(builder.module, ir.ArrayType(ir.IntType(8), 0), "fastbp_shared", SHARED)
+            memory.linkage = "external"
+            memory.align = 16
+        return builder.bitcast(builder.addrspacecast(memory, ir.PointerType(memory.value_type)), element.as_pointer())
+
+    return signature, codegen
+
+
+@intrinsic
+def address_of(typingctx: Any, pointer: Any) -> Any:
+    """The address that a pointer holds, int64."""
+    signature = types.int64(pointer)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return builder.ptrtoint(arguments[0], I64)
+
+    return signature, codegen
+
+
+@intrinsic
+def shifted(typingctx: Any, pointer: Any, count: Any) -> Any:
+    """The pointer ``count`` elements on."""
+    signature = pointer(pointer, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return builder.gep(arguments[0], [arguments[1]])
+
+    return signature, codegen
+
+
+def _quads(context: Any, builder: Any, dtype: Any, pointer: Any, index: Any) -> tuple[Any, Any, int]:
+    """Pointer to the first vector of 16 bytes, its type, and how many make four elements."""
+    element = context.get_data_type(dtype)
+    width = 16 // (dtype.bitwidth // 8)
+    vector = ir.VectorType(element, width)
+    return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer()), vector, 4 // width
+
+
+@intrinsic
+def load4(typingctx: Any, pointer: Any, index: Any) -> Any:
+    """Elements index … index + 3, which begin on a multiple of 16 bytes, in 128-bit loads."""
+    signature = types.UniTuple(pointer.dtype, 4)(pointer, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        place, vector, count = _quads(context, builder, sig.args[0].dtype, *arguments)
+        found = []
+        for k in range(count):
+            value = builder.load(builder.gep(place, [I32(k)]), align=16)
+            found += [builder.extract_element(value, I32(e)) for e in range(vector.count)]
+        return context.make_tuple(builder, sig.return_type, found)
+
+    return signature, codegen
+
+
+@intrinsic
+def store4(typingctx: Any, pointer: Any, index: Any, values: Any) -> Any:
+    """Write four values (a tuple) to index … index + 3, which begin on a multiple of 16 bytes."""
+    signature = types.void(pointer, types.int64, values)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        pointer, index, values = arguments
+        place, vector, count = _quads(context, builder, sig.args[0].dtype, pointer, index)
+        for k in range(count):
+            value = ir.Constant(vector, ir.Undefined)
+            for e in range(vector.count):
+                value = builder.insert_element(value, builder.extract_value(values, k * vector.count + e), I32(e))
+            builder.store(value, builder.gep(place, [I32(k)]), align=16)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def number(typingctx: Any, value: Any, one: Any) -> Any:
+    """A float64 as a number of ``one``'s dtype."""
+    signature = one(types.float64, one)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return builder.fptrunc(arguments[0], F32) if sig.args[1].bitwidth == 32 else arguments[0]
+
+    return signature, codegen
+
+
+@intrinsic
+def lowest(typingctx: Any, one: Any) -> Any:
+    """The smallest finite number of the dtype."""
+    signature = one(one)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        single = sig.args[0].bitwidth == 32
+        return ir.Constant(F32 if single else F64, float(np.finfo(np.float32 if single else np.float64).min))
+
+    return signature, codegen
+
+
+@intrinsic
+def itemsize(typingctx: Any, one: Any) -> Any:
+    """Bytes of a number of the dtype, int64."""
+    signature = types.int64(one)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return I64(sig.args[0].bitwidth // 8)
+
+    return signature, codegen
+
+
+@cuda.jit(device=True)
+def thread() -> Any:
+    """Number of the thread in its block, int32."""
+    return np.int32(cuda.threadIdx.x)
+
+
+@cuda.jit(device=True)
+def threads() -> Any:
+    """Threads of a block, int32."""
+    return np.int32(cuda.blockDim.x)
+
+
+@cuda.jit(device=True)
+def sync() -> None:
+    """Wait until all threads of the block are here; what they wrote before is seen after."""
+    cuda.syncthreads()
+
+
+device = cuda.jit(device=True)
+
+
+# ---- warps ---------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def shuffle_xor(typingctx: Any, value: Any, mask: Any) -> Any:
+    """What the lane ``lane ^ mask`` of the warp has for ``value``; all 32 lanes call it together."""
+    signature = value(value, types.int32)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        value, mask = arguments
+        asm = ir.InlineAsm(
+            ir.FunctionType(I32, [I32, I32]), "shfl.sync.bfly.b32 $0, $1, $2, 31, -1;", "=r,r,r", side_effect=True
+        )
+        if sig.args[0].bitwidth == 32:
+            return builder.bitcast(builder.call(asm, [builder.bitcast(value, I32), mask]), F32)
+        bits = builder.bitcast(value, I64)
+        low, high = builder.trunc(bits, I32), builder.trunc(builder.lshr(bits, I64(32)), I32)
+        low, high = (builder.zext(builder.call(asm, [half, mask]), I64) for half in (low, high))
+        return builder.bitcast(builder.or_(builder.shl(high, I64(32)), low), F64)
+
+    return signature, codegen
+
+
+# ---- formulas ------------------------------------------------------------------------------------------------------
+
+
+class ScalarEmitter:
+    """The operations of :class:`fastbp.scalars.Emitter` on scalars; functions are CUDA's libdevice's."""
+
+    def __init__(self, builder: Any, dtype: str) -> None:
+        self.builder = builder
+        self.dtype = dtype
+        self.type = F32 if dtype == "float32" else F64
+        self.suffix = "f" if dtype == "float32" else ""
+
+    def unwrap(self, x: Any) -> Any:
+        return x.value if isinstance(x, Value) else ir.Constant(self.type, float(x))
+
+    def negative(self, x: Any) -> Any:
+        return self.builder.fsub(ir.Constant(self.type, -0.0), x)  # NVVM's LLVM has no fneg yet
+
+    def call(self, name: str, *arguments: Any) -> Value:
+        """libdevice's function of that name."""
+        values = [self.unwrap(x) for x in arguments]
+        name = f"__nv_{name}{self.suffix}"
+        function = self.builder.module.globals.get(name)
+        if function is None:
+            function = ir.Function(self.builder.module, ir.FunctionType(self.type, [self.type] * len(values)), name)
+        return Value(self, self.builder.call(function, values))
+
+    def __getattr__(self, name: str) -> Callable[..., Value]:  # exp, expm1, log, log1p, tanh, sin, cos, sqrt
+        return lambda *arguments: self.call(name, *arguments)
+
+    def abs(self, x: Value) -> Value:
+        return self.call("fabs", x)
+
+    def power(self, x: Value, y: Value) -> Value:
+        return self.call("pow", x, y)
+
+    def where(self, condition: Value, x: Any, y: Any) -> Value:
+        return Value(self, self.builder.select(condition.value, self.unwrap(x), self.unwrap(y)))
+
+    def maximum(self, x: Any, y: Any) -> Value:
+        x = Value(self, self.unwrap(x))
+        return self.where(self._is_nan(x), x, self.where(x > y, x, y))
+
+    def minimum(self, x: Any, y: Any) -> Value:
+        x = Value(self, self.unwrap(x))
+        return self.where(self._is_nan(x), x, self.where(x < y, x, y))
+
+    def _is_nan(self, x: Value) -> Value:
+        return Value(self, self.builder.fcmp_unordered("uno", x.value, x.value))
+
+
+@intrinsic
+def apply(typingctx: Any, code: Any, x: Any, y: Any, z: Any) -> Any:
+    """codes.FORMULAS[code](x), (x, y) or (x, y, z)."""
+    signature = x(types.int64, x, x, x)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        code, *values = arguments
+        m = ScalarEmitter(builder, str(sig.args[1]))
+        result = cgutils.alloca_once(builder, m.type)
+
+        def case(formula: Callable[..., Value], count: int) -> Callable[[], None]:
+            return lambda: builder.store(m.unwrap(formula(m, *(Value(m, v) for v in values[:count]))), result)
+
+        switch(builder, code, [case(f, count) for f, count in FORMULAS.values()])
+        return builder.load(result)
+
+    return signature, codegen
+
+
+@intrinsic
+def update(typingctx: Any, code: Any, theta: Any, g: Any, first: Any, second: Any, hyper: Any) -> Any:
+    """(theta, first, second) after UPDATES[code]; hyper points to the rule's float64 numbers."""
+    signature = types.UniTuple(theta, 3)(types.int64, theta, theta, theta, theta, types.CPointer(types.float64))
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        code, theta, g, first, second, hyper = arguments
+        m = ScalarEmitter(builder, str(sig.args[1]))
+        results = [cgutils.alloca_once(builder, m.type) for _ in range(3)]
+        for place, value in zip(results, (theta, first, second), strict=True):
+            builder.store(value, place)
+
+        def scalar(k: int) -> Value:
+            value = builder.load(builder.gep(hyper, [I32(k)]))
+            return Value(m, builder.fptrunc(value, F32) if m.dtype == "float32" else value)
+
+        def case(rule: scalars.UpdateRule) -> Callable[[], None]:
+            def run() -> None:
+                h = tuple(scalar(k) for k in range(len(rule.hyper)))
+                states = [Value(m, s) for s in (first, second)[: len(rule.states)]]
+                found = rule.formula(m, h, Value(m, theta), Value(m, g), *states)
+                for place, value in zip(results, found, strict=False):
+                    builder.store(value.value, place)
+
+            return run
+
+        switch(builder, code, [case(rule) for rule in scalars.UPDATES.values()])
+        return context.make_tuple(builder, sig.return_type, [builder.load(place) for place in results])
+
+    return signature, codegen
+
+
+class _Integers:
+    """Unsigned integers of 32 bits, see scalars.philox."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def multiply(self, x: Any, constant: int) -> tuple[Any, Any]:
+        b = self.builder
+        product = b.mul(b.zext(x, I64), I64(constant))
+        return b.trunc(b.lshr(product, I64(32)), I32), b.trunc(product, I32)
+
+    def add(self, x: Any, constant: int) -> Any:
+        return self.builder.add(x, I32(constant))
+
+    def xor(self, x: Any, y: Any) -> Any:
+        return self.builder.xor(x, y)
+
+
+@intrinsic
+def dropout(typingctx: Any, bits: Any, element: Any, key: Any, one: Any) -> Any:
+    """One element of a dropout mask: 0 or 1/(1 - rate); key points to seed and step, float64. See program.Step.bits."""
+    signature = one(types.int64, types.int64, types.CPointer(types.float64), one)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        bits, element, key, _ = arguments
+        b, m = builder, ScalarEmitter(builder, str(sig.args[3]))
+        seed, step = (b.trunc(b.fptosi(b.load(b.gep(key, [I32(k)])), I64), I32) for k in range(2))
+        threshold, number = b.trunc(bits, I32), b.trunc(b.lshr(bits, I64(32)), I32)
+        keys = b.xor(seed, b.mul(number, I32(scalars.DROPOUT_KEY)))
+        drawn = scalars.philox(_Integers(b), b.trunc(element, I32), step, keys)
+        rate = b.fmul(b.uitofp(threshold, F64), ir.Constant(F64, 2.0**-32))
+        scale = b.fdiv(ir.Constant(F64, 1.0), b.fsub(ir.Constant(F64, 1.0), rate))
+        kept = b.fptrunc(scale, F32) if m.dtype == "float32" else scale
+        return b.select(b.icmp_unsigned(">=", drawn, threshold), kept, ir.Constant(m.type, 0.0))
+
+    return signature, codegen
+
+
+# ---- tensor cores --------------------------------------------------------------------------------------------------
+# A word is 32 bits: two bf16, the one with the smaller index in the low half, or one tf32. Lane 4g + t of a warp holds
+# the parts of a product's operands that PTX's tables "matrix fragments" say; see twins.py for them as arithmetic.
+
+
+def _pure(result: Any, arguments: list[Any], instruction: str, constraints: str) -> ir.InlineAsm:
+    return ir.InlineAsm(ir.FunctionType(result, arguments), instruction, constraints)
+
+
+def _unpack(builder: Any, values: Any, count: int) -> list[Any]:
+    return [builder.extract_value(values, k) for k in range(count)]
+
+
+def _mma(builder: Any, shape: str, kind: str, arguments: Any) -> list[Any]:
+    """C + A B of a warp. Volatile, because a warp's lanes must stay together: LLVM must not move it into a branch."""
+    asm = ir.InlineAsm(
+        ir.FunctionType(ir.LiteralStructType([F32] * 4), [I32] * 6 + [F32] * 4),
+        f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 "
+        "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
+        ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4),
+        side_effect=True,
+    )
+    a, b, c = arguments
+    operands = _unpack(builder, a, 4) + _unpack(builder, b, 2) + _unpack(builder, c, 4)
+    return _unpack(builder, builder.call(asm, operands), 4)
+
+
+_MMA = types.UniTuple(types.float32, 4)(
+    types.UniTuple(types.uint32, 4), types.UniTuple(types.uint32, 2), types.UniTuple(types.float32, 4)
+)
+
+
+@intrinsic
+def mma_bf16(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """C + A B of a warp in float32: A (16, 16), B (16, 8) in bf16, 4 and 2 words a lane, C (16, 8), 4 numbers a lane."""  # noqa: E501
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return context.make_tuple(builder, sig.return_type, _mma(builder, "m16n8k16", "bf16", arguments))
+
+    return _MMA, codegen
+
+
+@intrinsic
+def mma_tf32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """C + A B of a warp in float32: A (16, 8), B (8, 8) in tf32, 4 and 2 words a lane, C (16, 8), 4 numbers a lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return context.make_tuple(builder, sig.return_type, _mma(builder, "m16n8k8", "tf32", arguments))
+
+    return _MMA, codegen
+
+
+def _shared_address(builder: Any, pointer: Any, index: Any) -> Any:
+    """The 32-bit address within shared memory of p[index]."""
+    place = builder.gep(pointer, [index])
+    return builder.ptrtoint(builder.addrspacecast(place, ir.PointerType(place.type.pointee, SHARED)), I32)
+
+
+def _ldmatrix(context: Any, builder: Any, sig: Any, arguments: Any, how: str) -> Any:
+    asm = ir.InlineAsm(
+        ir.FunctionType(ir.LiteralStructType([I32] * 4), [I32]),
+        f"ldmatrix.sync.aligned.m8n8.x4{how}.shared.b16 {{$0, $1, $2, $3}}, [$4];",
+        "=r,=r,=r,=r,r,~{memory}",
+        side_effect=True,
+    )
+    found = builder.call(asm, [_shared_address(builder, *arguments)])
+    return context.make_tuple(builder, sig.return_type, _unpack(builder, found, 4))
+
+
+@intrinsic
+def ldmatrix(typingctx: Any, words: Any, index: Any) -> Any:
+    """Four matrices of 8 rows of 4 words, whose rows begin at the indices of lanes 0 … 7, 8 … 15, …
+
+    Lane l gets word l % 4 of row l // 4 of each. Indices are multiples of 4, in shared memory.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return _ldmatrix(context, builder, sig, arguments, "")
+
+    return types.UniTuple(types.uint32, 4)(words, types.int64), codegen
+
+
+@intrinsic
+def ldmatrix_trans(typingctx: Any, words: Any, index: Any) -> Any:
+    """As ldmatrix for matrices of 8 × 8 halves of words that are transposed on the way.
+
+    Lane l gets column l // 4 of rows 2 (l % 4) and one more, the first one in the low half.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return _ldmatrix(context, builder, sig, arguments, ".trans")
+
+    return types.UniTuple(types.uint32, 4)(words, types.int64), codegen
+
+
+def _copy(builder: Any, size: int, space: Any, arguments: Any) -> None:
+    """Copy ``count`` numbers, at most size // 4, to shared memory, and zeros behind them: by cp.async if it may be."""
+    target, index, source, first, count, _ = arguments
+    to, place = builder.gep(target, [index]), builder.gep(source, [first])
+
+    def ahead() -> None:
+        cache = "cg" if size == 16 else "ca"
+        asm = ir.InlineAsm(
+            ir.FunctionType(ir.VoidType(), [I32, I64, I32]),
+            f"cp.async.{cache}.shared.global [$0], [$1], {size}, $2;",
+            "r,l,r,~{memory}",
+            side_effect=True,
+        )
+        known = builder.addrspacecast(place, ir.PointerType(F32, GLOBAL))
+        address = _shared_address(builder, target, index)
+        builder.call(asm, [address, builder.ptrtoint(known, I64), builder.shl(count, I32(2))])
+
+    if not isinstance(space, types.Boolean):
+        return ahead()
+    bytes_of = ir.IntType(8).as_pointer()
+    test = builder.module.globals.get("llvm.nvvm.isspacep.shared")
+    if test is None:
+        test = ir.Function(builder.module, ir.FunctionType(I1, [bytes_of]), "llvm.nvvm.isspacep.shared")
+    with builder.if_else(builder.call(test, [builder.bitcast(place, bytes_of)])) as (within, outside):
+        with outside:
+            ahead()
+        with within:
+            for e in range(size // 4):
+                begin = builder.block
+                with builder.if_then(builder.icmp_signed(">", count, I32(e))):
+                    found, end = builder.load(builder.gep(place, [I32(e)])), builder.block
+                value = builder.phi(F32)
+                value.add_incoming(ir.Constant(F32, 0.0), begin)
+                value.add_incoming(found, end)
+                builder.store(value, builder.gep(to, [I32(e)]))
+    return None
+
+
+@intrinsic
+def copy4(typingctx: Any, target: Any, index: Any, source: Any, first: Any, count: Any, space: Any) -> Any:
+    """Begin to copy float32: source[first + e], for e < count ≤ 4, then zeros, to target[index + e] in shared memory.
+
+    Both begin on multiples of 16 bytes. It is done after ``copied()``; until then neither may be touched. If ``space``
+    is a boolean, source may be in shared memory.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        _copy(builder, 16, sig.args[5], arguments)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, source, types.int64, types.int32, space), codegen
+
+
+@intrinsic
+def copy1(typingctx: Any, target: Any, index: Any, source: Any, first: Any, count: Any, space: Any) -> Any:
+    """As copy4 for one float32 anywhere: source[first] if count is 1, zero if it is 0."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        _copy(builder, 4, sig.args[5], arguments)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, source, types.int64, types.int32, space), codegen
+
+
+@intrinsic
+def copied(typingctx: Any) -> Any:
+    """Wait for the copies that this thread has begun; others see them after a barrier."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        wait = ir.FunctionType(ir.VoidType(), [])
+        builder.call(ir.InlineAsm(wait, "cp.async.wait_all;", "~{memory}", side_effect=True), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def to_tf32(typingctx: Any, word: Any) -> Any:
+    """The bits of a float32 rounded to tf32, ties away from zero; NaN stays NaN."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        asm = _pure(I32, [F32], "cvt.rna.tf32.f32 $0, $1;", "=r,f")
+        return builder.call(asm, [builder.bitcast(arguments[0], F32)])
+
+    return types.uint32(types.uint32), codegen
+
+
+@intrinsic
+def pack_bf16(typingctx: Any, low: Any, high: Any) -> Any:
+    """Two float32 rounded to bf16, to nearest even, in one word; NaN stays NaN."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        low, high = arguments
+        return builder.call(_pure(I32, [F32, F32], "cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,f,f"), [high, low])
+
+    return types.uint32(types.float32, types.float32), codegen
+
+
+@intrinsic
+def store2(typingctx: Any, pointer: Any, index: Any, values: Any) -> Any:
+    """Write two values of 4 bytes (a tuple) to index and index + 1, which begin on a multiple of 8 bytes."""
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        pointer, index, values = arguments
+        vector = ir.VectorType(context.get_data_type(sig.args[0].dtype), 2)
+        value = ir.Constant(vector, ir.Undefined)
+        for e in range(2):
+            value = builder.insert_element(value, builder.extract_value(values, e), I32(e))
+        builder.store(value, builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, values), codegen

@@ -1,0 +1,70 @@
+"""Sizes of the tiles that products are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PAD = 4  # elements behind each line of a tile: keeps 16-byte alignment, and sets lines apart by banks
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Sizes of a block's tile and of a thread's part of it; all parts are multiples of 4."""
+
+    bm: int
+    bn: int
+    bk: int
+    tm: int
+    tn: int
+
+    @property
+    def threads(self) -> int:
+        return self.bm // self.tm * (self.bn // self.tn)
+
+    def shared_bytes(self, itemsize: int) -> int:
+        """What the two stages of A and B need, or a strip of finished sums."""
+        stages = 2 * self.bk * (self.bm + self.bn + 2 * PAD)
+        strip = self.bm // (self.tm // 4) * (self.bn + PAD)
+        return itemsize * max(stages, strip)
+
+
+LARGE = Tile(128, 128, 8, 8, 8)  # 64 multiply-adds for 16 numbers read from shared memory
+SMALL = Tile(64, 64, 16, 4, 4)  # for products with few tiles, for float64, and for one block that does everything
+
+
+STRIP = 8  # words behind a row of finished sums
+
+
+@dataclass(frozen=True)
+class TensorTile:
+    """Sizes of a block's tile, its warps down and across, and whether products are of bf16."""
+
+    bm: int
+    bn: int
+    warps_m: int
+    warps_n: int
+    bf16: bool
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps_m * self.warps_n
+
+    @property
+    def tall(self) -> int:
+        """Words from line to line of a tile that lies along K."""
+        return 20 if self.bf16 else 36
+
+    def wide(self, size: int) -> int:
+        """Words from line to line of a tile that lies across K."""
+        return size // 2 + 4 if self.bf16 else size + 8
+
+    @property
+    def shared_bytes(self) -> int:
+        """What the two stages of A and B need; a strip of finished sums needs less."""
+        return 4 * 2 * (self.bm + self.bn) * self.tall
+
+
+LARGE_TF32 = TensorTile(128, 128, 2, 4, False)
+LARGE_BF16 = TensorTile(128, 128, 2, 4, True)
+SMALL_TF32 = TensorTile(64, 64, 2, 2, False)  # for products with few tiles, and for one block that does everything
+SMALL_BF16 = TensorTile(64, 64, 2, 2, True)

@@ -48,7 +48,9 @@ def with_ones(W1: np.ndarray, W2: np.ndarray, x: np.ndarray, y: np.ndarray) -> n
     return np.stack([(2 * (f - y) * slope(f)).sum() * slope(h[k]) * x for k in range(len(W1))])
 
 
-def main(hidden: int = 16, rate: float = 0.05, data: str = "led", epochs: int = 300) -> dict[str, float]:
+def main(
+    hidden: int = 16, rate: float = 0.05, data: str = "led", epochs: int = 300, out: str | None = None
+) -> dict[str, float]:
     (X, labels), (X_test, labels_test) = page.labelled(data)
     T = np.eye(int(labels.max()) + 1)[labels]
     net = fastbp.MLP(
@@ -86,6 +88,9 @@ def main(hidden: int = 16, rate: float = 0.05, data: str = "led", epochs: int = 
     for epoch in sorted({0, history.epochs // 4, history.epochs // 2, history.epochs - 1}):
         print(f"  loss of {len(X)} pairs, epoch {epoch + 1:3}: {history.loss[epoch]:8.1f}")
     print(f"held-out accuracy {accuracy:.3f}")
+    if out:
+        losses = {f"‖f(X) - Y‖², {len(X)} random pairs": history.loss}
+        page.draw_curves(losses, page.picture(out, "closed_form.png"), f"epoch of {len(X)} pairs", "loss, their sum")
     return {
         "error": float(max(errors)),
         "slip": float(min(slips)),

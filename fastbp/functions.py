@@ -148,7 +148,7 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 
 
 def clip(x: Any, low: Any = None, high: Any = None) -> Any:
-    """X, limited to [low, high]; None for no limit."""
+    """X, limited to [low, high]; None for no limit. The gradient goes through from low to high, both included."""
     return tracing.clip(x, low, high) if is_traced(x, low, high) else _xp(x, low, high).clip(x, low, high)
 
 

@@ -21,12 +21,24 @@ import numpy as np
 from fastbp import arrays, backends
 from fastbp.backends import Machine
 from fastbp.errors import InputError
-from fastbp.nodes import Node, concat, constant, gradients, input, pack, param, view
+from fastbp.nodes import Node, concat, constant, dropout, gradients, input, pack, param, view
 from fastbp.ops import SCALAR, TABLE, N, Shape, Size
 from fastbp.plan import plan
 from fastbp.program import Program
 
-__all__ = ["Compiled", "Node", "compile", "concat", "constant", "gradients", "input", "pack", "param", "view"]
+__all__ = [
+    "Compiled",
+    "Node",
+    "compile",
+    "concat",
+    "constant",
+    "dropout",
+    "gradients",
+    "input",
+    "pack",
+    "param",
+    "view",
+]
 
 
 class Compiled:

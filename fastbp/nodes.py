@@ -118,8 +118,8 @@ class Node:
         return _binary("minimum", self, other)
 
     def clip(self, low: Operand, high: Operand) -> Node:
-        """Limited to [low, high]."""
-        return self.maximum(low).minimum(high)
+        """Limited to [low, high]; the gradient goes through from low to high, both included."""
+        return _binary("maximum", low, self).minimum(high)  # of equal values the second has the gradient, see ops
 
     def where(self, x: Operand, y: Operand) -> Node:
         """X where this node is not 0, else y."""

@@ -361,6 +361,8 @@ def _view_shape(attrs: Mapping[str, Any], flat: Shape) -> Shape:
 
 
 def _pack_shape(attrs: Mapping[str, Any], *parts: Shape) -> Shape:
+    if not parts:
+        raise GraphError("pack: there is nothing to pack")
     return fixed(1, sum(columns((p[1], p[0])) * columns(p) for p in parts))
 
 
@@ -428,8 +430,10 @@ _add(
 
 
 def _concat_shape(attrs: Mapping[str, Any], *parts: Shape) -> Shape:
-    if not parts or any(p[0] != parts[0][0] for p in parts):
-        raise GraphError(f"concat: {', '.join(map(show, parts)) or 'nothing'} have not the same number of rows")
+    if not parts:
+        raise GraphError("concat: there is nothing to join")
+    if any(p[0] != parts[0][0] for p in parts):
+        raise GraphError(f"concat: {', '.join(map(show, parts))} have not the same number of rows")
     return (parts[0][0], Size(0, sum(columns(p) for p in parts)))
 
 

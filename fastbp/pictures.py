@@ -70,10 +70,10 @@ def loss_curve(history: History, path: str | os.PathLike[str]) -> None:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     marker = "o" if history.epochs == 1 else None  # a line of one point is invisible
-    for label, losses in (("training", history.loss), ("validation", history.validation_loss)):
+    for label, losses, line in (("training", history.loss, "-"), ("validation", history.validation_loss, "--")):
         if losses:
             first = history.epochs - len(losses) + 1
-            axes.plot(range(first, history.epochs + 1), losses, label=label, marker=marker)
+            axes.plot(range(first, history.epochs + 1), losses, line, label=label, marker=marker)
     if history.best_epoch is not None:
         label = f"kept: epoch {history.best_epoch + 1}"
         axes.axvline(history.best_epoch + 1, color="0.6", linestyle=":", label=label)

@@ -212,7 +212,7 @@ class Program:
 
     def instruction_bytes(self, instruction: Instruction, n: int, itemsize: int) -> int:
         out = sum(self.size(i, n) for i in instruction.outs)
-        if instruction.op == "gather":
+        if instruction.op in ("gather", "take"):  # of the data set or table those rows alone
             return 2 * out * itemsize
         return (out + sum(self.size(i, n) for i in instruction.ins)) * itemsize
 

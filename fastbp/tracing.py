@@ -120,7 +120,7 @@ class Tape:
         NumPy arrays that the function makes itself are moved to a GPU once.
         """
         if id(value) not in self._constants:
-            if self._guesses_rows and self.n is None and value.ndim == 2 and value.shape[0] > 1:
+            if self._guesses_rows and self.n is None and value.ndim == 2 and value.shape[0] != 1:
                 self.n = value.shape[0]
             here = self.kind.moved(value) if kind_of(value) is HOST else value
             tracer = self._comes_in(f"c{len(self._constants)}", here, here, False)
@@ -169,13 +169,18 @@ class Tape:
         if node.shape[0].per_row or node.shape[1].per_row:
             assert self.n is not None
             fixed = (Size(0, rows), Size(0, cols))
-            in_rows = (Size(rows // self.n, 0), fixed[1]) if self.n and rows % self.n == 0 else fixed
-            in_cols = (fixed[0], Size(cols // self.n, 0)) if self.n and cols % self.n == 0 else fixed
-            for shape in (in_rows, in_cols):
-                if ops.area(shape) == ops.area(node.shape):
+            area = ops.area(node.shape)
+            for shape in ((self._in_rows(rows, cols, area), fixed[1]), (fixed[0], self._in_rows(cols, rows, area))):
+                if ops.area(shape) == area:
                     return node.reshape(shape)
             raise GraphError(f"reshape: {node!r} to ({rows}, {cols})")
         return node.reshape((rows, cols))
+
+    def _in_rows(self, size: int, other: int, area: tuple[int, int, int]) -> Size:
+        """A size in terms of n, where that divides it; of 0 rows what gives the area beside the ``other`` size."""
+        if self.n:
+            return Size(size // self.n, 0) if size % self.n == 0 else Size(0, size)
+        return Size(area[1] // other, 0) if size == 0 and other and area[1] % other == 0 else Size(0, size)
 
     def sizes(self, shape: Dims) -> ops.Shape:
         """A 2-d shape as nodes have it, with as many rows as the batch taken for the batch's."""
@@ -651,7 +656,7 @@ def clip(x: Any, low: Any = None, high: Any = None) -> Tracer:
     """X, limited to [low, high]; None for no limit."""
     found = as_tracer("clip", x)
     if low is not None:
-        found = binary("maximum", found, low)
+        found = binary("maximum", low, found)  # of equal values the second has the gradient
     return found if high is None else binary("minimum", found, high)
 
 
@@ -1015,6 +1020,8 @@ def _selected(x: Tracer, axis: int, item: Any) -> tuple[Tracer, list[int]]:
     if isinstance(item, slice):
         start, stop, step = item.indices(size)
         count = len(range(start, stop, step))
+        if not size:  # a batch of no rows: any slice is all there is
+            return x, [0]
         if not count:
             raise InputError(f"{_shown(item)} leaves nothing of the {size} elements of {x!r}")
         if step == 1:

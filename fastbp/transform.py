@@ -8,7 +8,7 @@ arguments, their shapes and dtypes, and the values of what is neither array nor 
 integers that are not differentiated). From then on a call runs the Program and no Python of the function.
 
 - Arrays that the function captures are read anew at every call. If a variable that it reads (a global, a closure's,
-  an item or attribute of a captured object) is bound to something else, it is traced again.
+  an attribute of an object or class, an item of a dict, list or tuple) is bound to something else, it is traced again.
 - What it computes from captured arrays alone, random numbers and other effects happen once, when it is traced.
 
 All is computed in float32 if all arrays of floats among the arguments are float32, else in float64; on a GPU if the
@@ -44,7 +44,7 @@ from fastbp.tracing import Array, Feed, Tape, Tracer, as_floats, as_tracer, copi
 
 KEPT = 128  # signatures of a function
 MOST_ROW_GUESSES = 3
-Argnums = int | tuple[int, ...]
+Argnums = int | Sequence[int]
 
 # ---- what people call ----------------------------------------------------------------------------------------------
 
@@ -56,23 +56,28 @@ def function(f: Callable[..., Any], *, backend: str | None = None) -> Callable[.
         f: a function of arrays, numbers and nested dicts, lists and tuples of them, in NumPy's or fastbp's functions.
         backend: None goes by the arrays of a call: CuPy's on "cuda", else NumPy's, and numbers, on the default.
     """
-    return _Compiled(f, f, lambda count, static: set(), ("function",), backend)
+    again = functools.partial(function, backend=backend)
+    return _Compiled(f, f, lambda count, static: set(), ("function",), backend, again)
 
 
 def grad(f: Callable[..., Any], argnums: Argnums = 0, *, backend: str | None = None) -> Callable[..., Any]:
     """The gradient of a scalar function: ``grad(f)(*args)`` is df/dargs[argnums], of the argument's structure.
 
     Args:
-        argnums: which arguments to differentiate with respect to; the gradients of a tuple of numbers are a tuple.
+        argnums: which arguments to differentiate with respect to; the gradients of several, as in (0, 1), are a tuple.
 
     Raises:
         InputError: f returns no scalar; an argument cannot be differentiated.
         TraceError: f does with a traced value what only a value could do.
     """
+    argnums = _hashable(argnums)
     both = _with_gradient(f, argnums, False)
-    return _Compiled(
-        f, lambda *args, **rest: both(*args, **rest)[1], _chosen(argnums, "grad"), ("grad", argnums), backend
-    )
+
+    def run(*args: Any, **rest: Any) -> Any:
+        return both(*args, **rest)[1]
+
+    again = functools.partial(grad, argnums=argnums, backend=backend)
+    return _Compiled(f, run, _chosen(argnums, "grad"), ("grad", argnums), backend, again)
 
 
 def value_and_grad(
@@ -83,8 +88,10 @@ def value_and_grad(
     Args:
         has_aux: f returns (scalar, more): the value is (scalar, more) too, and only the scalar is differentiated.
     """
+    argnums = _hashable(argnums)
     run, title = _with_gradient(f, argnums, has_aux), "value_and_grad"
-    return _Compiled(f, run, _chosen(argnums, title), (title, argnums, bool(has_aux)), backend)
+    again = functools.partial(value_and_grad, argnums=argnums, has_aux=has_aux, backend=backend)
+    return _Compiled(f, run, _chosen(argnums, title), (title, argnums, bool(has_aux)), backend, again)
 
 
 def hvp(f: Callable[..., Any], argnums: Argnums = 0, *, backend: str | None = None) -> Callable[..., Any]:
@@ -93,6 +100,7 @@ def hvp(f: Callable[..., Any], argnums: Argnums = 0, *, backend: str | None = No
     v has x's structure and shapes (a tuple of them if argnums is one), and so has the product. It is the gradient of
     grad · v, so its cost is a few times the gradient's; no matrix is made.
     """
+    argnums = _hashable(argnums)
 
     def run(*args: Any, **rest: Any) -> Any:
         if len(args) < 2:
@@ -109,7 +117,8 @@ def hvp(f: Callable[..., Any], argnums: Argnums = 0, *, backend: str | None = No
     def fixed(count: int, static: frozenset[int]) -> set[int]:
         return _chosen(argnums, "hvp")(count - 1, static) | {count - 1} if count > 1 else set()
 
-    return _Compiled(f, run, fixed, ("hvp", argnums), backend)
+    again = functools.partial(hvp, argnums=argnums, backend=backend)
+    return _Compiled(f, run, fixed, ("hvp", argnums), backend, again)
 
 
 def jvp(f: Callable[..., Any], *, backend: str | None = None) -> Callable[..., Any]:
@@ -166,9 +175,14 @@ def _tape() -> Tape:
     return tape
 
 
+def _hashable(argnums: Argnums) -> Argnums:
+    """A list of numbers as a tuple."""
+    return tuple(argnums) if isinstance(argnums, list) else argnums
+
+
 def _positions(argnums: Argnums, count: int, title: str) -> tuple[int, ...]:
     """The chosen arguments' numbers from 0 on."""
-    given = argnums if isinstance(argnums, tuple) else (argnums,)
+    given: Sequence[Any] = argnums if isinstance(argnums, tuple) else (argnums,)
     for k in given:
         if isinstance(k, bool) or not isinstance(k, int):
             raise InputError(f"{title}: argnums must be an integer or a tuple of integers, got {argnums!r}")
@@ -229,11 +243,10 @@ class _Opened:
         """The leaves of other values of the same structures and shapes, as tracers."""
         found = []
         for structure, leaves, value in zip(self._structures, self._leaves, values, strict=True):
-            given, theirs = trees.flatten(value)
-            if theirs != structure:
-                raise InputError(
-                    f"{title} must have the argument's structure {trees.show(structure)}, got {trees.show(theirs)}"
-                )
+            given = trees.leaves_in(structure, value)
+            if given is None:
+                theirs = trees.show(trees.flatten(value)[1])
+                raise InputError(f"{title} must have the argument's structure {trees.show(structure)}, got {theirs}")
             for leaf, other in zip(leaves, given, strict=True):
                 if isinstance(leaf, Tracer):
                     tracer = as_tracer(title, other)
@@ -297,13 +310,19 @@ def _with_gradient(f: Callable[..., Any], argnums: Argnums, has_aux: bool) -> Ca
 
 # ---- compiled functions --------------------------------------------------------------------------------------------
 
-_caches: weakref.WeakKeyDictionary[Any, dict[Any, dict[Any, _Entry]]] = weakref.WeakKeyDictionary()
+# by the id of a function or callable object, which is no other's while it lives; objects may be equal and yet differ
+_caches: dict[int, tuple[weakref.ref[Any], dict[Any, dict[Any, _Entry]]]] = {}
 
 
 def _cache(f: Any, key: object) -> dict[Any, _Entry]:
-    """What is kept of a function: shared by all that is made of it, and gone with it."""
+    """What is kept of a function: for all that is made of it, and gone with it; a bound method's, with its object."""
+    if isinstance(f, types.MethodType):  # a new one at every access
+        f, key = f.__self__, (key, f.__func__)
+    number = id(f)
     try:
-        return _caches.setdefault(f, {}).setdefault(key, {})
+        if number not in _caches:
+            _caches[number] = weakref.ref(f, lambda _: _caches.pop(number, None)), {}
+        return _caches[number][1].setdefault(key, {})
     except TypeError:  # not hashable, or no weak references
         return {}
 
@@ -318,8 +337,12 @@ class _Compiled:
         fixed: Callable[[int, frozenset[int]], set[int]],
         kind: tuple[Any, ...],
         backend: str | None,
+        again: Callable[[Callable[..., Any]], Any] | None = None,
     ) -> None:
-        """``fixed(number of arguments, those that are None)``: positions of arguments that are no data."""
+        """``fixed(number of arguments, those that are None)``: positions of arguments that are no data.
+
+        ``again``: the same made of another function.
+        """
         if not callable(f):
             raise InputError(f"{kind[0]}: f must be a function, got {f!r}")
         if len(kind) > 1:
@@ -331,7 +354,12 @@ class _Compiled:
         self._inline = inline
         self._fixed = fixed
         self._backend = backend
+        self._again = again
         self._entries = _cache(f, kind)
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
+        """A method that was decorated, of its object: ``self`` is captured, arguments are counted without it."""
+        return self if owner is None or self._again is None else self._again(types.MethodType(self.f, owner))
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if running() is not None:
@@ -364,9 +392,12 @@ class _Compiled:
         values, positions = _checked(leaves, structure)
         captured = _Captured(self.f)
         fixed = self._fixed(count, frozenset(p for p, v in zip(positions, values, strict=True) if v is None))
-        data = [p not in fixed for p in positions]
+        # rows that are none can only be the batch's, even of what is differentiated
+        without_rows = [is_array(v) and v.shape[:1] == (0,) for v in values]
+        data = [p not in fixed or none for p, none in zip(positions, without_rows, strict=True)]
         found = [v for v, free in zip(values, data, strict=True) if free and is_array(v) and v.ndim == 2]
-        guesses = list(dict.fromkeys(v.shape[0] for v in found if v.shape[0] != 1))[:MOST_ROW_GUESSES]
+        heights = [0] * any(without_rows) + [v.shape[0] for v in found]
+        guesses = list(dict.fromkeys(n for n in heights if n != 1))[:MOST_ROW_GUESSES]
         dtype = _dtype(leaves)
         for n in guesses or [None]:
             try:
@@ -488,7 +519,8 @@ class _Entry:
             found, self._structure = trees.flatten(out)
             traced = {f"out{k}": leaf for k, leaf in enumerate(found) if isinstance(leaf, Tracer)}
             outputs = {name: tracer.node for name, tracer in traced.items()}
-        self._leaves = [None if isinstance(leaf, Tracer) else leaf for leaf in found]
+        self._leaves: list[Any] = [None if isinstance(leaf, Tracer) else leaf for leaf in found]
+        self._arrays = [number for number, leaf in enumerate(found) if isinstance(leaf, np.ndarray)]
         captured.settle()
         self.captured = captured
         self.program = plan(outputs) if outputs else None
@@ -528,6 +560,8 @@ class _Entry:
 
     def __call__(self, leaves: list[Any]) -> Any:
         out = list(self._leaves)
+        for number in self._arrays:
+            out[number] = out[number].copy()  # results are the caller's
         if self._run is not None:
             values = dict(self._static)
             dtype, plain = self._dtype, self._array
@@ -580,7 +614,7 @@ def _indices(feed: Feed, value: Array) -> Array:
     column = arrays.contiguous(value, np.int64).reshape(feed.shape)
     if feed.limit is None or not column.size or (arrays.kind_of(column) is DEVICE and not feed.wraps):
         return column
-    low, high = int(column.min()), int(column.max())
+    low, high = int(value.min()), int(value.max())  # not the column's: what uint64 alone can hold is negative there
     least = -feed.limit if feed.wraps else 0
     if low < least or high >= feed.limit:
         what = f"an index into {feed.limit} rows" if feed.wraps else "a label"
@@ -597,6 +631,7 @@ def _argument(tape: Tape, number: int, value: Any, data: bool) -> Any:
 # ---- what a function captures --------------------------------------------------------------------------------------
 
 MOST_WATCHED = 1000  # variables that a function reads from outside
+_MISSING = object()
 _INSTALLED = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
 
 
@@ -604,7 +639,7 @@ class _Captured:
     """The variables that a Python function reads from outside, and what they are bound to.
 
     Followed are globals, closures, defaults, functions that it calls (but for installed packages'), dicts, lists and
-    tuples, and the attributes of objects that the code mentions.
+    tuples, and the attributes of objects and classes that the code mentions.
 
     Attributes:
         arrays: ids of the arrays among them.
@@ -612,11 +647,14 @@ class _Captured:
 
     def __init__(self, f: Any) -> None:
         self._watched: list[tuple[Callable[[Any], Any], Any, Any]] = []  # value = read(place)
-        self._seen: set[int] = set()
+        self._places: set[tuple[int, Any]] = set()  # that are watched already
+        self._seen: dict[int, tuple[Any, frozenset[str]]] = {}  # values, alive so that no other gets the id, and names
         self.arrays: set[int] = set()
         self._waiting: list[tuple[Any, frozenset[str]]] = [(f, frozenset())]
         while self._waiting and len(self._watched) < MOST_WATCHED:
             self._follow(*self._waiting.pop())
+        for emptied in (self._waiting, self._seen, self._places):  # they would keep the function alive
+            emptied.clear()
 
     def changed(self) -> bool:
         """Whether a variable is bound to something else by now."""
@@ -625,7 +663,7 @@ class _Captured:
                 now = read(place)
                 if now is not value and not _same(now, value):
                     return True
-        except (LookupError, ValueError):  # gone
+        except (LookupError, ValueError, AttributeError):  # gone
             return True
         return False
 
@@ -643,11 +681,20 @@ class _Captured:
         if is_array(value):
             self.arrays.add(id(value))
             return
-        if isinstance(value, (np.generic, str, int, float, type)) or id(value) in self._seen:
+        if isinstance(value, (np.generic, str, int, float)):
             return
-        self._seen.add(id(value))
+        first = id(value) not in self._seen
+        before = frozenset() if first else self._seen[id(value)][1]
+        if not first and names <= before:
+            return
+        names |= before
+        self._seen[id(value)] = value, names
         if isinstance(value, types.FunctionType):
-            self._function(value)
+            if first:
+                self._function(value)
+            if not _is_ours(value.__module__):
+                for name in sorted(names & vars(value).keys()):
+                    self._item(vars(value), name, names)
         elif isinstance(value, types.MethodType):
             self._waiting.append((value.__func__, names))
             self._waiting.append((value.__self__, names | _names(value.__func__)))
@@ -657,7 +704,7 @@ class _Captured:
             self._waiting.append((value.f, names))
         elif isinstance(value, (dict, list, tuple)):
             if not isinstance(value, tuple):
-                self._watched.append((len, value, len(value)))
+                self._watch((id(value), len), value, len)
             keys = value if isinstance(value, dict) else range(len(value))
             for key in itertools.islice(keys, MOST_WATCHED):
                 self._item(value, key, names)
@@ -665,27 +712,59 @@ class _Captured:
             if not _is_ours(value.__name__):
                 for name in sorted(names & vars(value).keys()):
                     self._item(vars(value), name, names)
-        elif hasattr(value, "__dict__") and not _is_ours(type(value).__module__):
+        elif isinstance(value, type):
+            if not _is_ours(value.__module__):
+                self._attributes(value, names | self._methods(value, names | {"__init__"}), value)
+        elif not _is_ours(type(value).__module__):
             names |= self._methods(type(value), names | {"__call__"})
-            for name in sorted(names & vars(value).keys()):
-                self._item(vars(value), name, names)
+            self._attributes(value, names, type(value))
+            self._waiting.append((type(value), names))  # methods may read its attributes from there
 
     def _methods(self, kind: type, names: frozenset[str]) -> frozenset[str]:
-        """Follow the methods that are mentioned, by each other too; the names that they mention."""
+        """Follow the methods and properties that are mentioned, by each other too; the names that they mention."""
         waiting, found = set(names), set(names)
         while waiting:
-            method = getattr(kind, waiting.pop(), None)
+            method = inspect.getattr_static(kind, waiting.pop(), None)
+            method = getattr(method, "fget", None) or getattr(
+                method, "__func__", method
+            )  # a property's, a classmethod's
+            method = method.f if isinstance(method, _Compiled) else method
             if isinstance(method, types.FunctionType):
                 self._waiting.append((method, frozenset()))
                 waiting |= _names(method) - found
                 found |= _names(method)
         return frozenset(found)
 
+    def _attributes(self, value: Any, names: frozenset[str], kind: type) -> None:
+        """Watch an object's attributes that are mentioned, its own and its class's, or a class's."""
+        own = {} if value is kind else getattr(value, "__dict__", {})
+        for name in sorted(names):
+            found = inspect.getattr_static(kind, name, _MISSING)
+            in_slot = isinstance(found, types.MemberDescriptorType)
+            plain = found is not _MISSING and (in_slot or not hasattr(type(found), "__get__"))
+            if not plain and (name not in own or hasattr(type(found), "__set__")):
+                continue  # not there, or computed when it is read
+            try:
+                self._waiting.append((getattr(value, name), names))
+            except AttributeError:  # a slot that is empty yet
+                continue
+            try:
+                place = weakref.ref(value)  # what is kept of a callable object must not keep it alive
+            except TypeError:
+                self._watch((id(value), name), value, operator.attrgetter(name))
+            else:
+                self._watch((id(value), name), place, _attribute_of(name))
+
     def _item(self, container: Any, key: Any, names: frozenset[str]) -> None:
         value = container[key]
         if not isinstance(value, types.ModuleType):
-            self._watched.append((operator.itemgetter(key), container, value))
+            self._watch((id(container), key), container, operator.itemgetter(key))
         self._waiting.append((value, names))
+
+    def _watch(self, what: tuple[int, Any], place: Any, read: Callable[[Any], Any]) -> None:
+        if what not in self._places:
+            self._places.add(what)
+            self._watched.append((read, place, read(place)))
 
     def _function(self, f: types.FunctionType) -> None:
         if _is_ours(f.__module__) or f.__code__.co_filename.startswith(_INSTALLED):
@@ -702,6 +781,11 @@ class _Captured:
             self._waiting.append((value, names))
         for default in (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()):
             self._waiting.append((default, names))
+
+
+def _attribute_of(name: str) -> Callable[[Any], Any]:
+    read = operator.attrgetter(name)
+    return lambda reference: read(reference())
 
 
 def _is_ours(module: str | None) -> bool:
@@ -835,7 +919,7 @@ def trace(f: Callable[..., Any], *args: Any, argnums: Argnums | None = None, bac
         raise TraceError("trace cannot be called by a function that is traced")
     leaves, structure = trees.flatten((args, {}))
     values, positions = _checked(leaves, structure)
-    chosen = tuple(range(len(args))) if argnums is None else argnums
+    chosen = tuple(range(len(args))) if argnums is None else _hashable(argnums)
     wanted = _positions(chosen, len(args), "trace")
     names = _argument_names(f, args)
     kind, machine = _switch(leaves, structure, backend)

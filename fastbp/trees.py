@@ -60,6 +60,28 @@ def _unflatten(structure: Structure, leaves: Iterator[Any]) -> Any:
     return kind(*items) if hasattr(kind, "_fields") else tuple(items)
 
 
+def leaves_in(structure: Structure, tree: Any) -> list[Any] | None:
+    """The leaves of a tree in the structure's order, None if its structure is another; dicts are equal in any order."""
+    leaves: list[Any] = []
+    return leaves if _collected(structure, tree, leaves) else None
+
+
+def _collected(structure: Structure, tree: Any, leaves: list[Any]) -> bool:
+    if structure is None:
+        leaves.append(tree)
+        return not isinstance(tree, (tuple, list, dict))
+    kind, keys, inside = structure
+    if issubclass(kind, dict):
+        if not isinstance(tree, dict) or tree.keys() != set(keys):
+            return False
+        items: Iterable[Any] = (tree[key] for key in keys)
+    elif type(tree) is kind and len(tree) == keys:
+        items = tree
+    else:
+        return False
+    return all(_collected(s, item, leaves) for s, item in zip(inside, items, strict=True))
+
+
 def map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """The tree with every leaf replaced by function(leaf, *leaves of the other trees in that place).
 
@@ -69,9 +91,9 @@ def map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     leaves, structure = flatten(tree)
     rest = []
     for other in others:
-        found, theirs = flatten(other)
-        if theirs != structure:
-            raise InputError(f"trees.map: the structures differ: {show(structure)} and {show(theirs)}")
+        found = leaves_in(structure, other)
+        if found is None:
+            raise InputError(f"trees.map: the structures differ: {show(structure)} and {show(flatten(other)[1])}")
         rest.append(found)
     return unflatten(structure, [function(*group) for group in zip(leaves, *rest, strict=True)])
 

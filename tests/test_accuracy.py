@@ -34,12 +34,16 @@ def test_float32_is_as_exact_as_array_code(case, activation):
 def test_large_inputs(case, activation):
     """Inputs of 10⁴: saturated units, logits of ±10⁵, nothing overflows.
 
-    Where a thousand inputs meet in 7 units, one unit near its transition among saturated ones is nearly all of the
-    error, whichever code computes it: 16 draws of gelu gave 4 times array code's error, 64 draws the same error.
+    Errors have heavy tails here: one unit near its transition among saturated ones is nearly all of a draw's, whichever
+    code computes it, so that the worst of few draws compares luck (1031-7-1, gelu: with 16 draws 4 times array code's
+    error, with 64 the same; 13-1031-3, identity: 16 draws 3.5, 64 draws 2.8, 256 draws 1.8). Where 16 draws are too far
+    apart, 256 decide.
     """
     n, layers, loss = case
-    draws = 64 if layers == (1031, 7, 1) else 16
-    own, array = checks.float32_errors(n, layers, activation, loss, "cpu", scale=1e4, draws=draws)
+    for draws in (16, 256):
+        own, array = checks.float32_errors(n, layers, activation, loss, "cpu", scale=1e4, draws=draws)
+        if own <= max(2 * array, checks.FLOAT32_FLOOR):
+            break
     assert own <= max(2 * array, checks.FLOAT32_FLOOR)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastbp
-from fastbp import ops, scalars
+from fastbp import graph, ops, scalars
 from fastbp.errors import FastbpError, InputError, TraceError
 
 UNARY = {  # name -> NumPy's form, whether values must be positive
@@ -167,6 +167,16 @@ def test_where(shapes, backend):
 )
 def test_clip(limits, backend):
     check(lambda x: fastbp.clip(x, *limits), values("clip", (4, 3)), backend, lambda x: np.clip(x, *limits))
+
+
+def test_the_limits_of_clip_are_inside(backend):
+    """As PyTorch has it: at the limits themselves the gradient goes through."""
+    x = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, np.nan])
+    got = fastbp.grad(lambda x: fastbp.sum(fastbp.clip(x, -1.0, 1.0)), backend=backend)(x)
+    np.testing.assert_array_equal(got, [0, 1, 1, 1, 0, np.nan])
+    node = graph.input("x", 6)
+    (dx,) = graph.gradients(node.clip(-1.0, 1.0).sum(), [node])
+    np.testing.assert_array_equal(graph.compile(dx, backend=backend)(x=x[None]), got[None])
 
 
 REDUCTIONS = {"sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min, "logsumexp": None}
@@ -412,6 +422,10 @@ UNSUPPORTED = {
     "numpy mask": (lambda x: x[np.ones((3, 3), bool)], "indexing by a mask"),
     "index": (lambda x: x[3], "index 3 is outside axis 0"),
     "index array": (lambda x: x[np.array([0, 3])], r"an index into 3 rows must lie in -3 … 2; got 3"),
+    "index above int64": (
+        lambda x: x[np.array([2**64 - 1], np.uint64)],
+        r"an index into 3 rows must lie in -3 … 2; got 18446744073709551615",
+    ),
     "pairs": (lambda x: x[np.array([0, 3]), np.array([0, 0])], "an index is outside axis 0"),
     "empty": (lambda x: x[3:], "leaves nothing"),
     "too many": (lambda x: x[0, 0, 0], "has not the 3 dimensions"),

@@ -134,10 +134,10 @@ def test_a_long_chain():
     """Iterative: no recursion limit."""
     x = graph.input("x", 1)
     node = x
-    for _ in range(20_000):
+    for _ in range(100_000):
         node = node + x
     (dx,) = graph.gradients(node.sum(), [x])
-    assert evaluate({"dx": dx}, {"x": np.ones((1, 1))})["dx"] == 20_001
+    assert evaluate({"dx": dx}, {"x": np.ones((1, 1))})["dx"] == 100_001
 
 
 def test_only_nodes_between_are_visited():
@@ -230,6 +230,12 @@ def test_compile_says_what_is_wrong():
         graph.compile([])
     with pytest.raises(InputError, match=r"outputs"):
         graph.compile([3])
+
+
+def test_nothing_to_join():
+    for join in (graph.concat, graph.pack):
+        with pytest.raises(GraphError, match=f"{join.__name__}: there is nothing to"):
+            join([])
 
 
 def test_shapes_that_do_not_fit():
@@ -421,7 +427,7 @@ def test_what_is_of_another_dtype_is_no_value():
 
 def test_the_key_of_dropout_is_float64_in_float32_too():
     x, key = graph.input("x", 3), graph.input("key", 2, rows=1, dtype="double")
-    dropped = nodes.dropout(x, 0.5, key)
+    dropped = graph.dropout(x, 0.5, key)
     expected = graph.compile(dropped, backend="numpy")(x=np.ones((9, 3)), key=[[3, 4]])
     for backend in ("cpu", "numpy"):
         got = graph.compile(dropped, backend=backend, dtype="float32")(x=np.ones((9, 3)), key=[[3, 4]])

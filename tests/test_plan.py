@@ -137,6 +137,12 @@ def test_operations_and_bytes():
     assert program.bytes(10, 4) == 4 * (50 + 15 + 30)
 
 
+def test_an_embedding_reads_the_rows_that_it_takes():
+    table, index = graph.param("table", (5000, 64)), graph.input("index", 1, dtype="int")
+    program = plan({"y": table.take(index)})
+    assert program.bytes(10, 4) == 2 * 4 * 10 * 64
+
+
 def test_explain_names_every_instruction():
     program = MLP([5, 4, 3], activation="gelu").program("gradient")
     text = program.explain(10)

@@ -38,6 +38,20 @@ def test_map():
         trees.map(lambda x, y: x + y, {"a": [1, 2]}, [1])
 
 
+def test_dicts_are_equal_in_any_order():
+    structure = trees.flatten({"a": 1, "b": [2, {"c": 3, "d": ()}]})[1]
+    assert trees.leaves_in(structure, OrderedDict(b=[20, {"d": (), "c": 30}], a=10)) == [10, 20, 30]
+    assert trees.map(lambda x, y: x - y, {"a": 1, "b": 2}, {"b": 20, "a": 10}) == {"a": -9, "b": -18}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [[1, [2]], {"a": 1}, {"a": 1, "b": [2], "c": 3}, {"a": 1, "b": (2,)}, {"a": [], "b": [2]}, {"a": 1, "b": 2}],
+)
+def test_leaves_of_another_structure(other):
+    assert trees.leaves_in(trees.flatten({"a": 1, "b": [2]})[1], other) is None
+
+
 def test_shown():
     structure = trees.flatten({"W": [1, 2], "b": (3,), "p": Pair(4, 5)})[1]
     assert trees.show(structure) == "{'W': [*, *], 'b': (*,), 'p': Pair(*, *)}"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import inspect
 import re
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import fastbp
 
 ROOT = Path(__file__).parents[1]
+IN_KERNELS = {"kernel", "merged", "intrinsic", "device"}  # decorators
 PACKAGE = ROOT / "fastbp"
 # Each file imports only from rows above it (see docs/design.md, which lists the same).
 HOUSE = [
@@ -30,6 +29,7 @@ HOUSE = [
     "backends.threads",
     "backends.gpu",
     "backends.array",
+    "backends.llvm",
     "backends.cpu.caches",
     "backends.cpu.compiling",
     "backends.cpu.simd",
@@ -43,6 +43,23 @@ HOUSE = [
     "backends.cpu.chain_table",
     "backends.cpu.binding",
     "backends.cpu.executable",
+    "backends.cuda.codes",
+    "backends.cuda.table",
+    "backends.cuda.tiles",
+    "backends.cuda.ptx",
+    "backends.cuda.simulator",
+    "backends.cuda.twins",
+    "backends.cuda.device",
+    "backends.cuda.operands",
+    "backends.cuda.gemm",
+    "backends.cuda.tensor_cores",
+    "backends.cuda.elementwise",
+    "backends.cuda.rowwise",
+    "backends.cuda.kernels",
+    "backends.cuda.chain_table",
+    "backends.cuda.binding",
+    "backends.cuda.launching",
+    "backends.cuda.executable",
     "backends",
     "arrays",
     "graph",
@@ -123,14 +140,17 @@ def test_all_is_what_is_documented():
 
 @pytest.mark.parametrize("name", ["", *HOUSE])
 def test_public_things_have_docstrings(name):
-    if name == "progress":
-        pytest.importorskip("rich")
-    module = importlib.import_module(f"fastbp.{name}".rstrip("."))
-    assert module.__doc__, module
-    for key, value in vars(module).items():
-        public = not key.startswith("_") and getattr(value, "__module__", "") == module.__name__
-        if public and (inspect.isclass(value) or inspect.isfunction(value)):
-            assert value.__doc__, f"{name}.{key}"
+    """By the source alone: not every module can be imported everywhere.
+
+    What is inside kernels is not public; a twin in the simulator says what its intrinsic says.
+    """
+    path = modules()[name] if name else PACKAGE / "__init__.py"
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), name
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            inside = {d.id for d in node.decorator_list if isinstance(d, ast.Name)} & IN_KERNELS
+            assert ast.get_docstring(node) or inside or name == "backends.cuda.twins", f"{name}.{node.name}"
 
 
 def test_no_paths_of_a_machine():

@@ -44,7 +44,9 @@ def why_not(kind: str, config: pytest.Config) -> str:
     if kind == "offline":
         if "numba_cuda" in MISSING:
             return "not installed: numba-cuda (extra test)"
-        only_here = all((config.invocation_params.dir / a.split("::")[0]).resolve().is_relative_to(HERE) for a in config.args)
+        only_here = all(
+            (config.invocation_params.dir / a.split("::")[0]).resolve().is_relative_to(HERE) for a in config.args
+        )
         if not only_here and "offline" not in config.option.markexpr:
             return "kernels are compiled in a process of their own: pytest -m offline tests/cuda"
     return ""

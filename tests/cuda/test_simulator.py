@@ -20,7 +20,7 @@ from fastbp.backends.cuda.device import (
     thread,
     threads,
 )
-from fastbp.backends.cuda.simulator import OutOfBounds, SimulatedFault, exchange, memory, together
+from fastbp.backends.cuda.simulator import OutOfBoundsError, SimulatedError, exchange, memory, together
 
 GLOBAL, ANYWHERE = np.int32(0), True
 F32 = np.float32(1)
@@ -186,7 +186,7 @@ def test_accesses_that_must_not_be(access, message):
         assert shifted(p, 100) is not None  # pointing is free
         access(p)
 
-    with pytest.raises(SimulatedFault, match=message):
+    with pytest.raises(SimulatedError, match=message):
         launch(kernel, x, size=8)
     np.testing.assert_array_equal(x, np.arange(6))
 
@@ -200,7 +200,7 @@ def test_memory_is_reached_for_as_long_as_it_is_there():
     memory.register(x)  # a part of what is registered already
     cuda.jit(kernel)[1, 1](address)
     del x
-    with pytest.raises(OutOfBounds, match="in no array"):
+    with pytest.raises(OutOfBoundsError, match="in no array"):
         cuda.jit(kernel)[1, 1](address)
 
 
@@ -212,17 +212,17 @@ def test_views_and_wholes():
     middle = whole[1:3, 2:4]
     memory.register(middle)
     launch(kernel, middle)
-    with pytest.raises(OutOfBounds):
+    with pytest.raises(OutOfBoundsError):
         launch(kernel, whole)
     memory.register(whole)
     launch(kernel, whole)
     launch(kernel, middle)
     assert whole.sum() == whole[0, 0] + whole[1, 2] == 2
     memory.forget(whole.ctypes.data)
-    with pytest.raises(OutOfBounds):
+    with pytest.raises(OutOfBoundsError):
         launch(kernel, middle)
     memory.register(whole[:2])
-    with pytest.raises(SimulatedFault, match="overlaps"):
+    with pytest.raises(SimulatedError, match="overlaps"):
         memory.register(whole[1:3])
 
 
@@ -232,7 +232,7 @@ def test_empty_arrays_are_nowhere():
 
     x = np.zeros(0, np.float32)
     memory.register(x)
-    with pytest.raises(OutOfBounds):
+    with pytest.raises(OutOfBoundsError):
         launch(kernel, x)
 
 
@@ -291,20 +291,26 @@ def different_masks(t):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (some_return, r"do not meet at one barrier: 3 threads, 0 … 2, have ended; 61 threads, 3 … 63, wait at the barrier"),
-        (two_places, r"do not meet at one barrier: 3 threads, 0 … 2, wait at the barrier in test_simulator.py:\d+; 61 threads"),
+        (
+            some_return,
+            r"do not meet at one barrier: 3 threads, 0 … 2, have ended; 61 threads, 3 … 63, wait at the barrier",
+        ),
+        (
+            two_places,
+            r"do not meet at one barrier: 3 threads, 0 … 2, wait at the barrier in test_simulator.py:\d+; 61 threads",
+        ),
         (barrier_and_exchange, "warp 1 does not exchange as a whole: 1 threads, 32 … 32, wait at the barrier"),
         (half_a_warp, "warp 0 does not exchange as a whole"),
         (different_masks, "different masks"),
     ],
 )
 def test_who_must_meet_and_does_not(body, message):
-    with pytest.raises(SimulatedFault, match=message):
+    with pytest.raises(SimulatedError, match=message):
         launch(lambda x: body(thread()), numbers(1), threads=64)
 
 
 def test_a_part_of_a_warp_exchanges_nothing():
-    with pytest.raises(SimulatedFault, match="warp 1 does not exchange as a whole: it has 8 lanes"):
+    with pytest.raises(SimulatedError, match="warp 1 does not exchange as a whole: it has 8 lanes"):
         launch(lambda x: shuffle_xor(F32, 1), numbers(1), threads=40)
 
 
@@ -367,12 +373,14 @@ def test_races_within_a_block(body, is_shared):
 
     where = "shared memory of 32 bytes" if is_shared else "an array of 16 bytes"
     who = r"thread \(\d, 0, 0\) wrote it and thread \(\d, 0, 0\) (read|wrote) it"
-    with pytest.raises(SimulatedFault, match=rf"byte \d+ of {where}: {who}, with no barrier in between, before the barrier"):
+    with pytest.raises(
+        SimulatedError, match=rf"byte \d+ of {where}: {who}, with no barrier in between, before the barrier"
+    ):
         launch(kernel, numbers(4), threads=2 if body is in_quads else 4, size=32)
 
 
 def test_a_race_before_the_end():
-    with pytest.raises(SimulatedFault, match="before the end"):
+    with pytest.raises(SimulatedError, match="before the end"):
         launch(lambda x: both_write(at(x, F32, GLOBAL), thread()), numbers(2), threads=4)
 
 
@@ -380,7 +388,7 @@ def test_a_race_can_say_which_lines_met(monkeypatch):
     monkeypatch.setattr(simulator, "lines", True)
     line = write_and_read.__code__.co_firstlineno
     message = rf"wrote it in test_simulator.py:{line + 1} and thread .* read it in test_simulator.py:{line + 2}"
-    with pytest.raises(SimulatedFault, match=message):
+    with pytest.raises(SimulatedError, match=message):
         launch(lambda x: write_and_read(at(x, F32, GLOBAL), thread()), numbers(4), threads=4)
 
 
@@ -403,7 +411,7 @@ def first_writes(p, b):
     if b == 0:
         p[0] = F32
     else:
-        return p[0]
+        _ = p[0]
 
 
 def second_writes(p, b):
@@ -417,8 +425,10 @@ def each_writes(p, b):
 @pytest.mark.parametrize("body", [first_writes, second_writes, each_writes])
 def test_races_between_blocks(body):
     x = numbers(4)
-    message = r"byte 0 of an array of 16 bytes: block \(0, 0, 0\) (wrote|read) it and block \(1, 0, 0\) (writes|reads) it"
-    with pytest.raises(SimulatedFault, match=message):
+    message = (
+        r"byte 0 of an array of 16 bytes: block \(0, 0, 0\) (wrote|read) it and block \(1, 0, 0\) (writes|reads) it"
+    )
+    with pytest.raises(SimulatedError, match=message):
         launch(lambda x: body(at(x, F32, GLOBAL), cuda.blockIdx.x), x, blocks=2)
     for _ in range(2):  # of two launches neither
         launch(lambda x: body(at(x, F32, GLOBAL), 0), x)

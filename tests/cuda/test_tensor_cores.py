@@ -84,7 +84,7 @@ def with_a_in_shared_memory(tile):
 
 
 def placed(x, transposed, odd):
-    """x on the device, as it is or transposed; if ``odd``, not on multiples of 16 bytes. Its memory, offset, strides."""
+    """x on the device, maybe transposed; if ``odd``, not on multiples of 16 bytes. Its memory, offset, strides."""
     stored = np.array(x.T if transposed else x, np.float32)
     lines, count = stored.shape
     apart = count + 3 if odd else -(-count // 4) * 4

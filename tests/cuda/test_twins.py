@@ -14,7 +14,7 @@ from fastbp import scalars
 from fastbp.backends import array
 from fastbp.backends.cuda import device, simulator, twins
 from fastbp.backends.cuda.codes import CODES, FORMULAS, UPDATE_CODES
-from fastbp.backends.cuda.simulator import SimulatedFault, memory
+from fastbp.backends.cuda.simulator import SimulatedError, memory
 
 KINDS = {"float32": np.float32, "float64": np.float64}
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.3, -2.5, 9.0, 88.0, -104.0, 1e-30, 3e38, np.inf, -np.inf, np.nan]
@@ -142,7 +142,8 @@ def test_what_is_copied_without_waiting_is_there_after_it():
 
 
 @pytest.mark.parametrize(
-    ("index", "first", "message"), [(1, 0, "multiple of 16"), (0, 1, "multiple of 16"), (8, 0, "outside"), (0, 8, "outside")]
+    ("index", "first", "message"),
+    [(1, 0, "multiple of 16"), (0, 1, "multiple of 16"), (8, 0, "outside"), (0, 8, "outside")],
 )
 def test_copies_that_must_not_be(index, first, message):
     x = aligned(8)
@@ -151,7 +152,7 @@ def test_copies_that_must_not_be(index, first, message):
         source, target = twins.at(x.ctypes.data, np.float32(1), np.int32(0)), twins.shared(np.uint32(1))
         twins.copy4(target, index, source, first, True, np.int32(0))
 
-    with pytest.raises(SimulatedFault, match=message):
+    with pytest.raises(SimulatedError, match=message):
         cuda.jit(kernel)[1, 1, 0, 32]()
 
 
@@ -162,7 +163,7 @@ def test_only_shared_memory_is_copied_to():
         p, q = (twins.at(x.ctypes.data, one, np.int32(0)) for one in (np.uint32(1), np.float32(1)))
         twins.copy1(p, 0, q, 4, True, np.int32(0))
 
-    with pytest.raises(SimulatedFault, match="shared memory"):
+    with pytest.raises(SimulatedError, match="shared memory"):
         cuda.jit(kernel)[1, 1, 0, 32]()
 
 

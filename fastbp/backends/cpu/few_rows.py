@@ -16,10 +16,10 @@ from numba.extending import intrinsic
 
 from fastbp import scalars
 from fastbp.backends.cpu import simd
-from fastbp.backends.llvm import switch
 from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.gemm import BIAS, apply_binary, epilogue
 from fastbp.backends.cpu.simd import BINARY_CODES, I64, pointer
+from fastbp.backends.llvm import switch
 
 MOST_ROWS = 4
 _TOGETHER = 4  # rows of B in one pass over a row of C

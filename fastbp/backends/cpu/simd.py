@@ -22,10 +22,10 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from fastbp import polynomials, scalars
-from fastbp.backends.llvm import Value as Vector
-from fastbp.backends.llvm import switch
+from fastbp.backends.llvm import Value, switch
 
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+Vector = Value  # the LLVM values of this module are vectors
 
 UNARY_CODES = {name: code for code, name in enumerate(scalars.UNARY)}
 BINARY_CODES = {name: code for code, name in enumerate(scalars.BINARY)}

@@ -66,9 +66,7 @@ class Slots:
         self.count = 2 + len(outside)
 
 
-def bind(
-    program: Program, slots: Slots, n: int, dtype: str, precision: str = "highest", consts_at: int = 0
-) -> Bound:
+def bind(program: Program, slots: Slots, n: int, dtype: str, precision: str = "highest", consts_at: int = 0) -> Bound:
     """The table for n rows; ``precision`` "tf32" or "bf16" lets products of float32 be done on tensor cores.
 
     Args:
@@ -105,7 +103,7 @@ class _Binder:
         words = np.array(self.words or [0], np.int64)
         return Bound(words, tuple(self.launches), self.consts, max(1, self.scratch.offset + self.scratch_bytes))
 
-    # ---- operands ----------------------------------------------------------------------------------------------------
+    # ---- operands ------------------------------------------------------------------------------------------------
 
     def _operand(self, index: int) -> Operand:
         """A buffer, row by row."""
@@ -122,7 +120,7 @@ class _Binder:
         """Ask for so much memory behind the temps, until the next instruction."""
         self.scratch_bytes = max(self.scratch_bytes, bytes_)
 
-    # ---- rows ----------------------------------------------------------------------------------------------------------
+    # ---- rows ----------------------------------------------------------------------------------------------------
 
     def _row(
         self,
@@ -154,7 +152,7 @@ class _Binder:
         if elements:
             self._launch(kernel, row, -(-elements // THREADS))
 
-    # ---- instructions --------------------------------------------------------------------------------------------------
+    # ---- instructions --------------------------------------------------------------------------------------------
 
     def _emit(self, i: Instruction) -> None:
         match i.op:
@@ -256,7 +254,7 @@ class _Binder:
         row = self._row(table.UPDATE, operands, code=UPDATE_CODES[i.code], sizes=(len(states), size, 0))
         self._over_elements("update", row, size)
 
-    # ---- products ------------------------------------------------------------------------------------------------------
+    # ---- products ------------------------------------------------------------------------------------------------
 
     def _product(self, i: Instruction) -> None:
         a, b = (self._operand(index) for index in i.ins[:2])
@@ -280,9 +278,7 @@ class _Binder:
             return
         self._partial(pieces * m * n * self.item)
         sums = replace(self.scratch, row=n)
-        row = self._row(
-            op, {table.OUT: sums, table.A: x, table.B: w}, sizes=(m, n, k), pieces=pieces, piece=piece
-        )
+        row = self._row(op, {table.OUT: sums, table.A: x, table.B: w}, sizes=(m, n, k), pieces=pieces, piece=piece)
         self._launch(kernel, row, tiles * pieces, tile.threads, shared)
         row = self._row(table.COMBINE, {**finish[0], table.A: sums}, **finish[1], sizes=(m, n, 0), pieces=pieces)
         self._over_elements("combine", row, m * n)
@@ -304,11 +300,9 @@ class _Binder:
         code, then = (CODES[name] if name else table.NONE for name in (i.code, i.then))
         return operands, {"code": code, "then": then, "how": table.BOTH if both else 0}
 
-    # ---- chains --------------------------------------------------------------------------------------------------------
+    # ---- chains --------------------------------------------------------------------------------------------------
 
-    def _chain(
-        self, i: Instruction, domain: tuple[int, int], steps: Sequence[Step], results: Sequence[Result]
-    ) -> None:
+    def _chain(self, i: Instruction, domain: tuple[int, int], steps: Sequence[Step], results: Sequence[Result]) -> None:
         ins, outs = (tuple(self._operand(k) for k in side) for side in (i.ins, i.outs))
         work = Work(domain, ins, tuple(steps), tuple(results), outs)
         for threads in (chain_table.THREADS, 64, 32):
@@ -352,15 +346,13 @@ class _Binder:
         if sums.factor is not None:
             operands[table.Y], code = replace(sums.factor, row=0, col=0), CODES["mul"]
         how = table.MAXIMA if result.how == "max" else 0
-        row = self._row(
-            table.COMBINE, operands, code=code, sizes=(1, sums.elements, 0), pieces=sums.pieces, how=how
-        )
+        row = self._row(table.COMBINE, operands, code=code, sizes=(1, sums.elements, 0), pieces=sums.pieces, how=how)
         self._over_elements("combine", row, sums.elements)
 
     def _step_by_step(self, work: Work) -> None:
         """A chain of its own for every step and result, values in memory: where registers do not suffice."""
         rows, cols = work.shape
-        first, bytes_ = len(work.ins), -(-rows * cols * self.item // ALIGNMENT) * ALIGNMENT
+        bytes_ = -(-rows * cols * self.item // ALIGNMENT) * ALIGNMENT
         begin, values = self.scratch, list(work.ins)
         self.scratch = replace(begin, offset=begin.offset + len(work.steps) * bytes_)
         for k, step in enumerate(work.steps):
@@ -368,11 +360,16 @@ class _Binder:
             used = [*step.args, *([step.scale] if step.scale >= 0 else [])]
             alone = replace(step, args=tuple(range(len(step.args))), scale=len(step.args) if step.scale >= 0 else -1)
             ins = tuple(values[v] for v in used)
-            self._parts(parts(Work(work.shape, ins, (alone,), (Result(len(ins)),), (out,)), begin, self.item), chain_table.THREADS)
+            self._parts(
+                parts(Work(work.shape, ins, (alone,), (Result(len(ins)),), (out,)), begin, self.item),
+                chain_table.THREADS,
+            )
             values.append(out)
         for result, out in zip(work.results, work.outs, strict=True):
             ins = (values[result.value], *([values[result.scale]] if result.scale >= 0 else []))
             reduced = replace(result, value=0, scale=len(ins) - 1 or -1)
-            self._parts(parts(Work(work.shape, ins, (), (reduced,), (out,)), self.scratch, self.item), chain_table.THREADS)
+            self._parts(
+                parts(Work(work.shape, ins, (), (reduced,), (out,)), self.scratch, self.item), chain_table.THREADS
+            )
         self.scratch_bytes += len(work.steps) * bytes_
         self.scratch = begin

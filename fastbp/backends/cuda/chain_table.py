@@ -136,9 +136,7 @@ def parts(work: Work, scratch: Place, item: int, threads: int = THREADS, one_pie
 
 
 def _chosen(work: Work, numbers: Sequence[int]) -> Work:
-    return replace(
-        work, results=tuple(work.results[k] for k in numbers), outs=tuple(work.outs[k] for k in numbers)
-    )
+    return replace(work, results=tuple(work.results[k] for k in numbers), outs=tuple(work.outs[k] for k in numbers))
 
 
 def _power_of_two(x: int) -> int:

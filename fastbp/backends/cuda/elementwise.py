@@ -30,7 +30,7 @@ from fastbp.backends.cuda.device import (
     update,
 )
 from fastbp.backends.cuda.gemm import I32, larger, whole_quads
-from fastbp.backends.cuda.operands import element, operand
+from fastbp.backends.cuda.operands import operand
 from fastbp.backends.cuda.table import (
     ACTION_WIDTH,
     ACTIONS,
@@ -135,7 +135,7 @@ def _act(action, addresses, registers, r, c, rows, cols, width, one, space):
         _load(_matrix(words, addresses, one, space), words, registers, to, r, c, rows, cols, one)
     elif what == STORE:
         _store(_matrix(words, addresses, one, space), words, registers, I32(action[FIRST]), r, c, rows, cols, one)
-    elif what == ADD or what == LARGEST:
+    elif what in (ADD, LARGEST):
         source = I32(action[FIRST])
         if r < rows:
             for e in range(min(I32(4), cols - c)):
@@ -268,7 +268,10 @@ def _all(result, addresses, registers, piece, one, space):
 
 @device
 def update_all(d, addresses, block, blocks, one, space):
-    """(theta, *states) = UPDATES[code](hyper, theta, g, *states), N elements, in place: OUT, A = g, B, Y, EXTRA = hyper."""
+    """(theta, *states) = UPDATES[code](hyper, theta, g, *states), N elements in place.
+
+    OUT is theta, A the gradient, B and Y the states, EXTRA hyper.
+    """
     theta, g = operand(d, addresses, OUT, one, space), operand(d, addresses, A, one, space)
     first, second = operand(d, addresses, B, one, space), operand(d, addresses, Y, one, space)
     hyper = operand(d, addresses, EXTRA, np.float64(1.0), space)

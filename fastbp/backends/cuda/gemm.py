@@ -1,7 +1,7 @@
 """Products in plain multiply-adds, C = epilogue(A B, Y): tiles in shared memory, sums in registers.
 
-A block computes tiles of ``bm`` rows by ``bn`` columns, a thread ``tm`` by ``tn`` of their elements, in groups of four so
-that shared memory is read 16 bytes at a time. The next ``bk`` columns of A and rows of B come from global memory, into
+A block computes tiles of ``bm`` rows by ``bn`` columns, a thread ``tm`` by ``tn`` of their elements, by fours, so that
+shared memory is read 16 bytes at a time. The next ``bk`` columns of A and rows of B come from global memory, into
 registers, while these are multiplied. An element is one chain of fused multiply-adds over its piece of K, whatever the
 tile, so its bits do not depend on where in a matrix it lies.
 """
@@ -156,7 +156,7 @@ def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
     shape_acc, shape_a, shape_b = (tile.tm, tile.tn), (int(quads_a), 4), (int(quads_b), 4)
 
     def strip_of(g: int) -> Callable[..., None]:
-        """Write group ``g`` of a thread's rows to shared memory: of a number that is known, or it would lie in memory."""
+        """Write group ``g`` of a thread's rows to shared memory; a known number, or sums would lie in local memory."""
 
         @device
         def strip(acc, memory, first):
@@ -211,22 +211,50 @@ def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
                         e = me + q * count
                         if a_down:
                             found = quad(
-                                a, a_aligned, m0 + e % (bm // I32(4)) * I32(4), m, kk + e // (bm // I32(4)), k1, a_line, zero
+                                a,
+                                a_aligned,
+                                m0 + e % (bm // I32(4)) * I32(4),
+                                m,
+                                kk + e // (bm // I32(4)),
+                                k1,
+                                a_line,
+                                zero,
                             )
                         else:
                             found = quad(
-                                a, a_aligned, kk + e % (bk // I32(4)) * I32(4), k1, m0 + e // (bk // I32(4)), m, a_line, zero
+                                a,
+                                a_aligned,
+                                kk + e % (bk // I32(4)) * I32(4),
+                                k1,
+                                m0 + e // (bk // I32(4)),
+                                m,
+                                a_line,
+                                zero,
                             )
                         next_a[q, 0], next_a[q, 1], next_a[q, 2], next_a[q, 3] = found
                     for q in range(quads_b):
                         e = me + q * count
                         if b_across:
                             found = quad(
-                                b, b_aligned, n0 + e % (bn // I32(4)) * I32(4), n, kk + e // (bn // I32(4)), k1, b_line, zero
+                                b,
+                                b_aligned,
+                                n0 + e % (bn // I32(4)) * I32(4),
+                                n,
+                                kk + e // (bn // I32(4)),
+                                k1,
+                                b_line,
+                                zero,
                             )
                         else:
                             found = quad(
-                                b, b_aligned, kk + e % (bk // I32(4)) * I32(4), k1, n0 + e // (bk // I32(4)), n, b_line, zero
+                                b,
+                                b_aligned,
+                                kk + e % (bk // I32(4)) * I32(4),
+                                k1,
+                                n0 + e // (bk // I32(4)),
+                                n,
+                                b_line,
+                                zero,
                             )
                         next_b[q, 0], next_b[q, 1], next_b[q, 2], next_b[q, 3] = found
                 # ---- this tile's products

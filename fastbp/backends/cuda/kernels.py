@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numba import cuda, float32, float64
@@ -65,7 +64,7 @@ def _over_grid(operation: Callable[..., None]) -> Callable[..., None]:
 
 @device
 def _advance(moving, addresses):
-    """Move the slots to the step after the one before; its first word. Has a barrier; all threads of a block call it."""
+    """Move the slots to the next step; that step's first word. Has a barrier: all threads of a block call it."""
     step = at(moving[STEPS], np.int64(1), GLOBAL)
     done = moving[DONE]
     position, number = step[3 * done + 1], step[3 * done + 2]

@@ -379,7 +379,7 @@ _MMA = types.UniTuple(types.float32, 4)(
 
 @intrinsic
 def mma_bf16(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
-    """C + A B of a warp in float32: A (16, 16), B (16, 8) in bf16, 4 and 2 words a lane, C (16, 8), 4 numbers a lane."""
+    """C + A B of a warp in float32: A (16, 16), B (16, 8) in bf16, 4 and 2 words a lane; C (16, 8), 4 numbers."""
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         return context.make_tuple(builder, sig.return_type, _mma(builder, "m16n8k16", "bf16", arguments))
@@ -568,7 +568,9 @@ def walked(typingctx: Any, pointer: Any, count: Any, space: Any) -> Any:
         asm = ir.InlineAsm(ir.FunctionType(I64, [I64, I64]), "add.s64 $0, $1, $2;", "=l,l,l")
         size = I64(sig.args[0].dtype.bitwidth // 8)
         if not known:
-            return builder.inttoptr(builder.call(asm, [builder.ptrtoint(pointer, I64), builder.mul(count, size)]), pointer.type)
+            return builder.inttoptr(
+                builder.call(asm, [builder.ptrtoint(pointer, I64), builder.mul(count, size)]), pointer.type
+            )
         place = ir.PointerType(pointer.type.pointee, GLOBAL)
         address = builder.ptrtoint(builder.addrspacecast(pointer, place), I64)
         address = builder.call(asm, [address, builder.mul(count, size)])

@@ -45,11 +45,11 @@ BARRIER, EXCHANGE, ENDED = "barrier", "exchange", "ended"
 _INNER = {__name__, "fastbp.backends.cuda.twins", "numba.cuda.simulator.kernelapi"}
 
 
-class SimulatedFault(FastbpError):
+class SimulatedError(FastbpError):
     """What a kernel must not do, and hardware would not report."""
 
 
-class OutOfBounds(SimulatedFault, IndexError):
+class OutOfBoundsError(SimulatedError, IndexError):
     """An access to memory that belongs to no array, or not to the one that the pointer points into."""
 
 
@@ -121,7 +121,7 @@ class Thread:
         self.offered: Any = None
         self.received: Any = None
         self.copies: list[Any] = []
-        log = _Traced if lines else set
+        log: Callable[[], Any] = _Traced if lines else set
         self.reads, self.writes, self.shared_reads, self.shared_writes = log(), log(), log(), log()
 
     def wait(self, what: str, offered: Any = None) -> Any:
@@ -179,8 +179,9 @@ def exchange(value: Any) -> tuple[list[Any], int]:
     return me.wait(EXCHANGE, value), me.lane
 
 
-def together(value: Any, function: Callable[[list[Any]], Sequence[Any]]) -> Any:
+def together(value: Any, function: Callable[[list[Any]], Any]) -> Any:
     """The lane's item of function(what all 32 lanes have for ``value``), which runs once for a warp."""
+    values: Any
     values, lane = exchange(value)
     if values.results is None:
         values.results = function(values)
@@ -214,7 +215,10 @@ def _run_block(manager: Any, block: Sequence[int], *arguments: Any) -> None:
                     continue
                 idle = _workers.idle
                 worker = at_work[thread.number] = idle.pop() if idle else greenlet(_work, hub)
-                worker.parent, worker.gr_context = hub, contextvars.copy_context()  # of which NumPy's settings are a part
+                worker.parent, worker.gr_context = (
+                    hub,
+                    contextvars.copy_context(),
+                )  # of which NumPy's settings are a part
                 worker.switch(function, thread)
             now.thread = None
             ready = _released(threads)
@@ -242,7 +246,7 @@ def _released(threads: list[Thread]) -> list[Thread]:
                 continue
             if len(lanes) < WARP or any(t.waits is not EXCHANGE or t.site != site for t in lanes):
                 few = f"it has {len(lanes)} lanes; " if len(lanes) < WARP else ""
-                raise SimulatedFault(f"warp {first // WARP} does not exchange as a whole: {few}{_standing(lanes)}")
+                raise SimulatedError(f"warp {first // WARP} does not exchange as a whole: {few}{_standing(lanes)}")
             values = _Values(t.offered for t in lanes)
             for t in lanes:
                 t.received = values
@@ -253,7 +257,7 @@ def _released(threads: list[Thread]) -> list[Thread]:
         return []
     site = threads[0].site
     if len(whats) > 1 or any(t.site != site for t in threads):
-        raise SimulatedFault(f"threads do not meet at one barrier: {_standing(threads)}")
+        raise SimulatedError(f"threads do not meet at one barrier: {_standing(threads)}")
     offered = [t.offered for t in threads]
     for t in threads:
         t.received = offered
@@ -300,7 +304,7 @@ class _Region:
             item = np.dtype(kind).itemsize
             first = -(-self.address // item) * item
             count = max(0, self.address + self.size - first) // item
-            memory = (ctypes.c_char * (count * item)).from_address(first)
+            memory: Any = (ctypes.c_char * (count * item)).from_address(first)
             found = self._views[kind] = np.frombuffer(memory, kind), first
         return found
 
@@ -335,7 +339,7 @@ class Memory:
             if old.address <= low and high <= old.address + old.size:
                 return
             if not (low <= old.address and old.address + old.size <= high):
-                raise SimulatedFault(f"the array at {low:#x} … {high:#x} overlaps {old} at {old.address:#x}")
+                raise SimulatedError(f"the array at {low:#x} … {high:#x} overlaps {old} at {old.address:#x}")
             self._drop(old)
         owner = array
         while isinstance(owner.base, np.ndarray):
@@ -370,13 +374,13 @@ class Memory:
         shared = self.shared
         if shared is not None and shared.address <= address < shared.address + max(1, shared.size):
             if not may_be_shared:
-                raise SimulatedFault(f"address {address:#x} is in shared memory, but is taken for a global one")
+                raise SimulatedError(f"address {address:#x} is in shared memory, but is taken for a global one")
             return shared
         within = self._overlapping(address, address + 1)
         return within[0] if within else None
 
     def at(self, address: int, kind: type, may_be_shared: bool) -> tuple[Any, ...]:
-        """What a pointer needs to know: its array, size of an element, all elements, address of the first, and its own."""
+        """What a pointer needs: its array, size of an element, all elements, address of the first, its own."""
         region, size = self.find(address, may_be_shared), np.dtype(kind).itemsize
         if region is None:
             return None, size, np.empty(0, kind), address, 0
@@ -439,7 +443,7 @@ class Memory:
                     other = next(k for k, (_, theirs) in enumerate(logs) if address in theirs)
                     raise self._race(address, (self._threads[other], "wrote"), (t, "read"))
 
-    def _race(self, address: int, *sides: tuple[Thread, str]) -> SimulatedFault:
+    def _race(self, address: int, *sides: tuple[Thread, str]) -> SimulatedError:
         said = []
         for t, did in sides:
             names = ("shared_writes", "writes") if did == "wrote" else ("shared_reads", "reads")
@@ -448,7 +452,9 @@ class Memory:
             said.append(f"thread {tuple(t.threadIdx)} {did} it{place}")
         t = sides[0][0]
         until = f"the {t.waits} in {_line(t.site)}" if t.site and t.waits != ENDED else "the end"
-        return SimulatedFault(f"{self._place(address)}: {' and '.join(said)}, with no barrier in between, before {until}")
+        return SimulatedError(
+            f"{self._place(address)}: {' and '.join(said)}, with no barrier in between, before {until}"
+        )
 
     def _place(self, address: int) -> str:
         region = self.find(address, True)
@@ -466,8 +472,10 @@ class Memory:
         ):
             if not mine.isdisjoint(theirs):
                 address = min(mine & theirs)
-                other = next(b for b, reads, writes in self._blocks if address in (writes if they == "wrote" else reads))
-                raise SimulatedFault(
+                other = next(
+                    b for b, reads, writes in self._blocks if address in (writes if they == "wrote" else reads)
+                )
+                raise SimulatedError(
                     f"{self._place(address)}: block {other} {they} it and block {self._block} {did} it in one launch"
                 )
         read |= self._reads
@@ -542,7 +550,7 @@ class Pointer:
             raise self._outside(i, count)
         address = self.base + k * self.size
         if address % alignment:
-            raise SimulatedFault(
+            raise SimulatedError(
                 f"{count} {np.dtype(self.kind)} at once, from element {i} on, at address {address:#x}, "
                 f"which is no multiple of {alignment}"
             )
@@ -551,7 +559,8 @@ class Pointer:
     @property
     def address(self) -> int:
         """Of the element that it points to."""
-        return self.base + self.first * self.size
+        address: int = self.base + self.first * self.size
+        return address
 
     def shifted(self, count: Any) -> Pointer:
         """The pointer so many elements on."""
@@ -561,16 +570,18 @@ class Pointer:
         new.reads, new.writes = self.reads, self.writes
         return new
 
-    def _outside(self, index: int, count: int = 1) -> OutOfBounds:
+    def _outside(self, index: int, count: int = 1) -> OutOfBoundsError:
         name = np.dtype(self.kind).name
         what = f"element {index} of a pointer to {name}" if count == 1 else f"elements {index} … {index + count - 1}"
         if self.region is None:
-            return OutOfBounds(f"{what}: address {self.address:#x} is in no array")
+            return OutOfBoundsError(f"{what}: address {self.address:#x} is in no array")
         if self.items.size == 0 and self.address % self.size:
-            return OutOfBounds(f"{what}: address {self.address:#x} is no place for a {name}")
+            return OutOfBoundsError(f"{what}: address {self.address:#x} is no place for a {name}")
         if index < 0:
-            return OutOfBounds(f"{what}: the index is negative")
-        return OutOfBounds(f"{what}, which points to element {self.first} of {self.items.size} in {self.region}: outside")
+            return OutOfBoundsError(f"{what}: the index is negative")
+        return OutOfBoundsError(
+            f"{what}, which points to element {self.first} of {self.items.size} in {self.region}: outside"
+        )
 
 
 # ---- installing ----------------------------------------------------------------------------------------------------

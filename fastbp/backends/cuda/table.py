@@ -1,6 +1,6 @@
 """The words of the table that GPU kernels read: one row of int64 an instruction, and behind them what chains do.
 
-A product is C = epilogue(A B, Y), element (m, k) of A at a + m ROW + k COL, in elements; of B and Y likewise, with 0 for
+A product is C = epilogue(A B, Y), element (m, k) of A at a + m ROW + k COL, in elements; B and Y likewise, with 0 for
 a stride along which a matrix is broadcast. Where it is cut along K, each of PIECES writes M × N sums of its own, one
 after the other, and a COMBINE that follows adds them in order and applies the epilogue.
 """
@@ -59,7 +59,7 @@ MOVING_WIDTH = 4
 
 # What a resident block reads: the steps that it has to do, then for every number of rows (the first word of a step says
 # which) how many instructions there are and where the list of their rows' addresses is. A state, one a block: addresses
-# of what moves and of the slots; the slots' workspace lies in shared memory from byte SHARED_AT on, unless that is NONE.
+# of what moves and of the slots; the workspace lies in shared memory from byte SHARED_AT on, unless that is NONE.
 TODO, SHARED_AT, SCRIPTS = range(3)
 COUNT, LIST = 0, 1
 STATE_MOVING, STATE_SLOTS, STATE_WIDTH = range(3)

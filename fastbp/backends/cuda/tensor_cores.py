@@ -5,19 +5,19 @@ steps of 32. Shared memory holds two stages of A's and B's tiles: while one is m
 
 * tf32: tiles are float32 that cp.async brings from global memory without passing registers; numbers are rounded as
   fragments are read.
-* bf16: tiles are words of two bf16; numbers pass registers, where they are rounded. A's are on their way while the first
-  half of a step is multiplied and B's during the second half: both at once would need more registers than there are for
-  two blocks on a multiprocessor.
+* bf16: tiles are words of two bf16; numbers pass registers, where they are rounded. A's are on their way while the
+  first half of a step is multiplied and B's during the second half: both at once would need more registers than there
+  are for two blocks on a multiprocessor.
 
-Either matrix may lie along K ("tall" tiles, 32 numbers a line) or across it ("wide" ones); a tile has the layout that its
-matrix has, and transposing is left to how fragments are read. Lines of a tile are set apart so that neither writing nor
-reading meets a bank of shared memory twice: ldmatrix reads eight lines of 16 bytes, so the distance is an odd multiple of
-16 bytes (36 words; for bf16 20 and 68 or 36); single words are read at 4 lines × 8 columns, so that distance is 8 more than
-a multiple of 32 words (wide tf32 tiles, finished sums).
+Either matrix may lie along K ("tall" tiles, 32 numbers a line) or across it ("wide" ones); a tile has the layout that
+its matrix has, and transposing is left to how fragments are read. Lines of a tile are set apart so that neither writing
+nor reading meets a bank of shared memory twice: ldmatrix reads eight lines of 16 bytes, so the distance is an odd
+multiple of 16 bytes (36 words; for bf16 20 and 68 or 36); single words are read at 4 lines × 8 columns, so that
+distance is 8 more than a multiple of 32 words (wide tf32 tiles, finished sums).
 
 Outside of the matrices, and beyond a piece of K, both tiles hold zeros: an infinity never meets what is not there. An
-element is one sequence of additions over its piece of K, whatever the tile, so its bits do not depend on where in a matrix
-it lies.
+element is one sequence of additions over its piece of K, whatever the tile, so its bits do not depend on where in a
+matrix it lies.
 """
 
 from __future__ import annotations
@@ -172,7 +172,10 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
     def multiply(sums, words, place_a, place_b, a_tall, b_tall, k):
         """Add the products of instruction k of a step, ``deep`` of K."""
         apart_a, apart_b = tall if a_tall else wide_a, tall if b_tall else wide_b
-        first_a, first_b = place_a + k * (8 if a_tall else deep * wide_a), place_b + k * (8 if b_tall else deep * wide_b)
+        first_a, first_b = (
+            place_a + k * (8 if a_tall else deep * wide_a),
+            place_b + k * (8 if b_tall else deep * wide_b),
+        )
         down, across = 16 * tall if a_tall else 16 // part, 16 * tall if b_tall else 16 // part
         columns = cuda.local.array(columns_shape, uint32)
         for j in range(pairs_n):
@@ -204,7 +207,10 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
         words = shared(np.uint32(1))
         piece, m0, n0 = place_of(d, number)
         k0 = piece * d[PIECE]
-        left, here = I32(min(d[K] - k0, d[PIECE])), I32(0)  # of K: not asked for yet, and in the stage that is multiplied
+        left, here = (
+            I32(min(d[K] - k0, d[PIECE])),
+            I32(0),
+        )  # of K: not asked for yet, and in the stage that is multiplied
         me = I32(thread())
         busy = me < count
         lane, warp = I32(me & 31), I32(me >> 5)
@@ -250,7 +256,7 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
             columns_a, lines_a = deep_a if a_tall else side_a, side_a if a_tall else deep_a
             columns_b, lines_b = deep_b if b_tall else side_b, side_b if b_tall else deep_b
             if bf16:
-                # fetched in any case, zeros if there are no more: else the compiler would keep numbers from turn to turn
+                # fetched in any case, zeros if there are no more: else numbers would be kept from turn to turn
                 numbers = cuda.local.array(numbers_shape, float32)
                 after_a = _fetch_tile(
                     numbers, a, a_aligned, columns_a, lines_a if more else 0, on_a, down_a, copies_a, zero, space

@@ -10,7 +10,16 @@ import numpy as np
 from fastbp import scalars
 from fastbp.backends.cuda import simulator
 from fastbp.backends.cuda.codes import FORMULAS
-from fastbp.backends.cuda.simulator import BARRIER, WARP, Pointer, SimulatedFault, exchange, memory, now, together, together
+from fastbp.backends.cuda.simulator import (
+    BARRIER,
+    WARP,
+    Pointer,
+    SimulatedError,
+    exchange,
+    memory,
+    now,
+    together,
+)
 
 simulator.install()
 Value = Any
@@ -84,7 +93,7 @@ def shuffle_xor(value: Any, mask: Any) -> Any:
 def _shuffled(offered: list[Any]) -> list[Any]:
     mask = int(offered[0][1])
     if not 0 <= mask < WARP or any(other != mask for _, other in offered):
-        raise SimulatedFault(f"lanes of a warp are shuffled by different masks, or not by 0 … {WARP - 1}")
+        raise SimulatedError(f"lanes of a warp are shuffled by different masks, or not by 0 … {WARP - 1}")
     return [offered[lane ^ mask][0] for lane in range(WARP)]
 
 
@@ -160,8 +169,8 @@ def dropout(bits: Any, element: Any, key: Pointer, one: Any) -> Any:
 
 # ---- tensor cores --------------------------------------------------------------------------------------------------
 # Lane 4g + t has, of A, words (row g, column t), (g + 8, t), (g, t + 4), (g + 8, t + 4); of B (row t, column g) and
-# (t + 4, g); of C and the result (row g, columns 2t and 2t + 1), then of row g + 8. Columns of A and rows of B are counted
-# in words: two bf16 or one tf32.
+# (t + 4, g); of C and the result (row g, columns 2t and 2t + 1), then of row g + 8. Columns of A and rows of B are
+# counted in words: two bf16 or one tf32.
 
 
 def _tf32_of(words: np.ndarray) -> np.ndarray:
@@ -181,7 +190,8 @@ def _products(values: list[Any], numbers_of: Callable[[np.ndarray], np.ndarray])
     B = numbers_of(b.reshape(8, 4, 2)).transpose(2, 1, 3, 0).reshape(-1, 8)
     C = c.reshape(8, 4, 2, 2).transpose(2, 0, 1, 3).reshape(16, 8)
     D = (A.astype(np.float64) @ B.astype(np.float64) + C).astype(np.float32)
-    return D.reshape(2, 8, 4, 2).transpose(1, 2, 0, 3).reshape(WARP, 4)
+    result: np.ndarray = D.reshape(2, 8, 4, 2).transpose(1, 2, 0, 3).reshape(WARP, 4)
+    return result
 
 
 def mma_bf16(a: Any, b: Any, c: Any) -> tuple[Any, ...]:
@@ -194,7 +204,7 @@ def mma_tf32(a: Any, b: Any, c: Any) -> tuple[Any, ...]:
 
 def _in_shared_memory(pointer: Pointer) -> None:
     if pointer.region is not memory.shared:
-        raise SimulatedFault("an address in global memory is taken for one in shared memory")
+        raise SimulatedError("an address in global memory is taken for one in shared memory")
 
 
 def ldmatrix(words: Pointer, index: Any) -> tuple[Any, ...]:
@@ -218,7 +228,7 @@ def _copy(target: Pointer, index: Any, source: Pointer, first: Any, there: Any, 
     """What is on its way arrives when it is waited for; until then NaN lies there."""
     _in_shared_memory(target)
     if source.region is memory.shared and not isinstance(space, (bool, np.bool_)):
-        raise SimulatedFault("an address in shared memory is taken for one in global memory")
+        raise SimulatedError("an address in shared memory is taken for one in global memory")
     words = [x.view(np.uint32) for x in source.load(first, count, 4 * count)] if there else [np.uint32(0)] * count
     target.store(index, [np.uint32(0xFFFFFFFF)] * count, 4 * count)
     now.thread.copies.append((target, index, words))

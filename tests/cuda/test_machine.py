@@ -85,6 +85,23 @@ def test_products(shape, ta, tb):
     compare(plan({"y": (y + row).tanh()}), values, 1, "float32")
 
 
+@pytest.mark.parametrize(("precision", "limit"), [("tf32", 1e-3), ("bf16", 1e-2)])
+def test_products_on_tensor_cores(precision, limit):
+    """A layer and its gradients, rows cut into pieces: on tensor cores, within the precision's error, and not exact."""
+    rng = np.random.default_rng(0)
+    x, w, g = graph.input("x", 5), graph.param("w", (5, 3)), graph.input("g", 3)
+    a = x @ w
+    dw, dx = graph.gradients((a * g).sum(), [w, x])  # one product each: errors of several would add up
+    program = plan({"a": a.tanh(), "dw": dw, "dx": dx})
+    values = {"x": rng.normal(size=(600, 5)), "w": rng.normal(size=(5, 3)), "g": rng.normal(size=(600, 3))}
+    exact = backends.executable(program, "numpy", "float64").run(values, 600)
+    run = CudaExecutable(program, "float32", precision)
+    found = run.run(on_device(typed(values, "float32")), 600)
+    assert sum(one.kernel == f"{precision}_small" for one in run.bound(600).bound.launches) == 3
+    for name, expected in exact.items():
+        assert 1e-6 < checks.relative_error(found[name].get(), expected) <= limit
+
+
 def test_a_sum_over_many_rows_is_cut():
     """dW over 700 rows: pieces, and a COMBINE with its epilogue."""
     rng = np.random.default_rng(0)

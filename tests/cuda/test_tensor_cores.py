@@ -71,12 +71,12 @@ def with_a_in_shared_memory(tile):
     def kernel(words, slots, one):
         d, addresses = at(words, np.int64(1), GLOBAL), at(slots, np.int64(1), GLOBAL)
         source, memory = at(addresses[A], one, GLOBAL), shared(one)
-        behind = tile.shared_bytes // 4
+        behind = tile.shared_bytes() // 4
         for e in range(thread(), BEFORE + d[M] * d[OPERANDS + 4 * A + ROW], threads()):
             memory[behind + e] = source[e]
         sync()
         if thread() == 0:
-            addresses[A] = address_of(memory) + tile.shared_bytes
+            addresses[A] = address_of(memory) + tile.shared_bytes()
         sync()
         product(d, addresses, 0, 1, one, ANYWHERE)
 
@@ -113,7 +113,7 @@ def product(a, b, tile, ta=False, tb=False, odd=False, piece=None, y=None, block
         slots[which] = memory.data.ptr
         words[OPERANDS + 4 * which + np.array([SLOT, OFFSET, ROW, COL])] = which, offset, row, col
     on_device, addresses = fake_cupy.asarray(words), fake_cupy.asarray(slots)
-    size = tile.shared_bytes + (4 * operands[A][0].size if kernel is with_a_in_shared_memory else 0)
+    size = tile.shared_bytes() + (4 * operands[A][0].size if kernel is with_a_in_shared_memory else 0)
     kernel(tile)[blocks, tile.threads + extra, 0, size](on_device.data.ptr, addresses.data.ptr, np.float32(1.0))
     found = out.get()
     return found if piece else found[0]
@@ -224,7 +224,7 @@ def test_products_do_not_depend_on_the_tile(kind):
 def test_strips_of_finished_sums_fit():
     """They take the place of the stages."""
     for tile in (tiles.LARGE_TF32, tiles.LARGE_BF16, tiles.SMALL_TF32, tiles.SMALL_BF16):
-        assert 4 * (tile.bm // tile.warps_m) * (tile.bn + tiles.STRIP) <= tile.shared_bytes <= 99 << 10
+        assert 4 * (tile.bm // tile.warps_m) * (tile.bn + tiles.STRIP) <= tile.shared_bytes() <= 99 << 10
 
 
 # ---- the twins that are new here ------------------------------------------------------------------------------------

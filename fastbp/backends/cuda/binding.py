@@ -13,7 +13,7 @@ import numpy as np
 from fastbp.backends.cuda import chain_table, table
 from fastbp.backends.cuda.chain_table import Operand, Part, Pieces, Place, Work, parts
 from fastbp.backends.cuda.codes import CODES, UPDATE_CODES
-from fastbp.backends.cuda.tiles import LARGE, SMALL, Tile
+from fastbp.backends.cuda.tiles import LARGE, SMALL, TENSOR_TILES, TensorTile, Tile
 from fastbp.errors import InputError
 from fastbp.program import Instruction, Program, Result, Step, const_value, place
 
@@ -269,7 +269,7 @@ class _Binder:
         kernel, op, tile = self._kernel(m, n)
         tiles = -(-m // tile.bm) * -(-n // tile.bn)
         pieces = min(-(-k // SHORTEST), -(-WANTED_BLOCKS // tiles)) if over_rows and tiles < WANTED_BLOCKS // 2 else 1
-        piece = -(-max(1, -(-k // max(1, pieces))) // 16) * 16  # whole tiles, and aligned
+        piece = -(-max(1, -(-k // max(1, pieces))) // 32) * 32  # whole steps of any tile, and aligned
         pieces = max(1, -(-k // piece))
         shared = tile.shared_bytes(self.item)
         if pieces == 1:
@@ -283,10 +283,13 @@ class _Binder:
         row = self._row(table.COMBINE, {**finish[0], table.A: sums}, **finish[1], sizes=(m, n, 0), pieces=pieces)
         self._over_elements("combine", row, m * n)
 
-    def _kernel(self, m: int, n: int) -> tuple[str, int, Tile]:
+    def _kernel(self, m: int, n: int) -> tuple[str, int, Tile | TensorTile]:
         """Which product: on tensor cores if that is allowed, by tiles as large as keep a card busy."""
         large = -(-m // LARGE.bm) * -(-n // LARGE.bn) >= LARGE_TILES and self.item == 4
         size = "large" if large else "small"
+        if self.precision in TENSOR_TILES:
+            op = table.PRODUCT_TF32 if self.precision == "tf32" else table.PRODUCT_BF16
+            return f"{self.precision}_{size}", op, TENSOR_TILES[self.precision][large]
         return f"product_{size}", table.PRODUCT, LARGE if large else SMALL
 
     def _finish(self, i: Instruction, shape: tuple[int, int]) -> tuple[dict[int, Place], dict[str, int]]:

@@ -44,7 +44,8 @@ from fastbp.backends.cuda.table import (
     TODO,
     UPDATE,
 )
-from fastbp.backends.cuda.tiles import LARGE, SMALL
+from fastbp.backends.cuda.tensor_cores import product_on_tensor_cores
+from fastbp.backends.cuda.tiles import LARGE, SMALL, TENSOR_TILES
 
 GLOBAL, ANYWHERE = np.int32(0), True  # what pointers point into: see ptx.at
 WORKSPACE = 0  # the first slot
@@ -158,6 +159,12 @@ def _kernels(dtype: str) -> dict[str, Kernel]:
         if name == "small" or item == 4:  # 64 sums of float64 do not fit the registers
             product = gemm.product_of(tile, TYPES[dtype])
             found[f"product_{name}"] = Kernel(_over_grid(product), tile.threads, tile.shared_bytes(item), wide=True)
+    for precision, tiles in TENSOR_TILES.items() if item == 4 else ():
+        for name, tensor_tile in zip(("small", "large"), tiles, strict=True):
+            product = product_on_tensor_cores(tensor_tile)
+            found[f"{precision}_{name}"] = Kernel(
+                _over_grid(product), tensor_tile.threads, tensor_tile.shared_bytes(), wide=True
+            )
     small = gemm.product_of(SMALL, TYPES[dtype])
     found["resident"] = Kernel(_resident(small), SMALL.threads, RESIDENT_SHARED)
     return found

@@ -58,13 +58,16 @@ class TensorTile:
         """Words from line to line of a tile that lies across K."""
         return size // 2 + 4 if self.bf16 else size + 8
 
-    @property
-    def shared_bytes(self) -> int:
+    def shared_bytes(self, itemsize: int = 4) -> int:
         """What the two stages of A and B need; a strip of finished sums needs less."""
-        return 4 * 2 * (self.bm + self.bn) * self.tall
+        return itemsize * 2 * (self.bm + self.bn) * self.tall
 
 
 LARGE_TF32 = TensorTile(128, 128, 2, 4, False)
 LARGE_BF16 = TensorTile(128, 128, 2, 4, True)
 SMALL_TF32 = TensorTile(64, 64, 2, 2, False)  # for products with few tiles, and for one block that does everything
 SMALL_BF16 = TensorTile(64, 64, 2, 2, True)
+TENSOR_TILES = {  # by precision: few tiles, many tiles
+    "tf32": (SMALL_TF32, LARGE_TF32),
+    "bf16": (SMALL_BF16, LARGE_BF16),
+}

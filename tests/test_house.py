@@ -56,6 +56,7 @@ HOUSE = [
     "backends.cuda.elementwise",
     "backends.cuda.rowwise",
     "backends.cuda.kernels",
+    "backends.cuda.offline",
     "backends.cuda.chain_table",
     "backends.cuda.binding",
     "backends.cuda.launching",

@@ -1,0 +1,49 @@
+"""Every kernel compiles for every target, without a driver: no spills, registers and shared memory that fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numba import cuda
+
+from fastbp.backends.cuda import offline
+from fastbp.backends.cuda.device import at
+from fastbp.backends.cuda.kernels import KERNELS
+
+REGISTERS, SHARED = 65_536, 99 << 10  # of a multiprocessor; bytes that a block may have on the cards that have least
+# Sines of large numbers: libdevice keeps the digits of 2/pi that it needs on the stack. No other kernel has one.
+SINES = {"float32": 32, "float64": 40}
+WITH_FORMULAS = ("chain", "combine", "product", "tf32", "bf16", "resident")
+CASES = [(name, dtype) for dtype, kernels in KERNELS.items() for name in kernels]
+
+
+@pytest.mark.parametrize("target", offline.TARGETS)
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_kernel(name, dtype, target):
+    kernel = KERNELS[dtype][name]
+    found = offline.resources(kernel.function, dtype, target)
+    assert found.spills == 0
+    assert found.local == 0
+    assert found.stack <= (SINES[dtype] if name.startswith(WITH_FORMULAS) else 0)
+    assert found.registers * kernel.threads <= REGISTERS
+    assert kernel.shared <= SHARED
+    assert found.opcodes
+    if kernel.wide:
+        assert found.count("LDG.E.128") + found.count("LDGSTS.E.BYPASS.128")
+    if name.startswith(("tf32", "bf16")):
+        assert found.count("HMMA")
+
+
+def wasteful(words, slots, one):
+    """A local array with an index that is not known."""
+    d, x = at(words, np.int64(1), np.int32(0)), at(slots, one, np.int32(0))
+    kept = cuda.local.array(64, np.float32)
+    for k in range(64):
+        kept[k] = x[k]
+    x[0] = kept[d[0]]
+
+
+def test_local_memory_is_seen():
+    found = offline.resources(wasteful, "float32", "sm_80")
+    assert found.stack >= 256
+    assert found.count("LDL")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,14 +53,6 @@ def two_threads():
     fastbp.set_num_threads(2)
     yield
     fastbp.set_num_threads(before)
-
-
-def attempts(fewest: int = 200, seconds: float = 30.0) -> Iterator[int]:
-    """0, 1, 2, … for that long at least: helper threads come late to short runs, later where cores are busy."""
-    end, k = time.monotonic() + seconds, 0
-    while k < fewest or time.monotonic() < end:
-        yield k
-        k += 1
 
 
 @pytest.fixture

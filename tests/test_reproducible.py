@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import attempts
+from patience import attempts
 
 import fastbp
 from fastbp import MLP, optim

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import attempts
+from patience import attempts
 
 import fastbp
 from fastbp import MLP, optim

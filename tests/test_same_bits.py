@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from conftest import attempts
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from patience import attempts
 
 import fastbp
 from fastbp import MLP, optim

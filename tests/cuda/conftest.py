@@ -23,9 +23,9 @@ HERE = Path(__file__).parent
 
 MISSING = [name for name in ("numba_cuda", "greenlet") if importlib.util.find_spec(name) is None]
 if SIMULATED and not MISSING:
-    import fake_cupy
+    import simulated_cupy
 
-    sys.modules["cupy"] = fake_cupy
+    sys.modules["cupy"] = simulated_cupy
 
 
 def kind_of(path: Path) -> str:

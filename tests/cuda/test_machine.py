@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fake_cupy
 import numpy as np
 import pytest
+import simulated_cupy
 
 from fastbp import MLP, backends, checks, graph, optim, scalars
 from fastbp.backends.cuda import simulator
@@ -30,7 +30,7 @@ def typed(values, dtype):
 
 
 def on_device(values):
-    return {name: fake_cupy.asarray(v) for name, v in values.items()}
+    return {name: simulated_cupy.asarray(v) for name, v in values.items()}
 
 
 def compare(program, values, n, dtype, allowed=1.0):

@@ -41,8 +41,8 @@ from fastbp.backends.cuda.table import (
     STATE_SLOTS,
     STATE_WIDTH,
     STEPS,
-    TODO,
     UPDATE,
+    WANTED,
 )
 from fastbp.backends.cuda.tensor_cores import product_on_tensor_cores
 from fastbp.backends.cuda.tiles import LARGE, SMALL, TENSOR_TILES
@@ -96,7 +96,7 @@ def _resident(product: Callable[..., None]) -> Callable[..., None]:
         if script[SHARED_AT] != NONE and thread() == 0:
             addresses[WORKSPACE] = address_of(shared(one)) + script[SHARED_AT]
         sync()
-        for _ in range(script[TODO]):
+        for _ in range(script[WANTED]):
             first = SCRIPTS + 2 * _advance(moving, addresses)
             sync()
             rows = at(script[first + LIST], np.int64(1), GLOBAL)

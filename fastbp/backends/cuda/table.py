@@ -60,6 +60,6 @@ MOVING_WIDTH = 4
 # What a resident block reads: the steps that it has to do, then for every number of rows (the first word of a step says
 # which) how many instructions there are and where the list of their rows' addresses is. A state, one a block: addresses
 # of what moves and of the slots; the workspace lies in shared memory from byte SHARED_AT on, unless that is NONE.
-TODO, SHARED_AT, SCRIPTS = range(3)
+WANTED, SHARED_AT, SCRIPTS = range(3)
 COUNT, LIST = 0, 1
 STATE_MOVING, STATE_SLOTS, STATE_WIDTH = range(3)

@@ -23,9 +23,12 @@ HERE = Path(__file__).parent
 
 MISSING = [name for name in ("numba_cuda", "greenlet") if importlib.util.find_spec(name) is None]
 if SIMULATED and not MISSING:
-    import simulated_cupy
+    import fake_cupy
 
-    sys.modules["cupy"] = simulated_cupy
+    from fastbp.backends.cuda.simulator import memory
+
+    sys.modules |= fake_cupy._modules()
+    fake_cupy._watch = memory  # kernels reach the fake's arrays, and only those
 
 
 def kind_of(path: Path) -> str:

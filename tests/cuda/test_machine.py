@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fake_cupy
 import numpy as np
 import pytest
-import simulated_cupy
 
+import fastbp
 from fastbp import MLP, backends, checks, graph, optim, scalars
 from fastbp.backends.cuda import simulator
 from fastbp.backends.cuda.executable import CudaExecutable
@@ -30,7 +31,7 @@ def typed(values, dtype):
 
 
 def on_device(values):
-    return {name: simulated_cupy.asarray(v) for name, v in values.items()}
+    return {name: fake_cupy.asarray(v) for name, v in values.items()}
 
 
 def compare(program, values, n, dtype, allowed=1.0):
@@ -155,6 +156,38 @@ def test_training_steps(activation, loss):
         if machine is not run:
             values = on_device(values)
         losses = machine.run_steps(values, steps)["loss"]
-        results.append([np.array(losses).ravel(), np.array(values["theta"]).ravel()])
+        both = (losses, values["theta"]) if machine is run else (losses.get(), values["theta"].get())
+        results.append([both[0].ravel(), both[1].ravel()])
     np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-12)
     np.testing.assert_allclose(results[1][1], results[0][1], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("precision", ["highest", "tf32"])
+def test_a_network_is_trained_as_by_array_code(precision):
+    """Through MLP.fit: shuffled batches, a short last one, Adam, weights, labels; theta, losses and outputs."""
+    rng = np.random.default_rng(0)
+    X, labels, weight = rng.normal(size=(11, 3)), rng.integers(0, 3, 11), rng.uniform(0.5, 2, 11)
+    found = []
+    for backend in ("numpy", "cuda"):
+        net = MLP([3, 4, 3], activation="tanh", loss="cross_entropy", backend=backend, precision=precision, seed=0)
+        history = net.fit(X, labels, epochs=2, batch_size=4, optimizer=optim.Adam(0.01), sample_weight=weight)
+        inputs = X.astype(np.float32) if backend == "numpy" else fake_cupy.asarray(X, np.float32)
+        results = [net.theta, net.forward(inputs)]
+        found.append([np.array(history.loss), *(r if backend == "numpy" else r.get() for r in results)])
+    limit = 1e-5 if precision == "highest" else 1e-2
+    for expected, got in zip(*found, strict=True):
+        assert checks.relative_error(got, expected) <= limit
+
+
+def test_dense_goes_by_the_arrays():
+    """CuPy in, CuPy out, by the kernels; so does the backward pass."""
+    rng = np.random.default_rng(0)
+    x, w, b, g = (rng.normal(size=shape) for shape in ((5, 3), (3, 2), (2,), (5, 2)))
+    expected, kept = fastbp.dense(x, w, b, "gelu", save=True, backend="numpy")
+    back = fastbp.dense_backward(g, x, w, kept, "gelu", backend="numpy")
+    xd, wd, bd, gd = (fake_cupy.asarray(v) for v in (x, w, b, g))
+    got, saved = fastbp.dense(xd, wd, bd, "gelu", save=True)
+    assert isinstance(got, fake_cupy.ndarray)
+    np.testing.assert_allclose(got.get(), expected, rtol=1e-12)
+    for one, other in zip(fastbp.dense_backward(gd, xd, wd, saved, "gelu"), back, strict=True):
+        np.testing.assert_allclose(one.get(), other, rtol=1e-10, atol=1e-13)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
+import fake_cupy
 import numpy as np
 import pytest
-import simulated_cupy
 from numba import cuda
 
 from fastbp.backends.cuda import simulator, tensor_cores, tiles, twins
@@ -91,7 +91,7 @@ def placed(x, transposed, odd):
     whole = np.full(BEFORE + lines * apart, np.nan, np.float32)  # what is around it must not be read
     first = 1 if odd else BEFORE
     whole[first : first + lines * apart].reshape(lines, apart)[:, :count] = stored
-    return simulated_cupy.asarray(whole), 4 * first, (1, apart) if transposed else (apart, 1)
+    return fake_cupy.asarray(whole), 4 * first, (1, apart) if transposed else (apart, 1)
 
 
 def product(a, b, tile, ta=False, tb=False, odd=False, piece=None, y=None, blocks=1, extra=0, kernel=over_grid):
@@ -102,7 +102,7 @@ def product(a, b, tile, ta=False, tb=False, odd=False, piece=None, y=None, block
     words[[CODE, THEN]] = NONE
     words[[M, N, K, PIECE]] = m, n, k, piece or k
     words[PIECES] = -(-k // piece) if piece else 1
-    out = simulated_cupy.empty((words[PIECES], m, n), np.float32)
+    out = fake_cupy.empty((words[PIECES], m, n), np.float32)
     operands[OUT] = out, 0, (n, 1)
     operands[Y] = out, 0, (0, 0)
     if y is not None:
@@ -112,7 +112,7 @@ def product(a, b, tile, ta=False, tb=False, odd=False, piece=None, y=None, block
     for which, (memory, offset, (row, col)) in operands.items():
         slots[which] = memory.data.ptr
         words[OPERANDS + 4 * which + np.array([SLOT, OFFSET, ROW, COL])] = which, offset, row, col
-    on_device, addresses = simulated_cupy.asarray(words), simulated_cupy.asarray(slots)
+    on_device, addresses = fake_cupy.asarray(words), fake_cupy.asarray(slots)
     size = tile.shared_bytes() + (4 * operands[A][0].size if kernel is with_a_in_shared_memory else 0)
     kernel(tile)[blocks, tile.threads + extra, 0, size](on_device.data.ptr, addresses.data.ptr, np.float32(1.0))
     found = out.get()

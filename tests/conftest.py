@@ -65,3 +65,10 @@ def fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     gpu.missing.cache_clear()
     yield fake
     gpu.missing.cache_clear()
+
+
+@pytest.fixture
+def cupy(fake_cupy: Any) -> Iterator[Any]:
+    """The fake, with array code on it as the default backend."""
+    with fastbp.use_backend("cupy"):
+        yield fake_cupy

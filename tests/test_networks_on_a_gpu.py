@@ -22,13 +22,6 @@ WEIGHT = RNG.uniform(0.5, 2.0, 53)
 
 
 @pytest.fixture
-def cupy(fake_cupy):
-    """The fake; networks are made on it unless told otherwise."""
-    with fastbp.use_backend("cupy"):
-        yield fake_cupy
-
-
-@pytest.fixture
 def counts(cupy):
     """Copies to the device, copies to the host, waits since the last call."""
 

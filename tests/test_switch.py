@@ -23,13 +23,6 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
-def cupy(fake_cupy):
-    """The fake, with its array code as the default backend of its arrays."""
-    with fastbp.use_backend("cupy"):
-        yield fake_cupy
-
-
-@pytest.fixture
 def quiet(cupy):
     """A block in which nothing is copied between host and device, nor waits for it."""
 

@@ -13,7 +13,7 @@ from fastbp.backends.cuda.kernels import KERNELS
 REGISTERS, SHARED = 65_536, 99 << 10  # of a multiprocessor; bytes that a block may have on the cards that have least
 # Sines of large numbers: libdevice keeps the digits of 2/pi that it needs on the stack. No other kernel has one.
 SINES = {"float32": 32, "float64": 40}
-WITH_FORMULAS = ("chain", "combine", "product", "tf32", "bf16", "resident")
+WITH_FORMULAS = ("chain", "combine", "product", "tf32", "bf16")
 CASES = [(name, dtype) for dtype, kernels in KERNELS.items() for name in kernels]
 
 

@@ -21,9 +21,9 @@ ALIGNMENT = 256  # bytes: temps begin where the widest accesses may
 MOST_BLOCKS = 1 << 16
 THREADS = 256  # of a block that has no tile or chain to say how many
 WARPS = THREADS // 32
-LARGE_TILES = 100  # a card of 80 to 170 multiprocessors is busy with so many large tiles
+LARGE_TILES = 100  # cards have 80 to 170 multiprocessors; not measured yet
 # The gradient of a weight sums over all rows: where its tiles are few, rows are cut so that about WANTED_BLOCKS work,
-# each on SHORTEST rows at least.
+# each on SHORTEST rows at least. Not measured yet.
 WANTED_BLOCKS, SHORTEST = 264, 256
 
 WORKSPACE, CONSTS = 0, 1  # the first slots
@@ -75,11 +75,6 @@ def bind(program: Program, slots: Slots, n: int, dtype: str, precision: str = "h
     return _Binder(program, slots, n, dtype, precision, consts_at).bound()
 
 
-def workspace_bytes(program: Program, n: int, dtype: str) -> int:
-    """Bytes of workspace for n rows."""
-    return bind(program, Slots(program), n, dtype).workspace
-
-
 class _Binder:
     def __init__(self, program: Program, slots: Slots, n: int, dtype: str, precision: str, consts_at: int) -> None:
         self.program = program
@@ -124,7 +119,6 @@ class _Binder:
 
     def _row(
         self,
-        op: int,
         operands: dict[int, Place],
         *,
         code: int = table.NONE,
@@ -139,7 +133,7 @@ class _Binder:
         if max(sizes) >= 2**31 or pieces >= 2**31:
             raise InputError(f"a matrix of {sizes[0]} by {sizes[1]} is too large for one kernel: take smaller batches")
         first = len(self.words)
-        self.words += [op, code, then, *sizes, pieces, piece, head, how]
+        self.words += [code, then, *sizes, pieces, piece, head, how]
         for which in range(6):
             self.words += operands.get(which, Place(0, 0, 0, 0)).words
         return first
@@ -185,14 +179,14 @@ class _Binder:
             case "onehot":
                 out = self._operand(i.outs[0])
                 operands = {table.OUT: out.place, table.A: self._operand(i.ins[0]).place}
-                row = self._row(table.ONEHOT, operands, sizes=(out.rows, out.cols, 0))
+                row = self._row(operands, sizes=(out.rows, out.cols, 0))
                 self._over_elements("onehot", row, out.rows * out.cols)
             case "gather" | "take":
                 self._gather(i)
             case "scatter_add":
                 x, out = self._operand(i.ins[0]), self._operand(i.outs[0])
                 operands = {table.OUT: out.place, table.A: x.place, table.B: self._operand(i.ins[1]).place}
-                row = self._row(table.SCATTER, operands, sizes=(out.rows, out.cols, x.rows))
+                row = self._row(operands, sizes=(out.rows, out.cols, x.rows))
                 self._over_elements("scatter", row, out.rows * out.cols)
             case "update":
                 self._update(i)
@@ -202,7 +196,7 @@ class _Binder:
 
     def _move(self, x: Place, out: Place, shape: tuple[int, int], start: int, width: int) -> None:
         operands = {table.OUT: out, table.A: x}
-        row = self._row(table.MOVE, operands, sizes=(*shape, width), head=start)
+        row = self._row(operands, sizes=(*shape, width), head=start)
         self._over_elements("move", row, shape[0] * shape[1])
 
     def _concat(self, i: Instruction) -> None:
@@ -221,7 +215,7 @@ class _Binder:
             table.B: self._operand(i.ins[1]).place,
         }
         words = out.cols * bytes_ // 4
-        row = self._row(table.GATHER, operands, sizes=(out.rows, words, 0))
+        row = self._row(operands, sizes=(out.rows, words, 0))
         self._over_elements("gather", row, out.rows * words)
 
     def _softmax(self, i: Instruction) -> None:
@@ -237,7 +231,7 @@ class _Binder:
             table.A: x.place,
             table.B: self._operand(i.ins[-1]).place,
         }
-        row = self._row(table.SOFTMAX, operands, code=code, sizes=(x.rows, x.cols, 0))
+        row = self._row(operands, code=code, sizes=(x.rows, x.cols, 0))
         if x.rows:
             self._launch("softmax", row, -(-x.rows // WARPS))
 
@@ -251,7 +245,7 @@ class _Binder:
             table.EXTRA: hyper.place,
         }
         size = theta.rows * theta.cols
-        row = self._row(table.UPDATE, operands, code=UPDATE_CODES[i.code], sizes=(len(states), size, 0))
+        row = self._row(operands, code=UPDATE_CODES[i.code], sizes=(len(states), size, 0))
         self._over_elements("update", row, size)
 
     # ---- products ------------------------------------------------------------------------------------------------
@@ -266,31 +260,30 @@ class _Binder:
         w = replace(b.place, row=1, col=b.cols) if i.tb else b.place
         finish = self._finish(i, (m, n))
         over_rows = self.program.buffers[i.ins[0]].shape[0 if i.ta else 1].per_row > 0
-        kernel, op, tile = self._kernel(m, n)
+        kernel, tile = self._kernel(m, n)
         tiles = -(-m // tile.bm) * -(-n // tile.bn)
         pieces = min(-(-k // SHORTEST), -(-WANTED_BLOCKS // tiles)) if over_rows and tiles < WANTED_BLOCKS // 2 else 1
         piece = -(-max(1, -(-k // max(1, pieces))) // 32) * 32  # whole steps of any tile, and aligned
         pieces = max(1, -(-k // piece))
         shared = tile.shared_bytes(self.item)
         if pieces == 1:
-            row = self._row(op, {**finish[0], table.A: x, table.B: w}, **finish[1], sizes=(m, n, k), piece=piece)
+            row = self._row({**finish[0], table.A: x, table.B: w}, **finish[1], sizes=(m, n, k), piece=piece)
             self._launch(kernel, row, tiles, tile.threads, shared)
             return
         self._partial(pieces * m * n * self.item)
         sums = replace(self.scratch, row=n)
-        row = self._row(op, {table.OUT: sums, table.A: x, table.B: w}, sizes=(m, n, k), pieces=pieces, piece=piece)
+        row = self._row({table.OUT: sums, table.A: x, table.B: w}, sizes=(m, n, k), pieces=pieces, piece=piece)
         self._launch(kernel, row, tiles * pieces, tile.threads, shared)
-        row = self._row(table.COMBINE, {**finish[0], table.A: sums}, **finish[1], sizes=(m, n, 0), pieces=pieces)
+        row = self._row({**finish[0], table.A: sums}, **finish[1], sizes=(m, n, 0), pieces=pieces)
         self._over_elements("combine", row, m * n)
 
-    def _kernel(self, m: int, n: int) -> tuple[str, int, Tile | TensorTile]:
+    def _kernel(self, m: int, n: int) -> tuple[str, Tile | TensorTile]:
         """Which product: on tensor cores if that is allowed, by tiles as large as keep a card busy."""
         large = -(-m // LARGE.bm) * -(-n // LARGE.bn) >= LARGE_TILES and self.item == 4
         size = "large" if large else "small"
         if self.precision in TENSOR_TILES:
-            op = table.PRODUCT_TF32 if self.precision == "tf32" else table.PRODUCT_BF16
-            return f"{self.precision}_{size}", op, TENSOR_TILES[self.precision][large]
-        return f"product_{size}", table.PRODUCT, LARGE if large else SMALL
+            return f"{self.precision}_{size}", TENSOR_TILES[self.precision][large]
+        return f"product_{size}", LARGE if large else SMALL
 
     def _finish(self, i: Instruction, shape: tuple[int, int]) -> tuple[dict[int, Place], dict[str, int]]:
         """Operands and words of a product's epilogue."""
@@ -323,7 +316,7 @@ class _Binder:
         """A row and a launch for each table, and what adds up their pieces' sums."""
         used = 0
         for part in made:
-            row = self._row(table.CHAIN, {}, sizes=(*part.shape, 0), pieces=part.pieces, head=table.WIDTH)
+            row = self._row({}, sizes=(*part.shape, 0), pieces=part.pieces, head=table.WIDTH)
             self.words += part.words
             self._launch("chain", row, part.pieces, threads, self._registers(part, threads))
             for sums in part.sums:
@@ -340,7 +333,7 @@ class _Binder:
             whole = replace(result, value=0, axis=None, scale=len(ins) - 1 or -1)
             work = Work((1, sums.pieces), ins, (), (whole,), (sums.out,))
             (part,) = parts(work, at, self.item, one_piece=True)
-            row = self._row(table.CHAIN, {}, sizes=(*part.shape, 0), head=table.WIDTH)
+            row = self._row({}, sizes=(*part.shape, 0), head=table.WIDTH)
             self.words += part.words
             self._launch("chain", row, 1, chain_table.THREADS, self._registers(part, chain_table.THREADS))
             return
@@ -349,7 +342,7 @@ class _Binder:
         if sums.factor is not None:
             operands[table.Y], code = replace(sums.factor, row=0, col=0), CODES["mul"]
         how = table.MAXIMA if result.how == "max" else 0
-        row = self._row(table.COMBINE, operands, code=code, sizes=(1, sums.elements, 0), pieces=sums.pieces, how=how)
+        row = self._row(operands, code=code, sizes=(1, sums.elements, 0), pieces=sums.pieces, how=how)
         self._over_elements("combine", row, sums.elements)
 
     def _step_by_step(self, work: Work) -> None:

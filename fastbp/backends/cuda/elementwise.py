@@ -1,7 +1,7 @@
 """Chains: elementwise work over one matrix, and its sums and maxima, in one pass over memory, interpreted.
 
 Nothing is compiled for a chain. Its values live in registers of shared memory, four elements a thread, and what is done
-with them stands in a table (see table.py); reading one action costs a warp some tens of cycles for 128 elements.
+with them stands in a table (see table.py), which is read once for four elements of every thread.
 
 The matrix is cut into pieces of rows and columns; LANES threads lie along a row, four columns each, the others below.
 Sums over rows or over all elements are kept apart by piece and added in order by a COMBINE; sums over columns need

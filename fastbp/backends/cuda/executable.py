@@ -17,7 +17,7 @@ from fastbp.ops import N
 from fastbp.program import Program
 
 KEPT_BINDINGS = 16  # numbers of rows for which tables are kept; training needs two
-WORTH_A_GRAPH = 4  # steps of one number of rows; capturing takes about as long as launching the kernels twice
+WORTH_A_GRAPH = 4  # steps of one number of rows from which a graph is captured; not measured yet
 
 
 @dataclass

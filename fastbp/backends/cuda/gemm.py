@@ -65,7 +65,7 @@ def larger(x, y):
 
 @device
 def divided(e, size):
-    """e // size and e % size of int64 that are not negative, in 32 bits where that is enough: five times quicker."""
+    """e // size and e % size of int64 that are not negative, in 32 bits where that is enough: in 64 it is a call."""
     if (e | size) >> 32 == 0:
         quotient = np.uint32(e) // np.uint32(size)
         return np.int64(quotient), e - quotient * size
@@ -152,8 +152,41 @@ def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
     apart_m, apart_n = bm // groups_m, bn // groups_n
     lda, ldb = bm + I32(PAD), bn + I32(PAD)
     stage = bk * (lda + ldb)
-    quads_a, quads_b = bm * bk // I32(4) // count, bn * bk // I32(4) // count
-    shape_acc, shape_a, shape_b = (tile.tm, tile.tn), (int(quads_a), 4), (int(quads_b), 4)
+    shape_acc = tile.tm, tile.tn
+    shape_a, shape_b = ((size * tile.bk // 4 // tile.threads, 4) for size in (tile.bm, tile.bn))
+
+    def staging(size: int) -> tuple[Callable[..., None], Callable[..., None]]:
+        """What brings ``size`` rows of A, or columns of B, by ``bk`` of K into registers, and from there to a tile."""
+        of_size, of_k = I32(size // 4), bk // I32(4)  # groups of four along a line
+        quads, apart = I32(size) * of_k // count, I32(size + PAD)
+
+        @device
+        def fetch(numbers, p, aligned, crosswise, first, end, k0, k1, line, zero):
+            """If ``crosswise``, the matrix's lines run across K."""
+            for q in range(quads):
+                e = I32(thread()) + q * count
+                if crosswise:
+                    found = quad(p, aligned, first + e % of_size * I32(4), end, k0 + e // of_size, k1, line, zero)
+                else:
+                    found = quad(p, aligned, k0 + e % of_k * I32(4), k1, first + e // of_k, end, line, zero)
+                numbers[q, 0], numbers[q, 1], numbers[q, 2], numbers[q, 3] = found
+
+        @device
+        def put(memory, to, numbers, crosswise):
+            """A tile's lines run across K: what lies along K is transposed."""
+            for q in range(quads):
+                e = I32(thread()) + q * count
+                if crosswise:
+                    four = numbers[q, 0], numbers[q, 1], numbers[q, 2], numbers[q, 3]
+                    store4(memory, to + e // of_size * apart + e % of_size * I32(4), four)
+                else:
+                    first = to + e % of_k * I32(4) * apart + e // of_k
+                    for i in range(4):
+                        memory[first + i * apart] = numbers[q, i]
+
+        return fetch, put
+
+    (fetch_a, put_a), (fetch_b, put_b) = staging(tile.bm), staging(tile.bn)
 
     def strip_of(g: int) -> Callable[..., None]:
         """Write group ``g`` of a thread's rows to shared memory; a known number, or sums would lie in local memory."""
@@ -207,56 +240,8 @@ def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
                 # ---- the tile after this one, from memory into registers
                 if step + I32(1) < steps and me < count:
                     kk = k0 + (step + I32(1)) * bk
-                    for q in range(quads_a):
-                        e = me + q * count
-                        if a_down:
-                            found = quad(
-                                a,
-                                a_aligned,
-                                m0 + e % (bm // I32(4)) * I32(4),
-                                m,
-                                kk + e // (bm // I32(4)),
-                                k1,
-                                a_line,
-                                zero,
-                            )
-                        else:
-                            found = quad(
-                                a,
-                                a_aligned,
-                                kk + e % (bk // I32(4)) * I32(4),
-                                k1,
-                                m0 + e // (bk // I32(4)),
-                                m,
-                                a_line,
-                                zero,
-                            )
-                        next_a[q, 0], next_a[q, 1], next_a[q, 2], next_a[q, 3] = found
-                    for q in range(quads_b):
-                        e = me + q * count
-                        if b_across:
-                            found = quad(
-                                b,
-                                b_aligned,
-                                n0 + e % (bn // I32(4)) * I32(4),
-                                n,
-                                kk + e // (bn // I32(4)),
-                                k1,
-                                b_line,
-                                zero,
-                            )
-                        else:
-                            found = quad(
-                                b,
-                                b_aligned,
-                                kk + e % (bk // I32(4)) * I32(4),
-                                k1,
-                                n0 + e // (bk // I32(4)),
-                                n,
-                                b_line,
-                                zero,
-                            )
-                        next_b[q, 0], next_b[q, 1], next_b[q, 2], next_b[q, 3] = found
+                    fetch_a(next_a, a, a_aligned, a_down, m0, m, kk, k1, a_line, zero)
+                    fetch_b(next_b, b, b_aligned, b_across, n0, n, kk, k1, b_line, zero)
                 # ---- this tile's products
                 if step >= 0 and me < count:
                     first = step % I32(2) * stage
@@ -272,25 +257,8 @@ def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
                 # ---- and the next one from registers into the other half of shared memory
                 if step + I32(1) < steps and me < count:
                     first = (step + I32(1)) % I32(2) * stage
-                    for q in range(quads_a):
-                        e = me + q * count
-                        found = next_a[q, 0], next_a[q, 1], next_a[q, 2], next_a[q, 3]
-                        if a_down:
-                            store4(memory, first + e // (bm // I32(4)) * lda + e % (bm // I32(4)) * I32(4), found)
-                        else:
-                            line = first + e % (bk // I32(4)) * I32(4) * lda + e // (bk // I32(4))
-                            for i in range(4):
-                                memory[line + i * lda] = next_a[q, i]
-                    for q in range(quads_b):
-                        e = me + q * count
-                        found = next_b[q, 0], next_b[q, 1], next_b[q, 2], next_b[q, 3]
-                        if b_across:
-                            line = first + bk * lda + e // (bn // I32(4)) * ldb
-                            store4(memory, line + e % (bn // I32(4)) * I32(4), found)
-                        else:
-                            line = first + bk * lda + e % (bk // I32(4)) * I32(4) * ldb + e // (bk // I32(4))
-                            for i in range(4):
-                                memory[line + i * ldb] = next_b[q, i]
+                    put_a(memory, first, next_a, a_down)
+                    put_b(memory, first + bk * lda, next_b, b_across)
                 sync()
             # ---- finished sums, a strip of rows at a time, through shared memory to where they belong
             for g in range(groups_m):

@@ -208,7 +208,7 @@ def shuffle_xor(typingctx: Any, value: Any, mask: Any) -> Any:
 # ---- formulas ------------------------------------------------------------------------------------------------------
 
 
-class ScalarEmitter:
+class _ScalarEmitter:
     """The operations of :class:`fastbp.scalars.Emitter` on scalars; functions are CUDA's libdevice's."""
 
     def __init__(self, builder: Any, dtype: str) -> None:
@@ -263,7 +263,7 @@ def apply(typingctx: Any, code: Any, x: Any, y: Any, z: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         code, *values = arguments
-        m = ScalarEmitter(builder, str(sig.args[1]))
+        m = _ScalarEmitter(builder, str(sig.args[1]))
         result = cgutils.alloca_once(builder, m.type)
 
         def case(formula: Callable[..., Value], count: int) -> Callable[[], None]:
@@ -282,7 +282,7 @@ def update(typingctx: Any, code: Any, theta: Any, g: Any, first: Any, second: An
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         code, theta, g, first, second, hyper = arguments
-        m = ScalarEmitter(builder, str(sig.args[1]))
+        m = _ScalarEmitter(builder, str(sig.args[1]))
         results = [cgutils.alloca_once(builder, m.type) for _ in range(3)]
         for place, value in zip(results, (theta, first, second), strict=True):
             builder.store(value, place)
@@ -332,7 +332,7 @@ def dropout(typingctx: Any, bits: Any, element: Any, key: Any, one: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         bits, element, key, _ = arguments
-        b, m = builder, ScalarEmitter(builder, str(sig.args[3]))
+        b, m = builder, _ScalarEmitter(builder, str(sig.args[3]))
         seed, step = (b.trunc(b.fptosi(b.load(b.gep(key, [I32(k)])), I64), I32) for k in range(2))
         threshold, number = b.trunc(bits, I32), b.trunc(b.lshr(bits, I64(32)), I32)
         keys = b.xor(seed, b.mul(number, I32(scalars.DROPOUT_KEY)))

@@ -7,27 +7,13 @@ after the other, and a COMBINE that follows adds them in order and applies the e
 
 from __future__ import annotations
 
-# operations
-(
-    PRODUCT,
-    PRODUCT_TF32,
-    PRODUCT_BF16,
-    COMBINE,
-    CHAIN,
-    SOFTMAX,
-    MOVE,
-    ONEHOT,
-    GATHER,
-    SCATTER,
-    UPDATE,
-) = range(11)
 # words of a row; M, N, K are sizes; the work is done in PIECES of PIECE; CODE and THEN are formulas, NONE for none
-OP, CODE, THEN, M, N, K, PIECES, PIECE, HEAD, HOW = range(10)
+CODE, THEN, M, N, K, PIECES, PIECE, HEAD, HOW = range(9)
 NONE = -1
 # HOW of a product: BOTH if OUT gets code(A B, Y) and OUT2 then(OUT); else OUT gets then(code(A B, Y)).
 # Of a COMBINE, MAXIMA if it takes the largest instead of the sum.
 BOTH, MAXIMA = 1, 2
-OPERANDS = 10
+OPERANDS = 9
 # words of an operand: number of the slot that holds its address, offset in bytes, strides in elements
 SLOT, OFFSET, ROW, COL = range(4)
 OUT, A, B, Y, OUT2, EXTRA = range(6)
@@ -56,10 +42,3 @@ OVER_ROWS, OVER_COLUMNS, OVER_ALL = range(3)
 STEPS, DONE, MOVING, MOVING_HEAD = range(4)
 NUMBER, BEGINNING, A_POSITION, A_STEP = range(4)
 MOVING_WIDTH = 4
-
-# What a resident block reads: the steps that it has to do, then for every number of rows (the first word of a step says
-# which) how many instructions there are and where the list of their rows' addresses is. A state, one a block: addresses
-# of what moves and of the slots; the workspace lies in shared memory from byte SHARED_AT on, unless that is NONE.
-WANTED, SHARED_AT, SCRIPTS = range(3)
-COUNT, LIST = 0, 1
-STATE_MOVING, STATE_SLOTS, STATE_WIDTH = range(3)

@@ -100,7 +100,7 @@ def _shuffled(offered: list[Any]) -> list[Any]:
 # ---- formulas ------------------------------------------------------------------------------------------------------
 
 
-class ScalarEmitter:
+class _ScalarEmitter:
     """The operations of :class:`fastbp.scalars.Emitter` on NumPy's scalars of one dtype."""
 
     def __init__(self, kind: type) -> None:
@@ -125,7 +125,7 @@ class ScalarEmitter:
         return self.kind(x if condition else y)
 
 
-_EMITTERS = {kind: ScalarEmitter(kind) for kind in (np.float32, np.float64)}
+_EMITTERS = {kind: _ScalarEmitter(kind) for kind in (np.float32, np.float64)}
 _FORMULAS = list(FORMULAS.values())
 _UPDATES = list(scalars.UPDATES.values())
 

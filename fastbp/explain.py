@@ -35,6 +35,7 @@ from fastbp.backends.cpu import schedule, simd, team
 from fastbp.backends.cpu.binding import Line
 from fastbp.backends.cpu.compiling import compile_entry, source_stamp
 from fastbp.backends.cpu.executable import CpuExecutable
+from fastbp.backends.division import divide
 from fastbp.backends.threads import get_num_threads, set_num_threads
 from fastbp.errors import DataError, InputError, missing_extra, unknown
 from fastbp.files import replacing
@@ -385,7 +386,7 @@ def _clock(count: int = 2000, repeats: int = 9) -> tuple[float, float]:
 def _lines(machine: CpuExecutable, n: int) -> tuple[tuple[Line, ...], Sequence[Instruction], int]:
     """The lines for n rows, the instructions in the order in which they do them, and how many chunks there are."""
     program, lines = machine.program, machine.bound(n).lines
-    division = schedule.divide(program) if any(line.what == DEPTH_FIRST for line in lines) else None
+    division = divide(program) if any(line.what == DEPTH_FIRST for line in lines) else None
     chunks = schedule.chunks_for(program, division, n) if division is not None else None
     if division is None or chunks is None:
         return lines, program.instructions, 0

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fastbp import MLP, backends, graph, optim
 from fastbp.backends.cpu import caches, schedule
 from fastbp.backends.cpu.executable import CpuExecutable
-from fastbp.backends.cpu.schedule import Chunks, chunks_for, divide
+from fastbp.backends.cpu.schedule import Chunks, chunks_for
+from fastbp.backends.division import divide
 from fastbp.checks import relative_error
 from fastbp.losses import LOSSES
 from fastbp.plan import plan

@@ -16,6 +16,7 @@ from fastbp.backends.cpu import machine as cpu
 from fastbp.backends.cpu.chain_table import Builder, Place, Work, added_pieces, flattened
 from fastbp.backends.cpu.gemm import TILE_ROWS, TILE_VECTORS
 from fastbp.backends.cpu.team import MAX_PIECES
+from fastbp.backends.division import Division, divide
 from fastbp.ops import ONE
 from fastbp.program import Instruction, Program, const_value, place
 
@@ -168,7 +169,7 @@ class _Binder:
         self.common = _Common(program, slots, n, dtype, precision)
 
     def bound(self) -> Bound:
-        division = schedule.divide(self.program)
+        division = divide(self.program)
         chunks = schedule.chunks_for(self.program, division, self.n) if division is not None else None
         if division is not None and chunks is not None:
             table, workspace, private = self._depth_first(division, chunks)
@@ -187,7 +188,7 @@ class _Binder:
         table.emit(self.program.instructions, fused_updates(self.program, self.n, self.common.panel, self.common.item))
         return table, size + table.scratch_needed, 0
 
-    def _depth_first(self, division: schedule.Division, chunks: schedule.Chunks) -> tuple[_Table, int, int]:
+    def _depth_first(self, division: Division, chunks: schedule.Chunks) -> tuple[_Table, int, int]:
         """Head, chunks, the sums over the pieces, tail; bytes of workspace and of private memory.
 
         The workspace begins with a slot of sums a piece; all temps without rows follow, then transposed parameters.
@@ -215,7 +216,7 @@ class _Binder:
         table.emit(division.tail, updated=updated)
         return table, table.scratch + max(table.scratch_size, table.scratch_needed), private
 
-    def _sums_in_slot(self, division: schedule.Division) -> tuple[dict[int, int], int]:
+    def _sums_in_slot(self, division: Division) -> tuple[dict[int, int], int]:
         """Offset in bytes of every sum in a slot, and the slot's size; parts of one buffer lie as they do there."""
         buffers, item = self.program.buffers, self.common.item
         offsets, at = {}, 0
@@ -227,7 +228,7 @@ class _Binder:
     def _chunks(
         self,
         table: _Table,
-        division: schedule.Division,
+        division: Division,
         chunks: schedule.Chunks,
         transposed: dict[int, Operand],
         in_slot: dict[int, int],
@@ -753,7 +754,7 @@ class _Table:
         self.rows.append(row)
 
     def add_pieces(
-        self, division: schedule.Division, in_slot: dict[int, int], pieces: int, stride: int
+        self, division: Division, in_slot: dict[int, int], pieces: int, stride: int
     ) -> dict[int, list[tuple[int, int]]]:
         """Add up the slots of the pieces, as the product of a row of ones with them; with the update, if it is SGD.
 

@@ -37,11 +37,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Operand:
-    """A matrix that a chain reads or writes, and its shape."""
+    """A matrix that a chain reads or writes, and its shape; ``added``: a result that is added to what is there."""
 
     place: Place
     rows: int
     cols: int
+    added: bool = False
 
     def over(self, shape: tuple[int, int]) -> Place:
         """With strides for work over that shape, repeated along what it has one of."""
@@ -102,21 +103,26 @@ def flattened(work: Work) -> Work:
     steps, results, outs = list(work.steps), [], []
     for r, out in zip(work.results, work.outs, strict=True):
         kept = r
-        if r.how and (long == (1, 1) or (r.axis is not None and work.shape[r.axis] == 1)):  # of one element: that one
+        goes_on = out.added and r.axis == 0 and rows == 1  # a sum of one element, which is added to others
+        if r.how and not out.added and (long == (1, 1) or (r.axis is not None and work.shape[r.axis] == 1)):  # of one element: that one
             value = r.value
             if r.scale >= 0:
                 steps.append(Step("mul", (value, r.scale)))
                 value = len(work.ins) + len(steps) - 1
             kept = Result(value)
-        elif r.how:
+        elif r.how and not goes_on:
             kept = replace(r, axis=None)
         results.append(kept)
         outs.append(out if kept.how else Operand(out.place, *long))
     return Work(long, ins, tuple(steps), tuple(results), tuple(outs))
 
 
-def parts(work: Work, scratch: Place, item: int, threads: int = THREADS, one_piece: bool = False) -> list[Part]:
-    """The tables of a chain: one, or two where sums over rows and over columns of wide matrices meet."""
+def parts(work: Work, scratch: Place, item: int, threads: int = THREADS, alone: bool = False) -> list[Part]:
+    """The tables of a chain: one, or two where sums over rows and over columns of wide matrices meet.
+
+    Args:
+        alone: one block does it, in as few pieces as can be.
+    """
     work = flattened(work)
     cols = work.shape[1]
     over_columns = [k for k, r in enumerate(work.results) if r.how and r.axis == 1]
@@ -128,7 +134,7 @@ def parts(work: Work, scratch: Place, item: int, threads: int = THREADS, one_pie
         found = [work]
     made = []
     for one in found:
-        part = _Builder(one, item, threads, one_piece).part(scratch)
+        part = _Builder(one, item, threads, alone).part(scratch)
         made.append(part)
         used = sum(s.pieces * s.elements for s in part.sums) * item
         scratch = replace(scratch, offset=scratch.offset + used)
@@ -147,38 +153,35 @@ def _power_of_two(x: int) -> int:
 class _Builder:
     """One table."""
 
-    def __init__(self, work: Work, item: int, threads: int, one_piece: bool) -> None:
+    def __init__(self, work: Work, item: int, threads: int, alone: bool) -> None:
         self.work = work
         self.item = item
         self.threads = threads
         self.rows, self.cols = work.shape
-        self._cut()
-        if one_piece:
-            self.piece = max(1, self.rows), max(1, self.cols)
-            self.row_pieces = self.column_pieces = 1
+        self.piece = self._cut(alone)
+        self.row_pieces = max(1, -(-self.rows // self.piece[0]))
+        self.column_pieces = max(1, -(-self.cols // self.piece[1]))
         self.actions: list[list[int]] = []
         self.register_of: dict[int, int] = {}
         self.free: list[int] = []
         self.registers = 0
 
-    def _cut(self) -> None:
-        rows, cols = self.rows, self.cols
+    def _cut(self, alone: bool) -> tuple[int, int]:
+        """Rows and columns of a piece."""
+        rows, cols = self.work.shape
         how = {r.axis for r in self.work.results if r.how}
-        reduces = bool(how - {1})
         most = MOST_LANES if 1 in how else self.threads
         self.lanes = min(most, _power_of_two(-(-cols // QUAD)))
         below = self.threads // self.lanes
         at_once = QUAD * self.lanes
+        if alone:
+            return max(1, rows), at_once if 0 in how else max(1, cols)
         if rows == 1 and 1 not in how:
             each = FLAT_PIECE if None not in how else max(FLAT_PIECE, -(-cols // MOST_PIECES))
-            self.piece = 1, -(-each // at_once) * at_once
-        else:
-            across = -(-cols // at_once)
-            high = MOST_ROW_PIECES if 0 in how else max(1, MOST_PIECES // across)
-            tall = max(4 * below, -(-rows // high)) if reduces else 4 * below
-            self.piece = -(-tall // below) * below, cols if 1 in how else at_once
-        self.row_pieces = max(1, -(-rows // self.piece[0]))
-        self.column_pieces = max(1, -(-cols // max(1, self.piece[1])))
+            return 1, -(-each // at_once) * at_once
+        high = MOST_ROW_PIECES if 0 in how else max(1, MOST_PIECES // max(1, -(-cols // at_once)))
+        tall = max(4 * below, -(-rows // high)) if how - {1} else 4 * below
+        return -(-tall // below) * below, max(1, cols) if 1 in how else at_once
 
     def part(self, scratch: Place) -> Part:
         """The table; sums of which there are several pieces go to ``scratch``, one after the other."""
@@ -207,7 +210,8 @@ class _Builder:
                 sums.append(Pieces(r, out, pieces, elements, work.ins[r.scale].place if r.scale >= 0 else None))
             scale = [table.NONE, 0] if factor < 0 else self._scalar(factor)
             axis = {0: table.OVER_ROWS, 1: table.OVER_COLUMNS, None: table.OVER_ALL}[r.axis]
-            results.append([register, int(r.how == "max"), axis, *place.words, *scale])
+            added = int(out.added and pieces == 1)
+            results.append([register, int(r.how == "max"), axis, *place.words, *scale, added])
         for value in after:
             if value < first:
                 self._act_on_input(value, after, reads)

@@ -46,6 +46,7 @@ from fastbp.backends.cuda.table import (
     FACTOR_OFFSET,
     FIRST,
     HEAD,
+    IS_ADDED,
     IS_MAXIMUM,
     LANES,
     LARGEST,
@@ -181,11 +182,12 @@ def _of_thread(result, registers, mine):
 
 @device
 def _write(result, addresses, i, j, value, one, space):
-    """A finished reduction to row i, column j of where it goes, times its factor."""
+    """A finished reduction to row i, column j of where it goes, times its factor; added to what is there if IS_ADDED."""
     target = shifted(result, TARGET)
     if result[FACTOR] != NONE:
         value = value * at(addresses[result[FACTOR]] + result[FACTOR_OFFSET], one, space)[0]
-    _matrix(target, addresses, one, space)[i * target[ROW] + j * target[COL]] = value
+    out, place = _matrix(target, addresses, one, space), i * target[ROW] + j * target[COL]
+    out[place] = out[place] + value if result[IS_ADDED] else value
 
 
 @device

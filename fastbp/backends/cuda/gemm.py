@@ -28,6 +28,7 @@ from fastbp.backends.cuda.device import (
 )
 from fastbp.backends.cuda.operands import element, operand, word
 from fastbp.backends.cuda.table import (
+    ADDS,
     BOTH,
     CODE,
     COL,
@@ -94,7 +95,10 @@ def whole_quads(p, stride, one):
 
 @device
 def finish(d, y, out, out2, total, i, j):
-    """Element (i, j) of the result from its finished sum: code(total, y), then; overwrites OUT, and OUT2 if BOTH."""
+    """Element (i, j) of the result from its finished sum: code(total, y), then; overwrites OUT, and OUT2 if BOTH.
+
+    If ADDS, it is added to OUT.
+    """
     value, other = total, total
     if d[CODE] != NONE:
         other = y[element(d, Y, i, j)]
@@ -106,6 +110,8 @@ def finish(d, y, out, out2, total, i, j):
             value = apply(code, value, other, other)
     if d[HOW] == BOTH:
         out2[element(d, OUT2, i, j)] = value
+    elif d[HOW] == ADDS:
+        out[element(d, OUT, i, j)] += value
     else:
         out[element(d, OUT, i, j)] = value
 

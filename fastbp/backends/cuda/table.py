@@ -7,13 +7,15 @@ after the other, and a COMBINE that follows adds them in order and applies the e
 
 from __future__ import annotations
 
+# operations that a block does for itself (see blocks.py); a kernel of its own does not look
+PRODUCT, COMBINE, CHAIN, SOFTMAX, MOVE, ONEHOT, GATHER, SCATTER, UPDATE = range(9)
 # words of a row; M, N, K are sizes; the work is done in PIECES of PIECE; CODE and THEN are formulas, NONE for none
-CODE, THEN, M, N, K, PIECES, PIECE, HEAD, HOW = range(9)
+OP, CODE, THEN, M, N, K, PIECES, PIECE, HEAD, HOW = range(10)
 NONE = -1
-# HOW of a product: BOTH if OUT gets code(A B, Y) and OUT2 then(OUT); else OUT gets then(code(A B, Y)).
-# Of a COMBINE, MAXIMA if it takes the largest instead of the sum.
-BOTH, MAXIMA = 1, 2
-OPERANDS = 9
+# HOW of a product: BOTH if OUT gets code(A B, Y) and OUT2 then(OUT); else OUT gets then(code(A B, Y)), or that more if
+# ADDS. Of a COMBINE, MAXIMA if it takes the largest instead of the sum.
+BOTH, MAXIMA, ADDS = 1, 2, 3
+OPERANDS = 10
 # words of an operand: number of the slot that holds its address, offset in bytes, strides in elements
 SLOT, OFFSET, ROW, COL = range(4)
 OUT, A, B, Y, OUT2, EXTRA = range(6)
@@ -32,9 +34,9 @@ WHAT, TO, FIRST, SECOND, THIRD, SCALE, PLACE, BITS = 0, 1, 2, 3, 4, 5, 6, 10
 ACTION_WIDTH = 11
 LOAD, STORE, ADD, LARGEST, MASK = -1, -2, -3, -4, -5
 # A result: register it adds up in, whether it is a maximum, over what; where it goes, a piece's ROW after the one
-# before; slot (or NONE) and offset of the number that it is multiplied by
-REGISTER, IS_MAXIMUM, AXIS, TARGET, FACTOR, FACTOR_OFFSET = 0, 1, 2, 3, 7, 8
-RESULT_WIDTH = 9
+# before; slot (or NONE) and offset of the number that it is multiplied by; whether it is added to what is there
+REGISTER, IS_MAXIMUM, AXIS, TARGET, FACTOR, FACTOR_OFFSET, IS_ADDED = 0, 1, 2, 3, 7, 8, 9
+RESULT_WIDTH = 10
 OVER_ROWS, OVER_COLUMNS, OVER_ALL = range(3)
 
 # What moves from step to step: address of the steps, int64 (rows, position, step); how many steps have been done; how
@@ -42,3 +44,16 @@ OVER_ROWS, OVER_COLUMNS, OVER_ALL = range(3)
 STEPS, DONE, MOVING, MOVING_HEAD = range(4)
 NUMBER, BEGINNING, A_POSITION, A_STEP = range(4)
 MOVING_WIDTH = 4
+
+# What blocks of their own read (see blocks.py). Each block takes STEPS one after the other: numbers of the first and of
+# the one behind the last are words of its own at the beginning of the steps, which follow behind those of all blocks
+# (see STEP_SCRIPT). The steps begin STEPS words on in this table, or at the address in slot STEPS_SLOT if that is not
+# NONE. A step has a script: how many rows of the table, and how many words on each begins; SCRIPTS words on stands how
+# many words on each script begins. Before each step a block makes a table of slots for itself, ADDRESSES bytes behind
+# the beginning of its shared memory: SLOTS of them, see FROM. The outer slots of a block begin APART words behind those
+# of the block before; 0 where all have the same, and then each block has its own share of the steps.
+SLOTS, SLOT_ROWS, SCRIPTS, STEPS_AT, STEPS_SLOT, ADDRESSES, APART, BLOCK_HEAD = range(8)
+# A slot of the block: outer slot that it is found from, or NONE for shared memory; bytes on; bytes a position and a step
+FROM, BYTES, BY_POSITION, BY_STEP = range(4)
+SLOT_WIDTH = 4
+STEP_SCRIPT, STEP_POSITION, STEP_NUMBER, STEP_WIDTH = range(4)

@@ -116,13 +116,13 @@ def _depth_first(
         grid.emit(instruction)
     grid.scratch = Place(WORKSPACE, _ceil(grid.scratch.offset + grid.scratch_bytes))
     grid.scratch_bytes = 0
-    body = blocks.bind_chunks(program, division, chunks, n, item, precision, where, grid.scratch)
-    row = len(grid.words)
+    body, sums = blocks.bind_chunks(program, division, chunks, n, item, precision, where, grid.scratch)
+    pieces = -(-n // chunks.piece)
+    grid.launches.append(Launch(body.kernel, len(grid.words), pieces, body.threads, body.shared))
     grid.words += body.words
-    grid.launches.append(Launch(body.kernel, row, body.blocks, body.threads, body.shared))
     grid.scratch = Place(WORKSPACE, _ceil(grid.scratch.offset + body.workspace))
-    for index, sums in body.sums.items():
-        grid.add_up(index, sums, body.blocks)
+    for index, of_pieces in sums.items():
+        grid.add_up(index, of_pieces, pieces)
     for instruction in division.tail:
         grid.emit(instruction)
     return grid

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import cupy
 import numpy as np
 
-from fastbp.backends.cuda import table
-from fastbp.backends.cuda.binding import CONSTS, WORKSPACE, Bound, Slots, bind
+from fastbp.backends.cuda import blocks, table
+from fastbp.backends.cuda.binding import Bound, bind, constants
 from fastbp.backends.cuda.launching import CAN_CAPTURE, captured, launch, own_stream
+from fastbp.backends.cuda.rows import CONSTS, WORKSPACE, Slots
 from fastbp.ops import N
 from fastbp.program import Program
 
@@ -30,6 +31,16 @@ class _OnDevice:
     graph: Any = None
 
 
+@dataclass
+class _Whole:
+    """The table by which one block runs whole steps, in device memory, its constants, and a script's number by rows."""
+
+    bound: blocks.Blocks
+    words: Any
+    consts: Any
+    scripts: dict[int, int]
+
+
 class CudaExecutable:
     """Runs a Program with the GPU kernels. Safe to call from several Python threads: they take turns.
 
@@ -42,6 +53,7 @@ class CudaExecutable:
         self.precision = precision
         self.slots = Slots(program)
         self._bound: dict[int, _OnDevice] = {}
+        self._wholes: dict[tuple[int, ...], _Whole] = {}
         self._lock = threading.Lock()
         self._one = self.dtype.type(1.0)
         self._addresses = cupy.zeros(self.slots.count, np.int64)
@@ -84,13 +96,81 @@ class CudaExecutable:
             self._launch_all(here)
         return {name: self._part(index, outputs, n) for name, index in self.program.outputs.items()}
 
+    def whole(self, sizes: Sequence[int]) -> _Whole | None:
+        """The tables for steps of so many rows by one block each; None where launches are better, or needed."""
+        if any(self.program.buffers[index].shape[0].per_row for _, index in self._results):
+            return None  # whose size changes from step to step
+        key = tuple(sorted(set(sizes)))
+        if not blocks.suits_one_block(self.program, key):
+            return None
+        found = self._wholes.get(key)
+        if found is None:
+            if len(self._wholes) == KEPT_BINDINGS:
+                self._wholes.pop(next(iter(self._wholes)))
+            numbers, places = [], []
+            for n in key:
+                values, where = constants(self.program, n, self.dtype.name, sum(x.nbytes for x in numbers))
+                numbers.append(values)
+                places.append(where)
+            moving = {slot: (position, step) for slot, _, position, step in self._sources}
+            item = self.dtype.itemsize
+            moving |= {slot: (0, item * self.program.size(index, 0)) for slot, index in self._results}
+            precision = self.precision if item == 4 else "highest"
+            bound = blocks.bind_whole(self.program, self.slots, key, item, precision, places, moving)
+            words = cupy.asarray(np.array(bound.words, np.int64))
+            consts = cupy.asarray(np.concatenate(numbers))
+            found = self._wholes[key] = _Whole(bound, words, consts, {n: k for k, n in enumerate(key)})
+        return found
+
+    def run_many(self, values: Sequence[Mapping[str, Any]], steps: Sequence[Any]) -> list[dict[str, Any]] | None:
+        """:meth:`run_steps` for several sets of values at once, a block each; None where blocks cannot do it."""
+        every = [np.ascontiguousarray(s, np.int64) for s in steps]
+        with self._lock:
+            whole = self.whole([n for s in every for n in set(s[:, 0].tolist())])
+            if whole is None:
+                return None
+            outputs = [
+                {
+                    index: cupy.empty((int(s[:, 2].max()) + 1, *self.program.shape(index, 0)), self.dtype)
+                    for _, index in self._results
+                }
+                for s in every
+            ]
+            words, begins = [], []
+            for s in every:
+                begins.append(8 * sum(map(len, words)))
+                scripts = [whole.scripts[n] for n in s[:, 0].tolist()]
+                words.append(np.concatenate([[0, len(s)], np.column_stack([scripts, s[:, 1:]]).ravel()]))
+            on_device = cupy.asarray(np.concatenate(words).astype(np.int64))
+            each = whole.bound.workspace
+            rows = [self._where(each * len(every), v, o) for v, o in zip(values, outputs, strict=True)]
+            for k, (row, begin) in enumerate(zip(rows, begins, strict=True)):
+                row[WORKSPACE] += k * each
+                row[CONSTS] = whole.consts.data.ptr
+                row[self.slots.steps] = on_device.data.ptr + begin
+            addresses = cupy.asarray(np.concatenate(rows))
+            launch(
+                whole.bound.kernel,
+                self.dtype.name,
+                len(every),
+                whole.bound.threads,
+                whole.bound.shared,
+                whole.words.data.ptr,
+                addresses.data.ptr,
+            )
+        return [{name: o[index] for name, index in self.program.outputs.items() if index in o} for o in outputs]
+
     def run_steps(self, values: Mapping[str, Any], steps: Any) -> dict[str, Any]:
         """Run once for each row (rows, position, step) of ``steps``, int64 on the host, without waiting in between.
 
         Inputs whose rows are the batch's begin at row ``position``; inputs of dtype "double" (the scalars of updates)
-        at row ``step``; outputs of fixed shape are written to row ``step``: (steps, rows, columns).
+        at row ``step``; outputs of fixed shape are written to row ``step``: (steps, rows, columns). Steps of small
+        networks are all done by one launch of one block.
         """
         steps = np.ascontiguousarray(steps, np.int64)
+        by_one_block = self.run_many([values], [steps])
+        if by_one_block is not None:
+            return by_one_block[0]
         count, most = int(steps[:, 2].max()) + 1, int(steps[:, 0].max())
         sizes = steps[:, 0].tolist()
         with self._lock:

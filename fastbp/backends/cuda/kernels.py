@@ -1,4 +1,5 @@
-"""The GPU kernels: one for each operation of the table, and one that takes a Program from step to step.
+"""The GPU kernels: one for each operation of the table, one that takes a Program from step to step, and those in which
+every block does many operations for itself.
 
 A kernel takes the address of its instruction's words, that of the slots' addresses, and the number 1 of the dtype:
 three scalars, since a launch gets slower with each argument.
@@ -13,22 +14,51 @@ import numpy as np
 from numba import cuda, float32, float64
 
 from fastbp.backends.cuda import elementwise, gemm, rowwise
-from fastbp.backends.cuda.device import at, sync, thread, threads
+from fastbp.backends.cuda.blocks import KERNELS as OF_BLOCKS
+from fastbp.backends.cuda.blocks import SHARED
+from fastbp.backends.cuda.device import address_of, at, shared, shifted, sync, thread, threads
 from fastbp.backends.cuda.table import (
     A_POSITION,
     A_STEP,
+    ADDRESSES,
+    APART,
     BEGINNING,
+    BLOCK_HEAD,
+    BY_POSITION,
+    BY_STEP,
+    BYTES,
+    CHAIN,
+    COMBINE,
     DONE,
+    FROM,
+    GATHER,
+    MOVE,
     MOVING,
     MOVING_HEAD,
     MOVING_WIDTH,
+    NONE,
     NUMBER,
+    ONEHOT,
+    OP,
+    PRODUCT,
+    SCATTER,
+    SCRIPTS,
+    SLOT_WIDTH,
+    SLOTS,
+    SOFTMAX,
+    STEP_NUMBER,
+    STEP_POSITION,
+    STEP_SCRIPT,
+    STEP_WIDTH,
     STEPS,
+    STEPS_AT,
+    STEPS_SLOT,
+    UPDATE,
 )
 from fastbp.backends.cuda.tensor_cores import product_on_tensor_cores
 from fastbp.backends.cuda.tiles import LARGE, SMALL, TENSOR_TILES
 
-GLOBAL = np.int32(0)  # pointers are into global memory, see ptx.at
+GLOBAL, ANYWHERE = np.int32(0), True  # what pointers point into: see ptx.at
 TYPES = {"float32": float32, "float64": float64}
 
 
@@ -55,6 +85,54 @@ def advance(words, slots, one):
     sync()
     if thread() == 0:
         moving[DONE] = done + 1
+
+
+def _of_blocks(product: Callable[..., None]) -> Callable[..., None]:
+    """The kernel in which each block takes its own steps, all instructions of a step one after the other."""
+
+    def blocks(words, slots, one):
+        table, block = at(words, np.int64(1), GLOBAL), np.int64(cuda.blockIdx.x)
+        own = table[APART] != 0  # outer slots
+        outer = at(slots + 8 * block * table[APART], np.int64(1), GLOBAL)
+        memory = address_of(shared(one))
+        inner = at(memory + table[ADDRESSES], np.int64(1), ANYWHERE)
+        steps = shifted(table, table[STEPS_AT])
+        if table[STEPS_SLOT] != NONE:
+            steps = at(outer[table[STEPS_SLOT]], np.int64(1), GLOBAL)
+        mine, ranges = (0, 1) if own else (block, np.int64(cuda.gridDim.x))
+        for s in range(steps[2 * mine], steps[2 * mine + 1]):
+            step = shifted(steps, 2 * ranges + STEP_WIDTH * s)
+            for k in range(thread(), table[SLOTS], threads()):
+                slot = shifted(table, BLOCK_HEAD + SLOT_WIDTH * k)
+                begin = memory if slot[FROM] == NONE else outer[slot[FROM]]
+                moved = step[STEP_POSITION] * slot[BY_POSITION] + step[STEP_NUMBER] * slot[BY_STEP]
+                inner[k] = begin + slot[BYTES] + moved
+            sync()
+            script = shifted(table, table[table[SCRIPTS] + step[STEP_SCRIPT]])
+            for k in range(script[0]):
+                d = shifted(table, script[1 + k])
+                op = d[OP]
+                if op == PRODUCT:
+                    product(d, inner, 0, 1, one, ANYWHERE)
+                elif op == CHAIN:
+                    elementwise.chain(d, inner, 0, 1, one, ANYWHERE)
+                elif op == UPDATE:
+                    elementwise.update_all(d, inner, 0, 1, one, ANYWHERE)
+                elif op == SOFTMAX:
+                    rowwise.softmax(d, inner, 0, 1, one, ANYWHERE)
+                elif op == GATHER:
+                    rowwise.gather(d, inner, 0, 1, one, ANYWHERE)
+                elif op == COMBINE:
+                    gemm.combine(d, inner, 0, 1, one, ANYWHERE)
+                elif op == ONEHOT:
+                    rowwise.onehot(d, inner, 0, 1, one, ANYWHERE)
+                elif op == MOVE:
+                    rowwise.move(d, inner, 0, 1, one, ANYWHERE)
+                elif op == SCATTER:
+                    rowwise.scatter(d, inner, 0, 1, one, ANYWHERE)
+                sync()
+
+    return blocks
 
 
 @dataclass(frozen=True)
@@ -96,6 +174,12 @@ def _kernels(dtype: str) -> dict[str, Kernel]:
             found[f"{precision}_{name}"] = Kernel(
                 _over_grid(product), tensor_tile.threads, tensor_tile.shared_bytes(), wide=True
             )
+    for precision, (name, tile) in OF_BLOCKS.items():
+        if precision == "highest":
+            found[name] = Kernel(_of_blocks(gemm.product_of(SMALL, TYPES[dtype])), tile.threads, SHARED, wide=True)
+        elif item == 4:
+            product = product_on_tensor_cores(TENSOR_TILES[precision][0])
+            found[name] = Kernel(_of_blocks(product), tile.threads, SHARED, wide=True)
     return found
 
 

@@ -92,18 +92,18 @@ class Rows(ABC):
                 self._softmax(i)
             case "transpose":
                 x, out = self.operand(i.ins[0]), self.operand(i.outs[0])
-                self._move(replace(x.place, row=1, col=x.cols), out.place, (out.rows, out.cols), 0, out.cols)
+                self.move(replace(x.place, row=1, col=x.cols), out.place, (out.rows, out.cols), 0, out.cols)
             case "concat":
                 self._concat(i)
             case "columns":
                 x, out = self.operand(i.ins[0]), self.operand(i.outs[0])
-                self._move(self._column(x.place, i.start), out.place, (out.rows, out.cols), 0, out.cols)
+                self.move(self._column(x.place, i.start), out.place, (out.rows, out.cols), 0, out.cols)
             case "pad":
                 x, out = self.operand(i.ins[0]), self.operand(i.outs[0])
-                self._move(x.place, out.place, (out.rows, out.cols), i.start, x.cols)
+                self.move(x.place, out.place, (out.rows, out.cols), i.start, x.cols)
             case "place":
                 x, out = self.operand(i.ins[0]), self.operand(i.outs[0])
-                self._move(x.place, out.place, (1, out.rows * out.cols), i.start, x.rows * x.cols)
+                self.move(x.place, out.place, (1, out.rows * out.cols), i.start, x.rows * x.cols)
             case "onehot":
                 out = self.operand(i.outs[0])
                 operands = {table.OUT: out.place, table.A: self.operand(i.ins[0]).place}
@@ -172,7 +172,7 @@ class Rows(ABC):
     def _column(self, place: Place, start: int) -> Place:
         return replace(place, offset=place.offset + start * self.item)
 
-    def _move(self, x: Place, out: Place, shape: tuple[int, int], start: int, width: int) -> None:
+    def move(self, x: Place, out: Place, shape: tuple[int, int], start: int, width: int) -> None:
         operands = {table.OUT: out, table.A: x}
         row = self.row(operands, sizes=(*shape, width), head=start)
         self.over_elements(table.MOVE, "move", row, shape[0] * shape[1])
@@ -181,7 +181,7 @@ class Rows(ABC):
         out, at = self.operand(i.outs[0]), 0
         for index in i.ins:
             x = self.operand(index)
-            self._move(x.place, self._column(out.place, at), (x.rows, x.cols), 0, x.cols)
+            self.move(x.place, self._column(out.place, at), (x.rows, x.cols), 0, x.cols)
             at += x.cols
 
     def _gather(self, i: Instruction) -> None:

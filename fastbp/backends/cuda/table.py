@@ -45,15 +45,12 @@ STEPS, DONE, MOVING, MOVING_HEAD = range(4)
 NUMBER, BEGINNING, A_POSITION, A_STEP = range(4)
 MOVING_WIDTH = 4
 
-# What blocks of their own read (see blocks.py). Each block takes STEPS one after the other: numbers of the first and of
-# the one behind the last are words of its own at the beginning of the steps, which follow behind those of all blocks
-# (see STEP_SCRIPT). The steps begin STEPS words on in this table, or at the address in slot STEPS_SLOT if that is not
-# NONE. A step has a script: how many rows of the table, and how many words on each begins; SCRIPTS words on stands how
-# many words on each script begins. Before each step a block makes a table of slots for itself, ADDRESSES bytes behind
-# the beginning of its shared memory: SLOTS of them, see FROM. The outer slots of a block begin APART words behind those
-# of the block before; 0 where all have the same, and then each block has its own share of the steps.
-SLOTS, SLOT_ROWS, SCRIPTS, STEPS_AT, STEPS_SLOT, ADDRESSES, APART, BLOCK_HEAD = range(8)
-# A slot of the block: outer slot that it is found from, or NONE for shared memory; bytes on; bytes a position and a step
-FROM, BYTES, BY_POSITION, BY_STEP = range(4)
-SLOT_WIDTH = 4
+# What blocks of their own read (see blocks.py): how many SLOTS a block has; where an index of scripts and the STEPS begin,
+# in words from here; or the slot that has the address of the steps, if that is not NONE; where a block's addresses begin
+# in its shared memory, in bytes; how many outer slots each block has for itself, 0 if all have the same. Then come the
+# slots: the outer one that a slot begins at, or NONE for shared memory; bytes on; bytes a position and a step.
+# A script is a number of rows, and where each begins. Steps begin with a pair of numbers a block: which are its own, from
+# the first to the one behind the last; then come the steps. Blocks with outer slots for themselves have steps, too.
+SLOTS, SCRIPTS, STEPS_AT, STEPS_SLOT, ADDRESSES, APART, BLOCK_HEAD = range(7)
+FROM, BYTES, BY_POSITION, BY_STEP, SLOT_WIDTH = range(5)
 STEP_SCRIPT, STEP_POSITION, STEP_NUMBER, STEP_WIDTH = range(4)

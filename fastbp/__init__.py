@@ -46,6 +46,7 @@ from fastbp.functions import (
 from fastbp.history import History
 from fastbp.layered import Network
 from fastbp.network import MLP, load
+from fastbp.training import fit_many
 from fastbp.transform import function, grad, hvp, jvp, trace, value_and_grad
 
 __version__ = "0.1.0"
@@ -68,6 +69,7 @@ __all__ = [
     "dot",
     "erf",
     "exp",
+    "fit_many",
     "function",
     "gelu",
     "get_num_threads",

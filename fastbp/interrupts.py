@@ -13,17 +13,27 @@ from typing import Any
 def held_back() -> Iterator[None]:
     """SIGINT waits until the block is done, for things that belong together; then its handler is called as ever.
 
-    Outside the main thread, which alone receives signals, nothing has to be done.
+    Within such a block, and outside the main thread, which alone receives signals, nothing has to be done.
     """
     handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+    inside = isinstance(handler, _Caught)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler) or inside:
         yield
         return
-    caught: list[Any] = []
-    signal.signal(signal.SIGINT, lambda *arguments: caught.append(arguments))
+    caught = _Caught()
+    signal.signal(signal.SIGINT, caught)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-        if caught:
-            handler(*caught[0])
+        if caught.arguments:
+            handler(*caught.arguments)
+
+
+class _Caught:
+    """A handler that remembers what it was called with."""
+
+    arguments: tuple[Any, ...] = ()
+
+    def __call__(self, *arguments: Any) -> None:
+        self.arguments = arguments

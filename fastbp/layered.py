@@ -618,22 +618,9 @@ class Network:
             InputError: an argument is wrong; nothing has changed.
             DivergedError: the loss is not finite any more; the parameters of the last good epoch are kept.
         """
+        options = training.Options(epochs, batch_size, shuffle, sampling, validation, tol, patience, callbacks)
         return training.fit(
-            self,
-            X,
-            T,
-            epochs=epochs,
-            batch_size=batch_size,
-            optimizer=optimizer,
-            shuffle=shuffle,
-            sampling=sampling,
-            seed=seed,
-            validation=validation,
-            sample_weight=sample_weight,
-            tol=tol,
-            patience=patience,
-            callbacks=callbacks,
-            progress=progress,
+            self, X, T, options, optimizer=optimizer, seed=seed, sample_weight=sample_weight, progress=progress
         )
 
     # ---- keeping -------------------------------------------------------------------------------------------------

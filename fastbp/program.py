@@ -148,6 +148,13 @@ class Program:
         }
 
     @cached_property
+    def form(self) -> tuple[object, ...]:
+        """Equal for Programs that do the same on the same inputs: all but the names of what stays inside."""
+        outside = set(self.inputs.values())
+        buffers = tuple(b if i in outside else replace(b, name="") for i, b in enumerate(self.buffers))
+        return buffers, self.instructions, tuple(self.outputs.items()), self.kept
+
+    @cached_property
     def lifetimes(self) -> dict[int, tuple[int, int]]:
         """For every temp that stands alone: its first and last instruction; parts count for their base."""
         found: dict[int, tuple[int, int]] = {}

@@ -3,13 +3,14 @@
 ``fit`` hands the backend slices of about 50 ms of whole steps (gather the rows of the batch, forward, loss, backward,
 update), which run without Python; between slices it looks for Ctrl-C, draws progress and calls callbacks. On a GPU
 data, parameters and optimiser state stay there; a slice's row numbers and learning rates go there and its losses come
-back.
+back. ``fit_many`` does the same for several networks at once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastbp import arrays, backends, feeding, optim
+from fastbp.backends.threads import get_num_threads
 from fastbp.errors import DeviceMemoryError, DivergedError, InputError, unknown
 from fastbp.feeding import Feeder
 from fastbp.history import History, Reporter
@@ -24,6 +26,9 @@ from fastbp.interrupts import held_back
 from fastbp.optim import Optimizer, State
 
 Array = npt.NDArray[Any]
+# Of a network's training: from each slice that it asks for, first and last step, to the losses and weights of these
+# steps and the seconds they took; in the end why it stopped.
+Slices = Generator[tuple[int, int], tuple[Array, Array, float], str]
 SLICE_SECONDS = 0.05
 DEFAULT_BATCH = 32
 SAMPLINGS = ("epoch", "replacement")
@@ -161,6 +166,16 @@ class _Fit:
 
     def steps(self, first: int, last: int) -> tuple[Array, Array]:
         """Loss and weight of each of the steps first … last - 1, after running them."""
+        values, table, numbers, weights = self.asked(first, last)
+        if self.feeder is not None and numbers is not None:
+            of_steps = {name: value for name, value in values.items() if name not in self.values}
+            losses = self._fed(self.feeder, numbers, of_steps, table)
+        else:
+            losses = self.run.run_steps(values, table)["loss"]
+        return self.done(last - first, losses), weights
+
+    def asked(self, first: int, last: int) -> tuple[dict[str, Array], Array, Array | None, Array]:
+        """What the executable needs for these steps: values and table; the row numbers, if any; the steps' weights."""
         epoch, last_epoch = first // self.per_epoch, (last - 1) // self.per_epoch
         number = np.arange(first, last)
         within = number % self.per_epoch * self.batch
@@ -177,18 +192,19 @@ class _Fit:
         if numbers is not None:
             numbers, position = numbers[position[0] : position[-1] + rows[-1]], position - position[0]
         table = np.ascontiguousarray(np.column_stack([rows, position, np.arange(last - first)]), np.int64)
-        if self.feeder is not None and numbers is not None:
-            losses = self._fed(self.feeder, numbers, of_steps, table)
-        else:
-            values = self.values | of_steps
-            if numbers is not None:
-                # followed by a batch of row numbers: gathering a batch asks for the next one's rows, see machine.py
-                order = np.zeros((len(numbers) + 2 * self.batch, 1), np.int64)
-                order[: len(numbers), 0] = numbers
-                values["order"] = self.kind.moved(order)
-            losses = arrays.to_host(self.run.run_steps(values, table)["loss"])
-        self.state.step += last - first
-        return np.asarray(losses, np.float64).reshape(-1), weights
+        values = self.values | of_steps
+        if numbers is not None and self.feeder is None:
+            # followed by a batch of row numbers: gathering a batch asks for the next one's rows, see machine.py
+            order = np.zeros((len(numbers) + 2 * self.batch, 1), np.int64)
+            order[: len(numbers), 0] = numbers
+            values["order"] = self.kind.moved(order)
+        return values, table, numbers, weights
+
+    def done(self, steps: int, losses: Any) -> Array:
+        """The losses of so many steps that have been run."""
+        self.state.step += steps
+        found: Array = np.asarray(arrays.to_host(losses), np.float64).reshape(-1)
+        return found
 
     def _fed(self, feeder: Feeder, numbers: Array, of_steps: dict[str, Array], table: Array) -> Array:
         """The losses of steps on the rows of those numbers, which come a piece at a time; see :meth:`steps`."""
@@ -222,74 +238,190 @@ class _Fit:
         return difference
 
 
+@dataclass
+class Options:
+    """What ``fit`` is asked for, besides data: see :meth:`fastbp.Network.fit`."""
+
+    epochs: int
+    batch_size: int | None
+    shuffle: bool
+    sampling: str
+    validation: tuple[Any, ...] | float | None
+    tol: float | None
+    patience: int | None
+    callbacks: Sequence[Callable[[Any, History], Any]]
+
+    def __post_init__(self) -> None:
+        """Check what does not depend on data; NumPy's integers become Python's."""
+        self.epochs = arrays.count("epochs", self.epochs)
+        if self.batch_size is not None:
+            self.batch_size = arrays.count("batch_size", self.batch_size)
+        if not isinstance(self.shuffle, (bool, np.bool_)):
+            raise InputError(f"shuffle must be True or False, got {self.shuffle!r}")
+        if self.sampling not in SAMPLINGS:
+            raise unknown("sampling", self.sampling, SAMPLINGS)
+        if self.tol is not None:
+            arrays.positive("tol", self.tol, zero=True)
+        if self.patience is not None:
+            self.patience = arrays.count("patience", self.patience)
+        listed = isinstance(self.callbacks, (list, tuple))
+        for callback in self.callbacks if listed else [self.callbacks]:
+            if not listed or not callable(callback):
+                raise InputError(f"callbacks must be a list of functions of (net, history), got {callback!r}")
+
+    def batch_of(self, rows: int) -> int:
+        """The batch size for so many rows."""
+        if self.batch_size is None:
+            return min(DEFAULT_BATCH, rows)
+        if self.batch_size > rows:
+            raise InputError(f"batch_size={self.batch_size} is larger than the data, which has {rows} rows to train on")
+        return self.batch_size
+
+
 def fit(
     net: Trainable,
     X: Any,
     T: Any,
+    options: Options,
     *,
-    epochs: int,
-    batch_size: int | None,
     optimizer: str | Optimizer | None,
-    shuffle: bool,
-    sampling: str,
     seed: int | None,
-    validation: tuple[Any, ...] | float | None,
     sample_weight: Any,
-    tol: float | None,
-    patience: int | None,
-    callbacks: Sequence[Callable[[Any, History], Any]],
     progress: bool | Reporter,
 ) -> History:
     """See :meth:`fastbp.Network.fit`."""
-    epochs = arrays.count("epochs", epochs)
-    if batch_size is not None:
-        batch_size = arrays.count("batch_size", batch_size)
-    if not isinstance(shuffle, (bool, np.bool_)):
-        raise InputError(f"shuffle must be True or False, got {shuffle!r}")
-    if sampling not in SAMPLINGS:
-        raise unknown("sampling", sampling, SAMPLINGS)
-    if tol is not None:
-        arrays.positive("tol", tol, zero=True)
-    if patience is not None:
-        patience = arrays.count("patience", patience)
-    if seed is not None:
-        seed = arrays.count("seed", seed, 0)
-    listed = isinstance(callbacks, (list, tuple))
-    for callback in callbacks if listed else [callbacks]:
-        if not listed or not callable(callback):
-            raise InputError(f"callbacks must be a list of functions of (net, history), got {callback!r}")
+    seed = None if seed is None else arrays.count("seed", seed, 0)
     if not isinstance(progress, bool) and not all(hasattr(progress, name) for name in ("slice", "epoch", "close")):
         raise InputError(f"progress must be True, False or a Reporter, got {progress!r}")
     net.check_device()
-    data = net.check_batch(X, T, sample_weight, fitting=True)
-    if not rows_of(data):
-        raise InputError("X has no rows: there is nothing to fit")
-    data, held_out = _hold_out(net, data, validation)
-    rows = rows_of(data)
-    if batch_size is None:
-        batch_size = min(DEFAULT_BATCH, rows)
-    if batch_size > rows:
-        raise InputError(f"batch_size={batch_size} is larger than the data, which has {rows} rows to train on")
-    reporter = _reporter(progress, epochs, rows)
-    total = epochs * -(-rows // batch_size)
+    data, held_out = _batches(net, X, T, sample_weight, options)
+    reporter = _reporter(progress, options.epochs, rows_of(data))
+    watch = _watches([net], data, held_out, options, [optimizer], [seed], reporter)[0]
+    history = watch.one.training.history
     try:
-        held_out = None if held_out is None else _moved(net, held_out)
-        data = data if net.kind is arrays.DEVICE and not _fits(data) else _moved(net, data)
-        training = _resume(net, optimizer, seed, total)
-        one = _Fit(net, data, epochs, batch_size, shuffle, sampling, training)
-    except MemoryError as error:
-        if net.kind is arrays.HOST:
-            raise
-        raise DeviceMemoryError(f"{error}; nothing has been trained yet") from error
-    watch = _Watch(net, one, held_out, tol, patience, callbacks, reporter)
-    try:
-        training.history.stopped = _loop(one, watch)
+        history.stopped = _loop(watch.one, watch)
     except KeyboardInterrupt:
-        training.history.stopped = "interrupted"
+        history.stopped = "interrupted"
     finally:
         reporter.close()
     watch.keep_best()
-    return training.history
+    return history
+
+
+def fit_many(
+    nets: Sequence[Trainable],
+    X: Any,
+    T: Any,
+    *,
+    epochs: int = 10,
+    batch_size: int | None = None,
+    optimizer: str | Optimizer | Sequence[str | Optimizer] | None = None,
+    shuffle: bool = True,
+    sampling: str = "epoch",
+    seed: int | Sequence[int] | None = None,
+    validation: tuple[Any, ...] | float | None = None,
+    sample_weight: Any = None,
+    tol: float | None = None,
+    patience: int | None = None,
+    callbacks: Sequence[Callable[[Any, History], Any]] = (),
+) -> list[History]:
+    """Train several networks of one shape on the same data, at once: an ensemble, or a sweep of optimisers.
+
+    Each becomes what its own ``fit`` with these arguments would make of it. On the cuda backend networks that are
+    small enough have a block of the GPU each, so that a hundred take about as long as one; on cpu they are spread over
+    the threads.
+
+    Args:
+        nets: networks that differ in their parameters at most: same layers, loss, dtype and backend.
+        X, T, epochs, batch_size, shuffle, sampling, validation, sample_weight, tol, patience, callbacks: as in
+            :meth:`fastbp.Network.fit`, for each of them.
+        optimizer: one for all, or one for each.
+        seed: of the order of the rows: one for all, or one for each. None: each network's own.
+
+    Returns:
+        The history of each. A network whose loss is not finite any more keeps the parameters of its last good epoch,
+        its history says ``stopped == "diverged"``, and the others go on. ``seconds`` are those of all together.
+
+    Raises:
+        InputError: for a bad argument; no parameter is changed then.
+    """
+    listed = list(nets) if isinstance(nets, (list, tuple)) else []
+    if not listed or any(not hasattr(net, "training_step") for net in listed):
+        raise InputError(f"nets must be a list of networks, at least one, got {nets!r}")
+    if len({id(net) for net in listed}) < len(listed):
+        raise InputError("nets must be different networks: one of them is there twice")
+    first = listed[0]
+    for k, net in enumerate(listed):
+        if (net.backend, net.dtype) != (first.backend, first.dtype):
+            raise InputError(
+                f"nets must have the same backend and dtype: nets[0] has {first.backend} and {first.dtype}, "
+                f"nets[{k}] has {net.backend} and {net.dtype}"
+            )
+        net.check_device()
+    optimizers = _one_each("optimizer", optimizer, len(listed))
+    seeds = [None if s is None else arrays.count("seed", s, 0) for s in _one_each("seed", seed, len(listed))]
+    options = Options(epochs, batch_size, shuffle, sampling, validation, tol, patience, callbacks)
+    data, held_out = _batches(first, X, T, sample_weight, options)
+    alike = [net.training_step(tuple(data), optim.SGD(1.0), False).program.form for net in listed]
+    for k, form in enumerate(alike):
+        if form != alike[0]:
+            raise InputError(f"nets must have the same layers and loss: nets[{k}] differs from nets[0]")
+    watches = _watches(listed, data, held_out, options, optimizers, seeds, _Silent())
+    _loop_many(watches)
+    for watch in watches:
+        watch.keep_best()
+    return [watch.one.training.history for watch in watches]
+
+
+def _one_each(name: str, value: Any, count: int) -> list[Any]:
+    """A value for each of ``count`` networks: the same for all unless it is a list."""
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        return [value] * count
+    if len(value) != count:
+        raise InputError(f"{name} must be one for all {count} networks or a list of {count}, got {len(value)}")
+    return list(value)
+
+
+def _batches(
+    net: Trainable, X: Any, T: Any, sample_weight: Any, options: Options
+) -> tuple[dict[str, Array], dict[str, Array] | None]:
+    """The batch to train on and the one to validate on."""
+    data = net.check_batch(X, T, sample_weight, fitting=True)
+    if not rows_of(data):
+        raise InputError("X has no rows: there is nothing to fit")
+    data, held_out = _hold_out(net, data, options.validation)
+    options.batch_of(rows_of(data))
+    return data, held_out
+
+
+def _watches(
+    nets: Sequence[Trainable],
+    data: dict[str, Array],
+    held_out: dict[str, Array] | None,
+    options: Options,
+    optimizers: Sequence[str | Optimizer | None],
+    seeds: Sequence[int | None],
+    reporter: Reporter,
+) -> list[_Watch]:
+    """The training of each network, about to begin; data is moved to where they are, once for all."""
+    first = nets[0]
+    rows = rows_of(data)
+    batch_size = options.batch_of(rows)
+    total = options.epochs * -(-rows // batch_size)
+    try:
+        held_out = None if held_out is None else _moved(first, held_out)
+        data = data if first.kind is arrays.DEVICE and not _fits(data) else _moved(first, data)
+        wanted = [_optimizer(net, optimizer, total) for net, optimizer in zip(nets, optimizers, strict=True)]
+        watches = []
+        for net, optimizer, seed in zip(nets, wanted, seeds, strict=True):
+            training = _resume(net, optimizer, seed)
+            one = _Fit(net, data, options.epochs, batch_size, options.shuffle, options.sampling, training)
+            watches.append(_Watch(net, one, held_out, options.tol, options.patience, options.callbacks, reporter))
+    except MemoryError as error:
+        if first.kind is arrays.HOST:
+            raise
+        raise DeviceMemoryError(f"{error}; nothing has been trained yet") from error
+    return watches
 
 
 def _fits(data: dict[str, Array]) -> bool:
@@ -339,12 +471,18 @@ def rows_of(data: dict[str, Array]) -> int:
     return len(next(iter(data.values())))
 
 
-def _resume(net: Trainable, optimizer: str | Optimizer | None, seed: int | None, steps: int) -> TrainingState:
-    """The network's own training state, with a fresh optimiser state if another optimiser is asked for."""
+def _optimizer(net: Trainable, optimizer: str | Optimizer | None, steps: int) -> Optimizer:
+    """The one asked for, or the network's own, after trying it for so many steps."""
     kept = net.training
     wanted = optim.get(optimizer) if optimizer is not None else kept.optimizer if kept else optim.Adam()
     first = kept.state.step if kept is not None and wanted == kept.optimizer else 0
     wanted.hyper(np.linspace(first, first + steps - 1, min(steps, 1000)).round())  # raises now what it would later
+    return wanted
+
+
+def _resume(net: Trainable, wanted: Optimizer, seed: int | None) -> TrainingState:
+    """The network's own training state, with a fresh optimiser state if another optimiser is asked for."""
+    kept = net.training
     if kept is None:
         kept = net.training = TrainingState(wanted, wanted.init(net.theta), net.seed if seed is None else seed)
     elif wanted != kept.optimizer:
@@ -426,6 +564,92 @@ class _Watch:
 
 def _loop(one: _Fit, watch: _Watch) -> str:
     """Run slices of steps until the epochs are done or something says stop; returns why it ended."""
+    slices = _slices(one, watch)
+    try:
+        asked = next(slices)
+        while True:
+            began = time.perf_counter()
+            try:
+                losses, weights = one.steps(*asked)
+            except MemoryError as error:
+                asked = slices.throw(error)
+            else:
+                asked = slices.send((losses, weights, time.perf_counter() - began))
+    except StopIteration as end:
+        return str(end.value)
+    finally:
+        slices.close()
+
+
+def _loop_many(watches: Sequence[_Watch]) -> None:
+    """The same for several networks in turns, a slice of each; their histories say why they ended."""
+    trained = {k: _slices(watch.one, watch) for k, watch in enumerate(watches)}
+    asked: dict[int, tuple[int, int]] = {}
+    failed: list[DeviceMemoryError] = []
+
+    def go_on(k: int, how: Callable[[], tuple[int, int]]) -> None:
+        """To the next slice of network k, unless it ends."""
+        history = watches[k].one.training.history
+        try:
+            asked[k] = how()
+            return
+        except StopIteration as end:
+            history.stopped = str(end.value)
+        except DivergedError:
+            pass  # the history says so
+        except DeviceMemoryError as error:
+            failed.append(error)
+        asked.pop(k, None)
+
+    try:
+        with ThreadPoolExecutor(get_num_threads()) as pool:
+            with held_back():
+                for k, slices in trained.items():
+                    go_on(k, slices.__next__)
+            while asked and not failed:
+                with held_back():  # no network goes on without the others
+                    numbers = list(asked)
+                    began = time.perf_counter()
+                    try:
+                        found = _steps_of([watches[k].one for k in numbers], [asked[k] for k in numbers], pool)
+                    except MemoryError as error:
+                        for k in numbers:
+                            go_on(k, lambda k=k, error=error: trained[k].throw(error))  # type: ignore[misc]
+                        continue
+                    elapsed = time.perf_counter() - began
+                    for k, (losses, weights) in zip(numbers, found, strict=True):
+                        go_on(k, lambda k=k, answer=(losses, weights, elapsed): trained[k].send(answer))  # type: ignore[misc]
+    except KeyboardInterrupt:
+        for k in asked:
+            watches[k].one.training.history.stopped = "interrupted"
+    finally:
+        for slices in trained.values():
+            slices.close()
+    if failed:
+        raise failed[0]
+
+
+def _steps_of(
+    ones: Sequence[_Fit], asked: Sequence[tuple[int, int]], pool: ThreadPoolExecutor
+) -> list[tuple[Array, Array]]:
+    """Losses and weights of the steps that each asks for: by one launch, on several threads, or one by one."""
+    first = ones[0]
+    run, alike = first.run, all(one.run.program.form == first.run.program.form for one in ones)
+    if isinstance(run, backends.OnDevice) and alike and first.feeder is None:
+        made = [one.asked(*steps) for one, steps in zip(ones, asked, strict=True)]
+        results = run.run_many([values for values, *_ in made], [table for _, table, *_ in made])
+        if results is not None:
+            return [
+                (one.done(last - begin, result["loss"]), weights)
+                for one, (begin, last), result, (*_, weights) in zip(ones, asked, results, made, strict=True)
+            ]
+    if first.net.backend == "cpu":
+        return list(pool.map(lambda one, steps: one.steps(*steps), ones, asked))
+    return [one.steps(*steps) for one, steps in zip(ones, asked, strict=True)]
+
+
+def _slices(one: _Fit, watch: _Watch) -> Slices:
+    """The slices of a network's training, one after the other, and all that is to be done in between."""
     total = one.epochs * one.per_epoch
     seconds_a_step = one.batch * one.net.operations_a_row() / _FIRST_GUESS
     taken = FEW_STEPS
@@ -439,16 +663,14 @@ def _loop(one: _Fit, watch: _Watch) -> str:
         if done and done % one.per_epoch == 0:
             snapshots = [snapshots[-1], _Snapshot.of(done // one.per_epoch, one.net.theta, one.state)]
         with held_back():  # the steps, their number and their entries in the history belong together
-            began = time.perf_counter()
             try:
-                losses, weights = one.steps(done, last)
+                losses, weights, elapsed = yield done, last
             except MemoryError as error:
                 if one.kind is arrays.HOST:
                     raise
                 _back(one, record, snapshots[-1])
                 kept = "as they were" if not snapshots[-1].epoch else f"those at the end of epoch {snapshots[-1].epoch}"
                 raise DeviceMemoryError(f"{error}; the parameters are {kept}") from error
-            elapsed = time.perf_counter() - began
             bad = np.flatnonzero(~np.isfinite(losses))
             if len(bad):
                 raise _diverged(one, record, snapshots, done + int(bad[0]))

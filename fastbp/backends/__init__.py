@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
@@ -119,15 +119,15 @@ def executable(program: Program, backend: str, dtype: str, precision: str = "hig
     if backend == "cuda":
         from fastbp.backends.cuda.executable import CudaExecutable
 
-        return _OnDevice(CudaExecutable(program, dtype, precision), dtype)
+        return OnDevice(CudaExecutable(program, dtype, precision), dtype)
     from fastbp.backends.array import ArrayExecutable
 
     if backend == "numpy":
         return ArrayExecutable(program, np, dtype)
-    return _OnDevice(ArrayExecutable(program, gpu.cupy(), dtype), dtype)
+    return OnDevice(ArrayExecutable(program, gpu.cupy(), dtype), dtype)
 
 
-class _OnDevice:
+class OnDevice:
     """An Executable whose lack of device memory is told in rows of a batch."""
 
     def __init__(self, inside: Executable, dtype: str) -> None:
@@ -146,6 +146,17 @@ class _OnDevice:
             return self.inside.run_steps(values, steps)
         except MemoryError as error:
             raise self._described(error, int(steps[:, 0].max())) from error
+
+    def run_many(self, values: Sequence[Mapping[str, Any]], steps: Sequence[Any]) -> list[dict[str, Any]] | None:
+        """:meth:`run_steps` for several sets of values in one launch; None where the machine cannot do that."""
+        many = getattr(self.inside, "run_many", None)
+        if many is None:
+            return None
+        try:
+            found: list[dict[str, Any]] | None = many(values, steps)
+        except MemoryError as error:
+            raise self._described(error, max(int(s[:, 0].max()) for s in steps)) from error
+        return found
 
     def _described(self, error: MemoryError, n: int) -> MemoryError:
         if isinstance(error, DeviceMemoryError):

@@ -20,7 +20,6 @@ from fastbp.ops import ONE, N
 from fastbp.program import Instruction, Program
 
 
-
 @dataclass(frozen=True)
 class Division:
     """A Program in three parts.

@@ -14,7 +14,7 @@ from fastbp.backends.cuda import blocks, chain_table, table
 from fastbp.backends.cuda.blocks import Chunks
 from fastbp.backends.cuda.chain_table import Part, Place, Work, parts
 from fastbp.backends.cuda.rows import ALIGNMENT, CONSTS, WORKSPACE, Cut, Rows, Slots
-from fastbp.backends.cuda.tiles import LARGE, SMALL, TENSOR_TILES
+from fastbp.backends.cuda.tiles import LARGE, SMALL, TENSOR_TILES, TensorTile, Tile
 from fastbp.backends.division import Division, divide
 from fastbp.program import Program, const_value, place
 
@@ -145,10 +145,10 @@ class _OverGrid(Rows):
         """On tensor cores if that is allowed, by tiles as large as keep a card busy."""
         large = -(-m // LARGE.bm) * -(-n // LARGE.bn) >= LARGE_TILES and self.item == 4
         size = "large" if large else "small"
+        tile: Tile | TensorTile
+        kernel, tile = f"product_{size}", (LARGE if large else SMALL)
         if self.precision in TENSOR_TILES:
             kernel, tile = f"{self.precision}_{size}", TENSOR_TILES[self.precision][large]
-        else:
-            kernel, tile = f"product_{size}", LARGE if large else SMALL
         tiles = -(-m // tile.bm) * -(-n // tile.bn)
         pieces = min(-(-k // SHORTEST), -(-WANTED_BLOCKS // tiles)) if over_rows and tiles < WANTED_BLOCKS // 2 else 1
         piece = -(-max(1, -(-k // max(1, pieces))) // 32) * 32  # whole steps of any tile, and aligned

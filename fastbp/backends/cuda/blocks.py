@@ -2,9 +2,10 @@
 
 Two things are done so, by the same kernel (see kernels.py):
 
-* **Depth first.** Of a narrow network with many rows, a block takes CHUNK rows through all layers, forward and backward,
-  while their activations lie in shared memory, then the next ones; what it sums over rows (gradients, losses) adds up in
-  a slot of its own, and the slots are added in order by a COMBINE. How rows are cut depends on their number alone.
+* **Depth first.** Of a narrow network with many rows, a block takes CHUNK rows through all layers, forward and
+  backward, while their activations lie in shared memory, then the next ones; what it sums over rows (gradients, losses)
+  adds up in a slot of its own, and the slots are added in order by a COMBINE. How rows are cut depends on their number
+  alone.
 * **Whole steps.** A network so small that a launch an instruction costs more than the work is trained by one block:
   all instructions of many steps in one launch. Networks of one shape can be trained at once, a block each.
 

@@ -104,7 +104,9 @@ def flattened(work: Work) -> Work:
     for r, out in zip(work.results, work.outs, strict=True):
         kept = r
         goes_on = out.added and r.axis == 0 and rows == 1  # a sum of one element, which is added to others
-        if r.how and not out.added and (long == (1, 1) or (r.axis is not None and work.shape[r.axis] == 1)):  # of one element: that one
+        if (
+            r.how and not out.added and (long == (1, 1) or (r.axis is not None and work.shape[r.axis] == 1))
+        ):  # of one element: that one
             value = r.value
             if r.scale >= 0:
                 steps.append(Step("mul", (value, r.scale)))

@@ -182,7 +182,7 @@ def _of_thread(result, registers, mine):
 
 @device
 def _write(result, addresses, i, j, value, one, space):
-    """A finished reduction to row i, column j of where it goes, times its factor; added to what is there if IS_ADDED."""
+    """A finished reduction, times its factor, to row i, column j of where it goes, or to what is there if IS_ADDED."""
     target = shifted(result, TARGET)
     if result[FACTOR] != NONE:
         value = value * at(addresses[result[FACTOR]] + result[FACTOR_OFFSET], one, space)[0]

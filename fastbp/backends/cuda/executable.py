@@ -107,7 +107,8 @@ class CudaExecutable:
         if found is None:
             if len(self._wholes) == KEPT_BINDINGS:
                 self._wholes.pop(next(iter(self._wholes)))
-            numbers, places = [], []
+            numbers: list[np.ndarray] = []
+            places = []
             for n in key:
                 values, where = constants(self.program, n, self.dtype.name, sum(x.nbytes for x in numbers))
                 numbers.append(values)
@@ -136,12 +137,14 @@ class CudaExecutable:
                 }
                 for s in every
             ]
-            words, begins = [], []
+            words: list[np.ndarray] = []
+            begins = []
             for s in every:
-                begins.append(8 * sum(map(len, words)))
+                begins.append(sum(w.nbytes for w in words))
                 scripts = [whole.scripts[n] for n in s[:, 0].tolist()]
-                words.append(np.concatenate([[0, len(s)], np.column_stack([scripts, s[:, 1:]]).ravel()]))
-            on_device = cupy.asarray(np.concatenate(words).astype(np.int64))
+                whole_steps = np.column_stack([scripts, s[:, 1:]]).ravel()
+                words.append(np.concatenate([[0, len(s)], whole_steps]).astype(np.int64))
+            on_device = cupy.asarray(np.concatenate(words))
             each = whole.bound.workspace
             rows = [self._where(each * len(every), v, o) for v, o in zip(values, outputs, strict=True)]
             for k, (row, begin) in enumerate(zip(rows, begins, strict=True)):

@@ -174,12 +174,12 @@ def _kernels(dtype: str) -> dict[str, Kernel]:
             found[f"{precision}_{name}"] = Kernel(
                 _over_grid(product), tensor_tile.threads, tensor_tile.shared_bytes(), wide=True
             )
-    for precision, (name, tile) in OF_BLOCKS.items():
+    for precision, (name, of_block) in OF_BLOCKS.items():
         if precision == "highest":
-            found[name] = Kernel(_of_blocks(gemm.product_of(SMALL, TYPES[dtype])), tile.threads, SHARED, wide=True)
+            found[name] = Kernel(_of_blocks(gemm.product_of(SMALL, TYPES[dtype])), of_block.threads, SHARED, wide=True)
         elif item == 4:
             product = product_on_tensor_cores(TENSOR_TILES[precision][0])
-            found[name] = Kernel(_of_blocks(product), tile.threads, SHARED, wide=True)
+            found[name] = Kernel(_of_blocks(product), of_block.threads, SHARED, wide=True)
     return found
 
 

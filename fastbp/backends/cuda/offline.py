@@ -125,7 +125,7 @@ def main() -> None:
         for name, kernel in kernels.items():
             for target in TARGETS:
                 r = resources(kernel.function, dtype, target)
-                wide = r.count("LDG.E.128") + r.count("LDS.128") + r.count("LDGSTS.E.BYPASS.128")
+                wide = r.count("LDG.E.128") + r.count("LD.E.128") + r.count("LDS.128") + r.count("LDGSTS.E.BYPASS.128")
                 cells = [name, dtype, target, kernel.threads, r.registers, kernel.shared, r.spills, r.stack]
                 print(f"| {' | '.join(map(str, [*cells, wide, r.count('HMMA')]))} |")
 

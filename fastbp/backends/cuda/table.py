@@ -45,12 +45,13 @@ STEPS, DONE, MOVING, MOVING_HEAD = range(4)
 NUMBER, BEGINNING, A_POSITION, A_STEP = range(4)
 MOVING_WIDTH = 4
 
-# What blocks of their own read (see blocks.py): how many SLOTS a block has; where an index of scripts and the STEPS begin,
-# in words from here; or the slot that has the address of the steps, if that is not NONE; where a block's addresses begin
-# in its shared memory, in bytes; how many outer slots each block has for itself, 0 if all have the same. Then come the
-# slots: the outer one that a slot begins at, or NONE for shared memory; bytes on; bytes a position and a step.
-# A script is a number of rows, and where each begins. Steps begin with a pair of numbers a block: which are its own, from
-# the first to the one behind the last; then come the steps. Blocks with outer slots for themselves have steps, too.
+# What blocks of their own read (see blocks.py): how many SLOTS a block has; where an index of scripts and the steps
+# begin, in words from here; or the slot that has the address of the steps, if that is not NONE; where a block's
+# addresses begin in its shared memory, in bytes; how many outer slots each block has for itself, 0 if all have the
+# same. Then come the slots: the outer one that a slot begins at, or NONE for shared memory; bytes on; bytes a position
+# and a step. A script is a number of rows, and where each begins. Steps begin with a pair of numbers a block: which are
+# its own, from the first to the one behind the last; then come the steps. Blocks with outer slots for themselves have
+# steps for themselves, too.
 SLOTS, SCRIPTS, STEPS_AT, STEPS_SLOT, ADDRESSES, APART, BLOCK_HEAD = range(7)
 FROM, BYTES, BY_POSITION, BY_STEP, SLOT_WIDTH = range(5)
 STEP_SCRIPT, STEP_POSITION, STEP_NUMBER, STEP_WIDTH = range(4)

@@ -621,7 +621,6 @@ class _Table:
         longest = longest_of(k, n, self.panel, self.item)
         far_b = not turned and b_panel == self.panel and b_row * self.item > FAR and n > self.panel and k >= PACKED_K
         far_a = a_row == 1 and a_col * self.item > FAR and k >= 4 * PACKED_K and n >= 2 * self.panel
-        far_a = far_a and self.panel % TILE_ROWS == 0
         if self.in_chunk:
             far_a = far_b = False  # few rows, and no memory to pack into
         whole_b = 2 * k * _ceil(n, self.panel) * self.item <= second  # all of B fits the second-level cache

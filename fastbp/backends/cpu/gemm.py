@@ -20,7 +20,7 @@ from typing import Any
 from llvmlite import ir
 from numba import int64, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from fastbp import scalars
 from fastbp.backends.cpu import bf16, simd
@@ -402,6 +402,12 @@ def panel_of(one):
     return TILE_VECTORS * lanes_of(one)
 
 
+@register_jitable
+def group_of(panel):
+    """Rows of A that are packed together: whole tiles, as many as fit the width of a panel."""
+    return max(panel // TILE_ROWS * TILE_ROWS, min(panel, TILE_ROWS))
+
+
 @kernel
 def _vectors_for(left, lanes):
     """Vectors of the next panel of columns, of ``left`` that remain."""
@@ -509,7 +515,8 @@ def product(
             copy_panel_transposed(k, int64(TILE_VECTORS), min(n - j, panel), to, b + j * b_row * item, b_row, one)
         b, b_row, b_panel, how = scratch, panel, k * panel, how - PACK_T
     # rows that go into one call: what is packed together, or a tile, if its epilogue shall find it in the cache
-    step = panel if how & PACK_A else TILE_ROWS if has_epilogue and not how & BY_STRIP else strip
+    group = group_of(panel)
+    step = group if how & PACK_A else TILE_ROWS if has_epilogue and not how & BY_STRIP else strip
     top = 0
     while top < m:
         bottom = min(m, top + strip)
@@ -519,12 +526,12 @@ def product(
             last = start + length >= k
             packed_a = scratch + longest * panel * item
             if how & PACK_A:
-                i = top
+                to, i = packed_a, top
                 while i < bottom:
-                    width = _vectors_for(bottom - i, lanes)
-                    cols = min(bottom - i, width * lanes)
-                    to = pointer(packed_a, (i - top) * length, one)
-                    copy_panel(length, width, cols, to, pointer(a, i * a_row + start * a_col, one), a_col)
+                    cols = min(bottom - i, group)
+                    source = pointer(a, i * a_row + start * a_col, one)
+                    copy_panel(length, _vectors_for(cols, lanes), cols, pointer(to, 0, one), source, a_col)
+                    to += length * panel * item
                     i += cols
             j = 0
             while j < n:
@@ -543,9 +550,8 @@ def product(
                     rows = min(bottom - i, step)
                     of_a, row_a, col_a = a + (i * a_row + start * a_col) * item, a_row, a_col
                     if how & PACK_A:
-                        group = (i - top) // panel * panel
-                        col_a = _vectors_for(bottom - top - group, lanes) * lanes
-                        of_a, row_a = packed_a + (group * length + i - top - group) * item, 1
+                        of_a, row_a = packed_a + (i - top) // group * length * panel * item, int64(1)
+                        col_a = _vectors_for(rows, lanes) * lanes
                     to = pointer(out, i * out_row + j, one)
                     sums, sums_row = to, out_row
                     if how & SGD:

@@ -924,7 +924,8 @@ def transpose_tile(typingctx: Any, rows: Any, cols: Any, out: Any, out_stride: A
             with full:
                 of_full = [m.load(line).value for line in lines], builder.block
             with ragged:
-                masks = [builder.select(builder.icmp_signed("<", I64(r), rows), across, nothing) for r in range(m.lanes)]
+                inside = [builder.icmp_signed("<", I64(r), rows) for r in range(m.lanes)]
+                masks = [builder.select(row, across, nothing) for row in inside]
                 of_ragged = [m.load(line, mask).value for line, mask in zip(lines, masks, strict=True)], builder.block
         values = []
         for r in range(m.lanes):
@@ -951,12 +952,12 @@ def transpose_tile(typingctx: Any, rows: Any, cols: Any, out: Any, out_stride: A
             with ragged:
                 high = builder.icmp_signed(">=", rows, lanes)
                 for c, (column, place) in enumerate(zip(columns, places, strict=True)):
-                    with builder.if_then(builder.icmp_signed("<", I64(c), cols)):
-                        with builder.if_else(high) as (all_rows, some):
-                            with all_rows:
-                                m.store(column, place)
-                            with some:
-                                m.store(column, place, down)
+                    inside_c = builder.icmp_signed("<", I64(c), cols)
+                    with builder.if_then(inside_c), builder.if_else(high) as (all_rows, some):
+                        with all_rows:
+                            m.store(column, place)
+                        with some:
+                            m.store(column, place, down)
         return context.get_dummy_value()
 
     return signature, codegen

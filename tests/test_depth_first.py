@@ -376,6 +376,24 @@ def test_caches_of_sysfs(sysfs):
     assert sizes() == (48 << 10, 2 << 20)
 
 
+def test_rows_that_share_sets_of_a_cache(monkeypatch):
+    monkeypatch.setattr(caches, "first_level", lambda: 32 << 10)
+    monkeypatch.setattr(caches, "second_level", lambda: 512 << 10)
+    monkeypatch.setattr(caches, "ways", lambda _: 8)
+    assert [caches.rows_that_stay(1, stride) for stride in (64, 512, 2048, 4096, 1 << 20)] == [256, 32, 8, 4, 4]
+    assert [caches.rows_that_stay(1, stride) for stride in (4, 120, 4096 + 64, 3136)] == [256] * 4
+    assert [caches.rows_that_stay(2, stride) for stride in (512, 4096)] == [512, 64]
+
+
+def test_ways_of_caches(sysfs, tmp_path):
+    sysfs(1, "Data", "48K")
+    assert caches.ways.__wrapped__(1) == caches.WAYS
+    for text, ways in (("12", 12), ("0", caches.WAYS), ("many", caches.WAYS)):
+        for folder in tmp_path.iterdir():
+            (folder / "ways_of_associativity").write_text(f"{text}\n")
+        assert caches.ways.__wrapped__(1) == ways
+
+
 @pytest.mark.parametrize("wrong", [(None, "Data", "8K"), (1, None, "8K"), (1, "Data", None), (1, "Data", "8G")])
 @pytest.mark.parametrize("text", ["", "K", "8", "eightK"])
 def test_caches_that_are_not_understood_are_passed_over(sysfs, wrong, text):

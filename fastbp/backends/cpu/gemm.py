@@ -20,7 +20,7 @@ from typing import Any
 from llvmlite import ir
 from numba import int64, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from fastbp import scalars
 from fastbp.backends.cpu import bf16, simd
@@ -40,8 +40,8 @@ from fastbp.backends.cpu.simd import (
 
 # Register tile: ROWS x VECTORS accumulators. 24 of 32 registers, or 12 of 16, leave room for a row of B and the
 # broadcast of A, and give more than one FMA a load. For two vectors a row, tiles of 10 and 12 rows were no faster.
-TILE_ROWS = 8 if simd.VECTOR_REGISTERS == 32 else 4
-TILE_VECTORS = 3
+TILE_ROWS, TILE_VECTORS = (8, 3) if simd.VECTOR_REGISTERS == 32 else (6, 2)
+HEIGHTS = (8, 4, 2, 1) if simd.VECTOR_REGISTERS == 32 else (6, 5, 4, 3, 2, 1)  # of the tiles that there are
 
 # How a tile ends, and how a product is done: bits of one word.
 ADD = 1  # what C held is added: it is the sum over earlier blocks of K
@@ -155,25 +155,30 @@ def _emit_strips(multiply: Multiply | None) -> Callable[..., Any]:
 def _emit_strip(
     m: simd.VectorEmitter, multiply: Multiply, height: Any, columns: list[Any], mask: Any, *rest: Any
 ) -> None:
-    """Tiles of TILE_ROWS rows as long as there are so many, then one of each smaller number that is needed."""
+    """Tiles of TILE_ROWS rows as long as there are so many, then lower ones.
+
+    Where there are tiles of every height the last two are of about the same: a tile with few accumulators waits for
+    each of its multiply-adds. 10 rows are done as 5 and 5.
+    """
     builder = m.builder
     done = cgutils.alloca_once(builder, I64)
     builder.store(I64(0), done)
-    rows = TILE_ROWS
-    while rows:
+    even = HEIGHTS[1] == TILE_ROWS - 1
+    for rows in HEIGHTS:
         head = builder.append_basic_block(f"rows{rows}")
         body = builder.append_basic_block(f"rows{rows}.body")
         after = builder.append_basic_block(f"rows{rows}.end")
         builder.branch(head)
         builder.position_at_end(head)
         i = builder.load(done)
-        builder.cbranch(builder.icmp_signed("<=", builder.add(i, I64(rows)), height), body, after)
+        left = builder.sub(height, i)
+        fits = builder.icmp_signed(">=", left, I64(2 * rows - 1 if even else rows))
+        builder.cbranch(builder.or_(fits, builder.icmp_signed("==", left, I64(rows))), body, after)
         builder.position_at_end(body)
         _emit_tile(m, multiply, i, rows, columns, mask, *rest)
         builder.store(builder.add(i, I64(rows)), done)
         simd.keep_rolled(builder.branch(head))
         builder.position_at_end(after)
-        rows //= 2
 
 
 def _emit_tile(
@@ -397,6 +402,12 @@ def panel_of(one):
     return TILE_VECTORS * lanes_of(one)
 
 
+@register_jitable
+def group_of(panel):
+    """Rows of A that are packed together: whole tiles, as many as fit the width of a panel."""
+    return max(panel // TILE_ROWS * TILE_ROWS, min(panel, TILE_ROWS))
+
+
 @kernel
 def _vectors_for(left, lanes):
     """Vectors of the next panel of columns, of ``left`` that remain."""
@@ -504,7 +515,8 @@ def product(
             copy_panel_transposed(k, int64(TILE_VECTORS), min(n - j, panel), to, b + j * b_row * item, b_row, one)
         b, b_row, b_panel, how = scratch, panel, k * panel, how - PACK_T
     # rows that go into one call: what is packed together, or a tile, if its epilogue shall find it in the cache
-    step = TILE_ROWS if has_epilogue and not how & BY_STRIP else panel if how & PACK_A else strip
+    group = group_of(panel)
+    step = group if how & PACK_A else TILE_ROWS if has_epilogue and not how & BY_STRIP else strip
     top = 0
     while top < m:
         bottom = min(m, top + strip)
@@ -514,12 +526,12 @@ def product(
             last = start + length >= k
             packed_a = scratch + longest * panel * item
             if how & PACK_A:
-                i = top
+                to, i = packed_a, top
                 while i < bottom:
-                    width = _vectors_for(bottom - i, lanes)
-                    cols = min(bottom - i, width * lanes)
-                    to = pointer(packed_a, (i - top) * length, one)
-                    copy_panel(length, width, cols, to, pointer(a, i * a_row + start * a_col, one), a_col)
+                    cols = min(bottom - i, group)
+                    source = pointer(a, i * a_row + start * a_col, one)
+                    copy_panel(length, _vectors_for(cols, lanes), cols, pointer(to, 0, one), source, a_col)
+                    to += length * panel * item
                     i += cols
             j = 0
             while j < n:
@@ -538,9 +550,8 @@ def product(
                     rows = min(bottom - i, step)
                     of_a, row_a, col_a = a + (i * a_row + start * a_col) * item, a_row, a_col
                     if how & PACK_A:
-                        group = (i - top) // panel * panel
-                        col_a = _vectors_for(bottom - top - group, lanes) * lanes
-                        of_a, row_a = packed_a + (group * length + i - top - group) * item, 1
+                        of_a, row_a = packed_a + (i - top) // group * length * panel * item, int64(1)
+                        col_a = _vectors_for(rows, lanes) * lanes
                     to = pointer(out, i * out_row + j, one)
                     sums, sums_row = to, out_row
                     if how & SGD:

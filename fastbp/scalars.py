@@ -22,7 +22,14 @@ NORMAL_DENSITY_AT_0 = 1.0 / math.sqrt(2.0 * math.pi)
 ERF_SLOPE_AT_0 = 2.0 / math.sqrt(math.pi)
 
 
-class Emitter(Protocol):
+class PolynomialEmitter(Protocol):
+    """What a machine supplies for polynomials."""
+
+    def fma(self, x: Value, y: Value, z: Value) -> Value:
+        """X y + z, rounded once where the machine can."""
+
+
+class Emitter(PolynomialEmitter, Protocol):
     """What a machine supplies to turn the formulas below into its own code."""
 
     dtype: str  # "float32" or "float64": chooses the polynomials
@@ -36,9 +43,6 @@ class Emitter(Protocol):
     def cos(self, x: Value) -> Value: ...
     def sqrt(self, x: Value) -> Value: ...
     def abs(self, x: Value) -> Value: ...
-    def fma(self, x: Value, y: Value, z: Value) -> Value:
-        """X y + z, rounded once where the machine can."""
-
     def maximum(self, x: Value, y: Value) -> Value:
         """The larger value; NaN if either is NaN."""
 
@@ -51,7 +55,7 @@ class Emitter(Protocol):
     def where(self, condition: Value, x: Value, y: Value) -> Value: ...
 
 
-def polynomial(m: Emitter, x: Value, coefficients: tuple[float, ...]) -> Value:
+def polynomial(m: PolynomialEmitter, x: Value, coefficients: tuple[float, ...]) -> Value:
     """Horner's rule; coefficients with the highest power first."""
     total = m.fma(x, coefficients[0], coefficients[1])
     for c in coefficients[2:]:

@@ -101,6 +101,12 @@ def parts(x: Any, dtype: str, count: int) -> list[float]:
     return found
 
 
+def words(x: Any, count: int) -> list[int]:
+    """The first bits of x < 1 in words of 64."""
+    bits = int(x * mpf(2) ** (64 * count))
+    return [bits >> 64 * k & (1 << 64) - 1 for k in reversed(range(count))]
+
+
 def main() -> None:
     print(HEADER)
     for name, (f, rows) in TABLES.items():
@@ -122,6 +128,12 @@ def main() -> None:
                 print(f"        {part!r},")
             print("    ),")
         print("}\n")
+    print("# 2/pi 2^-65 in words of 64 bits, which reach as far as the last bits of a float64 need.")
+    print("TWO_OVER_PI: tuple[int, ...] = (")
+    with mp.workprec(1400):
+        for word in words(2 / pi / mpf(2) ** 65, 19):
+            print(f"    0x{word:016X},")
+    print(")")
 
 
 if __name__ == "__main__":

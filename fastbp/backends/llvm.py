@@ -1,25 +1,19 @@
-"""LLVM values with operators, so that a formula of :mod:`fastbp.scalars` reads the same on the CPU and on the GPU."""
+"""LLVM values with operators, so that a formula of :mod:`fastbp.scalars` reads the same on the CPU and on the GPU.
+
+And what the emitters of both share: constants, comparisons, sine and cosine.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
-I32 = ir.IntType(32)
+from fastbp import polynomials, scalars
 
-
-class Emitter(Protocol):
-    """What a :class:`Value` needs of the emitter that made it."""
-
-    builder: Any
-
-    def unwrap(self, x: Any) -> Any:
-        """The LLVM value of a Value, or of a Python number."""
-
-    def negative(self, x: Any) -> Any:
-        """-x, of LLVM values."""
+LARGEST_ANGLE = {"float32": 1e5, "float64": 1e9}  # that pi/2 in three parts reduces: |y| stays below 0.8
 
 
 class Value:
@@ -74,6 +68,144 @@ class Value:
 
     def __ge__(self, other: Any) -> Value:
         return self.compare(">=", other)
+
+
+class Emitter:
+    """What the emitters of scalars and of vectors share of :class:`fastbp.scalars.Emitter`.
+
+    Attributes:
+        lanes: elements of a vector; 0 for scalars.
+        type: LLVM type of a value.
+        int_type: LLVM type of integers of its size.
+        has_fma: whether fma rounds once.
+    """
+
+    has_fma = True
+
+    def __init__(self, builder: Any, dtype: str, lanes: int = 0) -> None:
+        single = dtype == "float32"
+        self.builder = builder
+        self.dtype = dtype
+        self.lanes = lanes
+        self.numpy = np.float32 if single else np.float64
+        self.itemsize = 4 if single else 8
+        self.mantissa = 23 if single else 52
+        self.element = ir.FloatType() if single else ir.DoubleType()
+        integer = ir.IntType(8 * self.itemsize)
+        self.type = ir.VectorType(self.element, lanes) if lanes else self.element
+        self.int_type = ir.VectorType(integer, lanes) if lanes else integer
+
+    # -- LLVM helpers
+
+    def unwrap(self, x: Any) -> Any:
+        """The LLVM value of a Value, or of a Python number."""
+        return x.value if isinstance(x, Value) else self.constant(x)
+
+    def negative(self, x: Any) -> Any:
+        """-x, of LLVM values."""
+        return self.builder.fneg(x)
+
+    def constant(self, x: float) -> Any:
+        return self._everywhere(self.type, float(self.numpy(x)))
+
+    def integers(self, k: int) -> Any:
+        return self._everywhere(self.int_type, k)
+
+    def _everywhere(self, kind: Any, k: Any) -> Any:
+        return ir.Constant(kind, [k] * self.lanes if self.lanes else k)
+
+    def _number(self, x: float) -> Value:
+        return Value(self, self.constant(x))
+
+    def _bits(self, x: Value) -> Any:
+        return self.builder.bitcast(x.value, self.int_type)
+
+    def _from_bits(self, bits: Any) -> Value:
+        return Value(self, self.builder.bitcast(bits, self.type))
+
+    def _magic(self) -> Value:
+        """Adding it to a number leaves the nearest integer in the low bits."""
+        return self._number(1.5 * 2.0**self.mantissa)
+
+    # -- operations
+
+    def abs(self, x: Value) -> Value:
+        raise NotImplementedError
+
+    def fma(self, x: Any, y: Any, z: Any) -> Value:
+        raise NotImplementedError
+
+    def where(self, condition: Value, x: Any, y: Any) -> Value:
+        return Value(self, self.builder.select(condition.value, self.unwrap(x), self.unwrap(y)))
+
+    def maximum(self, x: Any, y: Any) -> Value:
+        x = Value(self, self.unwrap(x))
+        return self.where(self._is_nan(x), x, self.where(x > y, x, y))
+
+    def minimum(self, x: Any, y: Any) -> Value:
+        x = Value(self, self.unwrap(x))
+        return self.where(self._is_nan(x), x, self.where(x < y, x, y))
+
+    def _is_nan(self, x: Value) -> Value:
+        return Value(self, self.builder.fcmp_unordered("uno", x.value, x.value))
+
+    # -- numbers of twice the digits
+
+    def _product(self, x: Value, y: Value) -> tuple[Value, Value]:
+        """X y as the sum of two numbers, exact but for overflow and underflow (Dekker 1971, where there is no fma)."""
+        high = x * y
+        if self.has_fma:
+            return high, self.fma(x, y, -high)
+        (a, b), (c, d) = self._halves(x), self._halves(y)
+        return high, ((a * c - high) + a * d + b * c) + b * d
+
+    def _halves(self, x: Value) -> tuple[Value, Value]:
+        """X as the sum of two numbers of half its digits (Veltkamp 1968)."""
+        c = x * (2.0 ** ((self.mantissa + 2) // 2) + 1.0)
+        high = c - (c - x)
+        return high, x - high
+
+    @staticmethod
+    def _sum(x: Any, y: Value) -> tuple[Value, Value]:
+        """X + y as the sum of two numbers, exact if |x| >= |y| or x = 0 (Dekker 1971)."""
+        high = y + x
+        return high, y - (high - x)
+
+    # -- sine and cosine
+
+    def _angle(self, size: Value) -> tuple[Any, Value, Value]:
+        """N, of which the last two bits count, y and dy with size = n pi/2 + y + dy, for size <= LARGEST_ANGLE.
+
+        From Cody and Waite; pi/2 has three parts. size - n one is exact: a multiple of both last places, and small. y
+        is NaN if size is NaN or infinite.
+        """
+        count = self.fma(size, 2.0 / np.pi, self._magic())
+        n = count - self._magic()
+        one, two, three = (self._number(part) for part in polynomials.HALF_PI[self.dtype])
+        if self.has_fma:
+            r = self.fma(n, -one, size)
+        else:
+            high, low = self._product(n, one)
+            r = (size - high) - low
+        w, dw = self._product(n, two)
+        y = r - w
+        dy = ((r - y) - w) - self.fma(n, three, dw)
+        return self._bits(count), y, dy
+
+    def _of_angle(self, name: str, x: Value, quadrant: Any, y: Value, dy: Value) -> Value:
+        """Sine or cosine of x, whose size is what _angle has taken apart."""
+        b = self.builder
+        z = y * y
+        sine = y + self.fma(y * z, scalars.polynomial(self, z, polynomials.SIN[self.dtype]), dy)
+        fourth = self.fma(z * z, scalars.polynomial(self, z, polynomials.COS[self.dtype]), -(y * dy))
+        cosine = 1.0 - (z * 0.5 - fourth)
+        if name == "cos":  # cos x = sin(x + pi/2)
+            quadrant = b.add(quadrant, self.integers(1))
+        odd = b.icmp_signed("!=", b.and_(quadrant, self.integers(1)), self.integers(0))
+        sign = b.shl(b.and_(quadrant, self.integers(2)), self.integers(8 * self.itemsize - 2))
+        if name == "sin":
+            sign = b.xor(sign, b.xor(self._bits(x), self._bits(self.abs(x))))
+        return self._from_bits(b.xor(self._bits(self.where(Value(self, odd), cosine, sine)), sign))
 
 
 def switch(builder: Any, code: Any, cases: Sequence[Callable[[], None]]) -> None:

@@ -22,7 +22,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from fastbp import polynomials, scalars
-from fastbp.backends.llvm import Value, switch
+from fastbp.backends.llvm import LARGEST_ANGLE, Emitter, Value, switch
 
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 Vector = Value  # the LLVM values of this module are vectors
@@ -31,8 +31,6 @@ UNARY_CODES = {name: code for code, name in enumerate(scalars.UNARY)}
 BINARY_CODES = {name: code for code, name in enumerate(scalars.BINARY)}
 TERNARY_CODES = {name: code for code, name in enumerate(scalars.TERNARY)}
 UPDATE_CODES = {name: code for code, name in enumerate(scalars.UPDATES)}
-
-LARGEST_ANGLE = {"float32": 1e5, "float64": 1e9}  # that pi/2 in three parts reduces: |y| stays below 0.8
 
 
 # ---- the target ----------------------------------------------------------------------------------------------------
@@ -77,43 +75,24 @@ VECTOR_REGISTERS = 16 if _X86 and VECTOR_BYTES < 64 else 32
 # ---- values and the emitter ----------------------------------------------------------------------------------------
 
 
-class VectorEmitter:
+class VectorEmitter(Emitter):
     """The operations of :class:`fastbp.scalars.Emitter` on vectors of the target's width.
 
     Attributes:
-        lanes: elements a vector.
-        type: LLVM type of a vector.
+        mask_type: LLVM type of a vector of truth values.
+        bias: of exponents.
+        suffix: of the names of LLVM's functions.
     """
 
+    has_fma = HAS_FMA
+
     def __init__(self, builder: Any, dtype: str) -> None:
-        self.builder = builder
-        self.dtype = dtype
-        single = dtype == "float32"
-        self.numpy = np.float32 if single else np.float64
-        self.element = ir.FloatType() if single else ir.DoubleType()
-        self.itemsize = 4 if single else 8
-        self.lanes = VECTOR_BYTES // self.itemsize
-        self.mantissa = 23 if single else 52
-        self.bias = 127 if single else 1023
-        self.int_element = I32 if single else I64
-        self.type = ir.VectorType(self.element, self.lanes)
-        self.int_type = ir.VectorType(self.int_element, self.lanes)
+        super().__init__(builder, dtype, VECTOR_BYTES // (4 if dtype == "float32" else 8))
+        self.bias = 127 if dtype == "float32" else 1023
         self.mask_type = ir.VectorType(I1, self.lanes)
         self.suffix = f".v{self.lanes}f{8 * self.itemsize}"
 
     # -- LLVM helpers
-
-    def unwrap(self, x: Any) -> Any:
-        return x.value if isinstance(x, Vector) else self.constant(x)
-
-    def negative(self, x: Any) -> Any:
-        return self.builder.fneg(x)
-
-    def constant(self, x: float) -> Any:
-        return ir.Constant(self.type, [float(self.numpy(x))] * self.lanes)
-
-    def integers(self, k: int) -> Any:
-        return ir.Constant(self.int_type, [k] * self.lanes)
 
     def call(self, name: str, *arguments: Any) -> Vector:
         values = [self.unwrap(x) for x in arguments]
@@ -200,26 +179,6 @@ class VectorEmitter:
         total: Vector = Vector(self, self.unwrap(x)) * y + z
         return total
 
-    def where(self, condition: Vector, x: Any, y: Any) -> Vector:
-        return Vector(self, self.builder.select(condition.value, self.unwrap(x), self.unwrap(y)))
-
-    def maximum(self, x: Any, y: Any) -> Vector:
-        x = Vector(self, self.unwrap(x))
-        return self.where(self._is_nan(x), x, self.where(x > y, x, y))
-
-    def minimum(self, x: Any, y: Any) -> Vector:
-        x = Vector(self, self.unwrap(x))
-        return self.where(self._is_nan(x), x, self.where(x < y, x, y))
-
-    def _is_nan(self, x: Vector) -> Vector:
-        return Vector(self, self.builder.fcmp_unordered("uno", x.value, x.value))
-
-    def _bits(self, x: Vector) -> Any:
-        return self.builder.bitcast(x.value, self.int_type)
-
-    def _from_bits(self, bits: Any) -> Vector:
-        return Vector(self, self.builder.bitcast(bits, self.type))
-
     def _scaled(self, x: Vector, n: Vector) -> Vector:
         """X 2^n for whole n, rounded once where the result is subnormal."""
         b = self.builder
@@ -240,30 +199,6 @@ class VectorEmitter:
         b = self.builder
         return self._from_bits(b.shl(b.add(n, self.integers(self.bias)), self.integers(self.mantissa)))
 
-    def _magic(self) -> Vector:
-        """Adding it to a number leaves the nearest integer in the low bits."""
-        return self._number(1.5 * 2.0**self.mantissa)
-
-    def _product(self, x: Vector, y: Vector) -> tuple[Vector, Vector]:
-        """X y as the sum of two numbers, exact but for overflow and underflow (Dekker 1971, where there is no fma)."""
-        high = x * y
-        if HAS_FMA:
-            return high, self.fma(x, y, -high)
-        (a, b), (c, d) = self._halves(x), self._halves(y)
-        return high, ((a * c - high) + a * d + b * c) + b * d
-
-    def _halves(self, x: Vector) -> tuple[Vector, Vector]:
-        """X as the sum of two numbers of half its digits (Veltkamp 1968)."""
-        c = x * (2.0 ** ((self.mantissa + 2) // 2) + 1.0)
-        high = c - (c - x)
-        return high, x - high
-
-    @staticmethod
-    def _sum(x: Any, y: Vector) -> tuple[Vector, Vector]:
-        """X + y as the sum of two numbers, exact if |x| >= |y| or x = 0 (Dekker 1971)."""
-        high = y + x
-        return high, y - (high - x)
-
     def _reduced(self, x: Vector, rest: Vector | None = None) -> tuple[Vector, Vector]:
         """N and e^r - 1 with x + rest = n ln 2 + r, |r| <= ln(2)/2 (Cody and Waite's two-part ln 2).
 
@@ -277,9 +212,6 @@ class VectorEmitter:
             r = r + rest
         p = scalars.polynomial(self, r, polynomials.EXPM1[self.dtype])
         return n, self.fma(r * r, p, r)
-
-    def _number(self, x: float) -> Vector:
-        return Vector(self, self.constant(x))
 
     def exp(self, x: Vector) -> Vector:
         low, high = _EXP_SPAN[self.dtype]
@@ -389,38 +321,11 @@ class VectorEmitter:
         return self.outlined("cos", lambda m, x: m._circular("cos", x), x)
 
     def _circular(self, name: str, x: Vector) -> Vector:
-        """Sine or cosine, from those of y + dy = |x| - n pi/2, |y| <= pi/4 (Cody and Waite; pi/2 has three parts).
-
-        size - n one is exact: a multiple of both last places, and small. Beyond LARGEST_ANGLE the C library's function
-        for float64 gives the value, a lane at a time.
-        """
+        """Sine or cosine: beyond LARGEST_ANGLE from the C library's function for float64, a lane at a time."""
         b = self.builder
         limit = LARGEST_ANGLE[self.dtype]
         size = self.abs(x)
-        count = self.fma(size, 2.0 / np.pi, self._magic())
-        n = count - self._magic()
-        one, two, three = (self._number(part) for part in polynomials.HALF_PI[self.dtype])
-        if HAS_FMA:
-            r = self.fma(n, -one, size)
-        else:
-            high, low = self._product(n, one)
-            r = (size - high) - low
-        w, dw = self._product(n, two)
-        y = r - w
-        dy = ((r - y) - w) - self.fma(n, three, dw)
-        z = y * y
-        sine = y + self.fma(y * z, scalars.polynomial(self, z, polynomials.SIN[self.dtype]), dy)
-        fourth = self.fma(z * z, scalars.polynomial(self, z, polynomials.COS[self.dtype]), -(y * dy))
-        cosine = 1.0 - (z * 0.5 - fourth)
-
-        quadrant = b.bitcast(count.value, self.int_type)
-        if name == "cos":  # cos x = sin(x + pi/2)
-            quadrant = b.add(quadrant, self.integers(1))
-        odd = b.icmp_signed("!=", b.and_(quadrant, self.integers(1)), self.integers(0))
-        sign = b.shl(b.and_(quadrant, self.integers(2)), self.integers(8 * self.itemsize - 2))
-        if name == "sin":
-            sign = b.xor(sign, b.xor(self._bits(x), self._bits(size)))
-        value = self._from_bits(b.xor(self._bits(self.where(Vector(self, odd), cosine, sine)), sign))
+        value = self._of_angle(name, x, *self._angle(size))
 
         lanes = ir.IntType(self.lanes)
         before = b.block

@@ -8,6 +8,7 @@ counts elements. ``one`` is the number 1 of the dtype that is meant; it decides 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ from numba import cuda
 from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic
 
-from fastbp import scalars
+from fastbp import polynomials, scalars
 from fastbp.backends.cuda.codes import FORMULAS
-from fastbp.backends.llvm import Value, switch
+from fastbp.backends.llvm import LARGEST_ANGLE, Emitter, Value, switch
 
 I1, I32, I64, F32, F64 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
-GLOBAL, SHARED = 1, 3  # address spaces
+GLOBAL, SHARED, CONSTANT = 1, 3, 4  # address spaces
 
 # ---- pointers ------------------------------------------------------------------------------------------------------
 
@@ -208,52 +209,120 @@ def shuffle_xor(typingctx: Any, value: Any, mask: Any) -> Any:
 # ---- formulas ------------------------------------------------------------------------------------------------------
 
 
-class _ScalarEmitter:
-    """The operations of :class:`fastbp.scalars.Emitter` on scalars; functions are CUDA's libdevice's."""
+class _ScalarEmitter(Emitter):
+    """The operations of :class:`fastbp.scalars.Emitter` on scalars; functions are CUDA's libdevice's.
 
-    def __init__(self, builder: Any, dtype: str) -> None:
-        self.builder = builder
-        self.dtype = dtype
-        self.type = F32 if dtype == "float32" else F64
-        self.suffix = "f" if dtype == "float32" else ""
-
-    def unwrap(self, x: Any) -> Any:
-        return x.value if isinstance(x, Value) else ir.Constant(self.type, float(x))
+    Sine and cosine are not: libdevice's keep the digits of 2/pi that a large number needs in local memory.
+    """
 
     def negative(self, x: Any) -> Any:
         return self.builder.fsub(ir.Constant(self.type, -0.0), x)  # NVVM's LLVM has no fneg yet
 
     def call(self, name: str, *arguments: Any) -> Value:
         """libdevice's function of that name."""
+        return self._call(f"__nv_{name}{'f' if self.dtype == 'float32' else ''}", *arguments)
+
+    def _call(self, name: str, *arguments: Any) -> Value:
         values = [self.unwrap(x) for x in arguments]
-        name = f"__nv_{name}{self.suffix}"
         function = self.builder.module.globals.get(name)
         if function is None:
             function = ir.Function(self.builder.module, ir.FunctionType(self.type, [self.type] * len(values)), name)
         return Value(self, self.builder.call(function, values))
 
-    def __getattr__(self, name: str) -> Callable[..., Value]:  # exp, expm1, log, log1p, tanh, sin, cos, sqrt
+    def __getattr__(self, name: str) -> Callable[..., Value]:  # exp, expm1, log, log1p, tanh, sqrt
         return lambda *arguments: self.call(name, *arguments)
 
     def abs(self, x: Value) -> Value:
         return self.call("fabs", x)
 
+    def fma(self, x: Any, y: Any, z: Any) -> Value:
+        return self.call("fma", x, y, z)
+
     def power(self, x: Value, y: Value) -> Value:
         return self.call("pow", x, y)
 
-    def where(self, condition: Value, x: Any, y: Any) -> Value:
-        return Value(self, self.builder.select(condition.value, self.unwrap(x), self.unwrap(y)))
+    def _product(self, x: Value, y: Value) -> tuple[Value, Value]:
+        """See Emitter. A plain product would not be rounded where ptxas joins it with the sum that it goes into."""
+        high = self._call("__nv_fmul_rn" if self.dtype == "float32" else "__nv_dmul_rn", x, y)
+        return high, self.fma(x, y, -high)
 
-    def maximum(self, x: Any, y: Any) -> Value:
-        x = Value(self, self.unwrap(x))
-        return self.where(self._is_nan(x), x, self.where(x > y, x, y))
+    def sin(self, x: Value) -> Value:
+        return self._circular("sin", x)
 
-    def minimum(self, x: Any, y: Any) -> Value:
-        x = Value(self, self.unwrap(x))
-        return self.where(self._is_nan(x), x, self.where(x < y, x, y))
+    def cos(self, x: Value) -> Value:
+        return self._circular("cos", x)
 
-    def _is_nan(self, x: Value) -> Value:
-        return Value(self, self.builder.fcmp_unordered("uno", x.value, x.value))
+    def _circular(self, name: str, x: Value) -> Value:
+        """Sine or cosine. An infinite x is not taken for a large one: _angle makes NaN of it."""
+        b = self.builder
+        size = self.abs(x)
+        near = self._angle(size)
+        large = b.and_((size > LARGEST_ANGLE[self.dtype]).value, (size < float("inf")).value)
+        before = b.block
+        with b.if_then(large, likely=False):
+            far = self._large_angle(size)
+            last = b.block
+
+        def either(one: Any, other: Any) -> Any:
+            result = b.phi(one.type)
+            result.add_incoming(one, before)
+            result.add_incoming(other, last)
+            return result
+
+        quadrant = either(near[0], far[0])
+        y, dy = (Value(self, either(one.value, other.value)) for one, other in zip(near[1:], far[1:], strict=True))
+        return self._of_angle(name, x, quadrant, y, dy)
+
+    def _large_angle(self, size: Value) -> tuple[Any, Value, Value]:
+        """What _angle gives, for any finite size >= 1 (Payne and Hanek 1983), with integers in registers.
+
+        With words as long as a number, w bits, size is m 2^(e + 1 - w), m one word. Of 2/pi 2^-(w + 1) those bits count
+        that come after the first e: the product of m and what the others stand for is a multiple of 4. The next three
+        words give size 2/pi modulo 4 in two words, 2w - 2 bits of them after the point and wrong by two units of the
+        last one at most. No float64 is nearer to a multiple of pi/2 than 2^-62 in this measure, no float32 than 2^-30:
+        that leaves more than a number's digits.
+        """
+        b, digits, w = self.builder, self.mantissa + 1, 8 * self.itemsize
+        word, two_words = self.int_type, ir.IntType(2 * w)
+        bits = self._bits(size)
+        e = b.sub(b.lshr(bits, word(digits - 1)), word((1 << w - digits - 1) - 1))
+        m = b.shl(b.or_(bits, word(1 << digits - 1)), word(w - digits))  # the exponent is shifted out, or under the 1
+        shift = b.and_(e, word(w - 1))
+        first, second, third = (
+            b.zext(b.or_(b.shl(high, shift), b.lshr(b.lshr(low, word(1)), b.sub(word(w - 1), shift))), two_words)
+            for high, low in pairwise(self._two_over_pi(b.lshr(e, word(w.bit_length() - 1))))
+        )
+        m, one_word = b.zext(m, two_words), two_words(w)
+        product = b.add(b.shl(b.mul(m, first), one_word), b.add(b.mul(m, second), b.lshr(b.mul(m, third), one_word)))
+
+        half, point = two_words(1 << 2 * w - 3), two_words(2 * w - 2)
+        n = b.trunc(b.lshr(b.add(product, half), point), word)  # the nearest integer
+        rest = b.shl(product, two_words(2))  # size 2/pi - n in units of 2^-2w
+        sign = b.ashr(rest, two_words(2 * w - 1))
+        rest = b.xor(rest, sign)  # its absolute value, but for a unit
+        upper = b.and_(b.trunc(b.lshr(rest, one_word), word), word(-1 << w - 1 - digits))  # as many bits as digits
+        lower = b.and_(b.trunc(b.lshr(rest, two_words(w - digits)), word), word((1 << w - 1) - 1))  # the next w - 1
+        head, tail = (Value(self, b.sitofp(k, self.type)) for k in (upper, lower))
+        f, df = self._sum(head * 2.0**-w, tail * 2.0 ** -(w + digits))
+        one, two, _ = (self._number(part) for part in polynomials.HALF_PI[self.dtype])
+        y, dy = self._product(f, one)
+        dy = self.fma(f, two, self.fma(df, one, dy))
+        negative = Value(self, b.trunc(sign, I1))
+        return n, self.where(negative, -y, y), self.where(negative, -dy, dy)
+
+    def _two_over_pi(self, index: Any) -> list[Any]:
+        """Four words of 2/pi 2^-(w + 1) from that index on, from constant memory."""
+        b = self.builder
+        name = f"fastbp_two_over_pi_{self.dtype}"
+        table = b.module.globals.get(name)
+        if table is None:
+            words = list(polynomials.TWO_OVER_PI)
+            if self.dtype == "float32":
+                words = [half for word in words for half in divmod(word, 1 << 32)][1:8]
+            kind = ir.ArrayType(self.int_type, len(words))
+            table = ir.GlobalVariable(b.module, kind, name, CONSTANT)
+            table.linkage, table.global_constant, table.initializer = "internal", True, ir.Constant(kind, words)
+        return [b.load(b.gep(table, [I64(0), b.add(index, self.int_type(k))])) for k in range(4)]
 
 
 @intrinsic

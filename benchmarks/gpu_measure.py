@@ -1,6 +1,6 @@
 """One part of the measurements on a GPU, as a process of its own that keeps records: see on_a_gpu.py.
 
-FASTBP_RECORDS=FILE python benchmarks/gpu_measure.py timings jax --seconds 100
+FASTBP_RECORDS=FILE FASTBP_SECONDS=100 python benchmarks/gpu_measure.py timings
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import gpu_peers
 from gpu_device import Card, Device, peaks
 from gpu_peers import FULL, GPU_NETWORKS, NAMES, GpuComparison, make_task
 from peers import Effort
-from records import DEVICE_LOST, ENV, Records, device_lost
+from records import DEVICE_LOST, ENV, SECONDS, Records, device_lost
 
 from fastbp.measure import Network
 
@@ -142,11 +142,10 @@ def measure(work: dict[str, Work], records: Records, end: float, device: Device)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a part on a GPU; see on_a_gpu.py.")
     parser.add_argument("parts", nargs="+", choices=PARTS)
-    parser.add_argument("--seconds", type=float, default=600.0, help="what has not begun by then is left out")
     asked = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     device = Card()
-    records, end = Records(Path(os.environ[ENV])), time.monotonic() + asked.seconds
+    records, end = Records(Path(os.environ[ENV])), time.monotonic() + float(os.environ.get(SECONDS, "inf"))
     for part in asked.parts:
         measure(items(part, device), records, end, device)
 

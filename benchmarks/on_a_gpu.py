@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,6 @@ from fastbp.files import replacing
 
 HERE = Path(__file__).parent
 TESTS = ROOT / "tests" / "cuda"
-CHECKERS = ("memcheck", "racecheck")
 FOUND_ERRORS = 97  # exit status of the checkers when they have found something
 NO_CARD = 2  # exit status
 _SUMMARY = re.compile(
@@ -46,7 +46,7 @@ def stages(seconds: float) -> list[list[Part]]:
         [_tests("kernels", 150), _tests("training", 150)],
         [_timings("timings", 210)],
         [_tests("limits", 90)],
-        [_checker(tool) for tool in CHECKERS],
+        [_checker(tool) for tool in report_gpu.CHECKERS],
         [_timings("sweeps", 90)],
         [_timings("jax", 90, "jax")],
         [_timings("compile", seconds, "torch")],
@@ -62,7 +62,7 @@ def _tests(name: str, limit: float) -> Part:
 
 def _timings(name: str, limit: float, package: str = "") -> Part:
     lacks = package and importlib.util.find_spec(package) is None
-    command = (sys.executable, str(HERE / "gpu_measure.py"), name, "--seconds", f"{limit:.0f}")
+    command = (sys.executable, str(HERE / "gpu_measure.py"), name)
     return Part(name, command, limit, 20.0, why_not=f"{package} is not installed" if lacks else "")
 
 
@@ -103,7 +103,8 @@ class Book:
         with self._lock:
             self.run["parts"].append(plain(asdict(outcome)))
             self.write()
-            states = ", ".join(f"{name} {state}" for name, state in _states(outcome).items())
+            counts = Counter(i["state"] for i in outcome.items)
+            states = ", ".join(f"{count} {state}" for state, count in counts.items())
             progress(f"{outcome.name}: {outcome.state} in {outcome.seconds:.0f} s ({states or outcome.why})")
 
     def write(self) -> None:
@@ -111,11 +112,6 @@ class Book:
         for name, text in (("gpu.json", json.dumps(self.run, indent=1)), ("gpu.md", report_gpu.whole(self.run))):
             with replacing(self.folder / name) as file:
                 file.write(text.encode())
-
-
-def _states(outcome: Outcome) -> dict[int, str]:
-    states = [i["state"] for i in outcome.items]
-    return {states.count(state): state for state in dict.fromkeys(states)}
 
 
 def run(plan: Sequence[Sequence[Part]], folder: Path, minutes: float) -> int:

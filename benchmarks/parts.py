@@ -1,6 +1,6 @@
 """The parts of a long run: processes of their own with a limit of time, whose end never ends the run.
 
-A part keeps records (see records.py). Where its process is lost (killed, without its device, silent for too long), it is
+A part keeps records (see records.py). Where its process is lost (killed, without its device, silent for too long) it is
 started again and goes on behind the item that it was lost with, as long as every start brings it further.
 """
 
@@ -11,15 +11,16 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from records import ENV, collected
+from records import ENV, SECONDS, collected
 
 POLL = 0.1  # seconds
+NO_TIME = "no time"
 TAIL = 4000  # characters of the output that are kept of a part that failed
 
 
@@ -28,7 +29,8 @@ class Part:
     """One process of the run.
 
     Attributes:
-        command: to be run in the current folder; it finds the path of its records in the environment.
+        command: to be run in the current folder; it finds the path of its records, and how many seconds it has, in the
+            environment.
         limit: seconds at most, all starts together; least: fewer than that are not worth a start.
         silence: seconds without a new record after which a start is over.
         fine: exit statuses of a process that has come to its end.
@@ -116,7 +118,7 @@ def run_part(part: Part, folder: Path, seconds: float) -> Outcome:
             break
         outcome.state, outcome.why = "done", ""
     outcome.seconds = round(time.monotonic() - began, 1)
-    outcome.items = lost
+    outcome.items = [i | {"state": "skipped"} if i["state"] == "lost" and i["why"] == NO_TIME else i for i in lost]
     printed = log.read_text(encoding="utf-8", errors="replace")
     if part.last_word is not None and outcome.state == "done":
         outcome.items.append(part.last_word(printed))
@@ -133,7 +135,8 @@ def _with_reasons(items: list[dict[str, Any]], before: list[dict[str, Any]]) -> 
 
 def _start(part: Part, records: Path, log: Path, end: float) -> tuple[int, str]:
     """Start the process and wait for its end, or end it; its exit status, and what there is to say about it."""
-    environment: Mapping[str, str] = {**os.environ, ENV: str(records), "PYTHONUNBUFFERED": "1"}
+    left = f"{max(0.0, end - time.monotonic()):.1f}"
+    environment = {**os.environ, ENV: str(records), SECONDS: left, "PYTHONUNBUFFERED": "1"}
     with open(log, "ab") as output:
         process = subprocess.Popen(
             part.command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -146,7 +149,7 @@ def _start(part: Part, records: Path, log: Path, end: float) -> tuple[int, str]:
             size, news = current, now
         if now > end or now - news > part.silence:
             _kill(process)
-            return -signal.SIGKILL, "out of time" if now > end else f"no news for {part.silence:.0f} s"
+            return -signal.SIGKILL, NO_TIME if now > end else f"no news for {part.silence:.0f} s"
         time.sleep(POLL)
     status = process.returncode
     return status, f"ended by signal {-status}" if status < 0 else f"exit status {status}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 DEVICE_LOST = 86  # exit status of a process that has to be started again
+SECONDS = "FASTBP_SECONDS"  # how long a process has
 ENV = "FASTBP_RECORDS"  # path of the file, for processes that are not asked in another way
 
 

@@ -3,8 +3,8 @@
     python benchmarks/report_gpu.py results/gpu/gpu.json            # prints; gpu.md and gpu.png beside the JSON
     python benchmarks/report_gpu.py results/gpu/gpu.json --readme   # renews README.md's tables and docs/gpu.png, too
 
-The floor of a step is the larger of its operations at the peak of its precision, which cuBLAS reached in the same run, and
-its bytes (every operand of every instruction once) at the bandwidth of a copy.
+The floor of a step is the larger of its operations at the peak of its precision, which cuBLAS reached in the same run,
+and its bytes (every operand of every instruction once) at the bandwidth of a copy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from fastbp.files import replacing
 from fastbp.measure import digits
 
 Run = Mapping[str, Any]  # what the JSON holds
-CORRECT = ("kernels", "training", "limits", "memcheck", "racecheck")  # parts that say whether results are right
+CHECKERS = ("memcheck", "racecheck")
+CORRECT = ("kernels", "training", "limits", *CHECKERS)  # parts that say whether results are right
 BAD = ("failed", "lost")
 OURS = "fastbp"
 
@@ -47,6 +48,8 @@ def wrong(run: Run) -> list[str]:
     ]
     for part in run["parts"]:
         if part["name"] in CORRECT and part["state"] != "skipped":
+            if part["state"] == "out of time" and part["name"] in CHECKERS:
+                continue
             if part["state"] != "done":
                 found.append(f"{part['name']}: {part['state']}: {part['why']}")
             elif not any(i["state"] in ("passed", "done") for i in part["items"]):
@@ -55,7 +58,7 @@ def wrong(run: Run) -> list[str]:
     return found
 
 
-# ---- training steps, forward and backward -----------------------------------------------------------------------------
+# ---- training steps, forward and backward ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def costs_table(run: Run) -> str:
     return markdown([*heads, "best peer", "its gradient / fastbp's"], rows, 2)
 
 
-# ---- the rest ----------------------------------------------------------------------------------------------------------
+# ---- the rest --------------------------------------------------------------------------------------------------------
 
 
 def parts_table(run: Run) -> str:
@@ -257,7 +260,7 @@ def left_out(run: Run) -> list[str]:
     """What was not measured, or not to the end, and why."""
     found = [f"{p['name']}: {p['why']}" for p in run["parts"] if p["state"] == "skipped"]
     found += [
-        f"{i['item']}: {i['state']}: {str(i.get('why', '')).strip().splitlines()[-1:] or ['']}"
+        f"{i['item']}: {i['state']}: {(str(i.get('why', '')).strip().splitlines() or [''])[-1]}"
         for i in items(run)
         if i["state"] in ("skipped", *BAD)
     ]

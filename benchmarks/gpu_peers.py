@@ -190,7 +190,8 @@ class TorchOnDevice(OnDevice, peers.TorchEager):
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.task.precision == "tf32" else "highest")
         try:
-            yield
+            with super().using(way):  # one thread of the host's
+                yield
         finally:
             torch.set_float32_matmul_precision(before)
 

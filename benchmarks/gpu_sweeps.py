@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from choices import choice_for_all, first_worth, loss_of, threshold
 from gpu_device import Device
 from gpu_peers import GPU_NETWORKS
 
 from fastbp import arrays, graph, optim
 from fastbp.backends.cuda import binding, executable
 from fastbp.backends.cuda.executable import CudaExecutable
+from fastbp.backends.cuda.launching import CAN_CAPTURE
 from fastbp.measure import Network
 from fastbp.plan import plan
 from fastbp.program import Program
@@ -68,6 +70,9 @@ def us_a_step(
     table = steps_of(n, count)
     run.run_steps(values, table)
     device.wait()
+    here = run._bound.get(n)
+    if here is None or (here.graph is not None) != (CAN_CAPTURE and count >= executable.WORTH_A_GRAPH):
+        raise AssertionError("the steps were not done as the constants say: what was measured is something else")
     return min(device.timed(lambda: run.run_steps(values, table)) for _ in range(repeats)) * 1e6 / count
 
 
@@ -145,16 +150,6 @@ def _first_call(device: Device, program: Program, values: Mapping[str, Any], n: 
     return time.perf_counter() - began
 
 
-def first_worth(us: Mapping[int, Mapping[str, float]]) -> int | None:
-    """The least number of steps from which on, for all larger ones, a graph takes less; None if it never does."""
-    found = None
-    for count in sorted(us, reverse=True):
-        if us[count]["graph"] > us[count]["launches"]:
-            break
-        found = count
-    return found
-
-
 # ---- tiles -----------------------------------------------------------------------------------------------------------
 
 
@@ -179,40 +174,17 @@ def tiles(
             with setting(binding, LARGE_TILES=limit):
                 us[size] = us_a_step(device, CudaExecutable(program, "float32", precision), values, 1, steps, 3)
         shapes[f"{m}x{n}x{k}"] = {"tiles": m * n // side**2, "us": us, "best": min(us, key=us.__getitem__)}
-    best, loss = threshold([(s["tiles"], s["us"]["small"], s["us"]["large"]) for s in shapes.values()])
+    found = [(s["tiles"], s["us"]["small"], s["us"]["large"]) for s in shapes.values()]
+    best = threshold(found)
     return {
         "constant": "LARGE_TILES",
         "precision": precision,
         "now": binding.LARGE_TILES,
         "best": best,
-        "loss": loss,
-        "loss_now": _loss(binding.LARGE_TILES, shapes),
+        "loss": loss_of(best, found),
+        "loss_now": loss_of(binding.LARGE_TILES, found),
         "shapes": shapes,
     }
-
-
-def threshold(found: Sequence[tuple[int, float, float]]) -> tuple[int, float]:
-    """Of (tiles, µs by small ones, µs by large ones): from how many tiles on to take large ones, and what that loses.
-
-    The loss is the mean of the logarithms of time by the better time, as a part of it.
-    """
-    candidates = [*sorted({count for count, _, _ in found}), max(count for count, _, _ in found) + 1]
-    losses = {
-        c: _mean_loss([(large if n >= c else small, min(small, large)) for n, small, large in found])
-        for c in candidates
-    }
-    best = min(candidates, key=losses.__getitem__)
-    return best, losses[best]
-
-
-def _loss(limit: int, shapes: Mapping[str, Any]) -> float:
-    pairs = [(s["us"]["large" if s["tiles"] >= limit else "small"], min(s["us"].values())) for s in shapes.values()]
-    return _mean_loss(pairs)
-
-
-def _mean_loss(pairs: Sequence[tuple[float, float]]) -> float:
-    """Of (time, best time)."""
-    return math.exp(sum(math.log(time / best) for time, best in pairs) / len(pairs)) - 1.0
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------
@@ -234,7 +206,7 @@ def pieces(
     for n, (m, k) in itertools.product(rows, widths):
         program = plan({"dw": graph.input("x", m).matmul(graph.input("g", k), ta=True)})
         values = on_device({"x": rng.random((n, m), np.float32), "g": rng.random((n, k), np.float32)})
-        measured: dict[tuple[int, int], float] = {}
+        measured: dict[tuple[int, ...], float] = {}
         here = times[f"{m}x{k}x{n}"] = {}
         for choice in choices:
             with setting(binding, WANTED_BLOCKS=choice[0], SHORTEST=choice[1]):
@@ -243,17 +215,15 @@ def pieces(
                 if cut not in measured:  # many choices cut in the same way
                     measured[cut] = us_a_step(device, run, values, n, steps, 3)
             here[name_of(choice)] = measured[cut]
-    best, loss = choice_for_all(times)
+    best, losses = choice_for_all(times)
     now = name_of((binding.WANTED_BLOCKS, binding.SHORTEST))
     return {
         "constant": "WANTED_BLOCKS, SHORTEST",
         "precision": precision,
         "now": now,
         "best": best,
-        "loss": loss,
-        "loss_now": _mean_loss([(s[now], min(s.values())) for s in times.values()])
-        if now in name_all(choices)
-        else None,
+        "loss": losses[best],
+        "loss_now": losses.get(now),
         "shapes": {s: {"us": us, "best": min(us, key=us.__getitem__)} for s, us in times.items()},
     }
 
@@ -261,19 +231,6 @@ def pieces(
 def name_of(choice: tuple[int, int]) -> str:
     """(264, 256) as "264, 256"."""
     return f"{choice[0]}, {choice[1]}"
-
-
-def name_all(choices: Sequence[tuple[int, int]]) -> set[str]:
-    """The names of all."""
-    return {name_of(choice) for choice in choices}
-
-
-def choice_for_all(times: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:
-    """Shape -> choice -> µs: the choice that loses least over all shapes, and how much, see :func:`threshold`."""
-    choices = list(next(iter(times.values())))
-    losses = {c: _mean_loss([(here[c], min(here.values())) for here in times.values()]) for c in choices}
-    best = min(choices, key=losses.__getitem__)
-    return best, losses[best]
 
 
 def items(device: Device) -> dict[str, Callable[[], dict[str, Any]]]:

@@ -101,13 +101,13 @@ def run_part(part: Part, folder: Path, seconds: float) -> Outcome:
     began = time.monotonic()
     end = began + min(seconds, part.limit)
     outcome = Outcome(part.name, "done")
-    lost: list[dict[str, Any]] = []
+    items: list[dict[str, Any]] = []
     while True:
         outcome.starts += 1
-        size = records.stat().st_size if records.exists() else 0
+        known = len(items)
         status, why = _start(part, records, log, end)
-        further = records.exists() and records.stat().st_size > size
-        lost = _with_reasons(collected(records, why), lost)
+        items = _with_reasons(collected(records, why), items)
+        further = len(items) > known
         if status in part.fine:
             break
         outcome.state, outcome.why = "failed", why
@@ -118,11 +118,11 @@ def run_part(part: Part, folder: Path, seconds: float) -> Outcome:
             break
         outcome.state, outcome.why = "done", ""
     outcome.seconds = round(time.monotonic() - began, 1)
-    outcome.items = [i | {"state": "skipped"} if i["state"] == "lost" and i["why"] == NO_TIME else i for i in lost]
+    outcome.items = [i | {"state": "skipped"} if i["state"] == "lost" and i["why"] == NO_TIME else i for i in items]
     printed = log.read_text(encoding="utf-8", errors="replace")
     if part.last_word is not None and outcome.state == "done":
         outcome.items.append(part.last_word(printed))
-    if outcome.state != "done" or any(i["state"] in ("failed", "lost") for i in lost):
+    if outcome.state != "done" or any(i["state"] in ("failed", "lost") for i in items):
         outcome.output = printed[-TAIL:]
     return outcome
 

@@ -196,7 +196,7 @@ _ALL = (
     *map(operation, checks.operation_cases()),
     *(product(shape, ta, tb) for shape in SHAPES for ta, tb in LAYOUTS),
     *(product(shape, ta, tb, large=True) for shape in RAGGED for ta, tb in LAYOUTS),
-    layer(600, (5, 3)),
+    layer(70, (5, 3)),
     *(layer(rows, widths, large=True) for rows, widths in ((4099, (517, 131)), (8192, (1024, 1024)), (1, (13, 7)))),
     layer(MANY_ROWS, (64, 64), large=True),
     cut_sums(700),

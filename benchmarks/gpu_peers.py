@@ -419,7 +419,8 @@ def passes(
     errors: dict[str, float] = {}
     clocked: dict[str, Callable[[], object]] = {}
     with ExitStack() as stack:
-        for kind in (Fastbp, *kinds):
+        everybody: list[type[OnDevice]] = [Fastbp, *kinds]
+        for kind in everybody:
             if kind.name in skipped:
                 continue
             peer = kind(task)

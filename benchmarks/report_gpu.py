@@ -113,7 +113,7 @@ def steps(run: Run) -> list[Step]:
     peaks, found = peaks_of(run), []
     for (network, precision), here in _joined(run, "fit").items():
         us = {OURS: here[0]["timings"][OURS]["us"]}
-        ratio = {}
+        ratio: dict[str, float] = {}
         for i in here:
             mine = i["timings"][OURS]["us"]
             others = {name: timing["us"] for name, timing in i["timings"].items() if name != OURS}

@@ -59,6 +59,7 @@ HOUSE = [
     "backends.cuda.offline",
     "backends.cuda.chain_table",
     "backends.cuda.binding",
+    "backends.cuda.keeping",
     "backends.cuda.launching",
     "backends.cuda.executable",
     "backends",

@@ -26,7 +26,12 @@ _ONE = {"float32": np.float32(1.0), "float64": np.float64(1.0)}
 @cache
 def compiled(name: str, dtype: str) -> Any:
     """The kernel, ready to be launched."""
-    return cuda.jit(KERNELS[dtype][name].function)
+    function = KERNELS[dtype][name].function
+    if SIMULATED:
+        return cuda.jit(function)
+    from fastbp.backends.cuda.keeping import kept
+
+    return kept(function, f"{dtype} {name}")
 
 
 @lru_cache(1024)
@@ -54,7 +59,7 @@ def _allow_shared(name: str, dtype: str, device: int) -> None:
 
 
 def _numba_stream(address: int) -> Any:
-    return cuda.external_stream(address) if address else cuda.default_stream()
+    return cuda.external_stream(address) if address else 0
 
 
 def launch(name: str, dtype: str, blocks: int, threads: int, shared: int, words: int, slots: int) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import operator
 import os
 import statistics
 import time
@@ -376,14 +377,21 @@ class TorchEager(Peer):
     name = "PyTorch"
     needs = ("torch",)
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, device: str = "cpu") -> None:
         super().__init__(task)
         import torch
 
-        self.parameters = [torch.from_numpy(part) for layer in task.layers() for part in layer]
-        self.batches = [(torch.from_numpy(x), torch.from_numpy(t)) for x, t in zip(task.X, task.T, strict=True)]
-        self.loss = _torch_loss(task.network)
+        self.parameters = [torch.from_numpy(part).to(device) for layer in task.layers() for part in layer]
+        self.batches = [
+            (torch.from_numpy(x).to(device), torch.from_numpy(t).to(device))
+            for x, t in zip(task.X, task.T, strict=True)
+        ]
+        self.loss = self._make_loss()
         self.step = self._make_step()
+
+    def _make_loss(self) -> Callable[..., Any]:
+        """The loss of (parameters, x, t)."""
+        return _torch_loss(self.task.network)
 
     def _make_step(self) -> Callable[..., object]:
         import torch
@@ -419,7 +427,7 @@ class TorchEager(Peer):
                 self.step(self.parameters, x, t)
 
     def theta(self) -> Array:
-        return np.concatenate([parameter.detach().numpy().ravel() for parameter in self.parameters])
+        return np.concatenate([parameter.detach().cpu().numpy().ravel() for parameter in self.parameters])
 
 
 def _torch_loss(network: Network) -> Callable[..., Any]:
@@ -479,12 +487,12 @@ class TorchCompiled(TorchEager):
 
 
 @functools.cache
-def _torch_cannot_compile() -> str:
-    """Why not, or "": tried out, since it needs a C++ compiler and Python's headers."""
+def _torch_cannot_compile(device: str = "cpu") -> str:
+    """Why not, or "": tried out, since it needs a C++ compiler and Python's headers, or Triton."""
     import torch
 
     try:
-        torch.compile(lambda x: x + 1.0)(torch.ones(3))
+        torch.compile(lambda x: x + 1.0)(torch.ones(3, device=device))
     except Exception as error:  # whatever it is, it is a reason to skip
         return f"torch.compile fails: {str(error).strip().splitlines()[0]}"
     return ""
@@ -496,13 +504,18 @@ class JaxCalls(Peer):
     name = "JAX, a call a step"
     needs = ("jax",)
 
-    def __init__(self, task: Task) -> None:
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    def __init__(self, task: Task, platform: str = "cpu") -> None:
+        os.environ.setdefault("JAX_PLATFORMS", platform)
         super().__init__(task)
         import jax
 
         self.X, self.T = jax.device_put((task.X, task.T))
-        self.prepare(_jax_step(task))
+        self.loss = self._make_loss()
+        self.prepare(_jax_step(task, self.loss))
+
+    def _make_loss(self) -> Callable[..., Any]:
+        """The loss of (parameters, x, t)."""
+        return _jax_loss(self.task.network)
 
     def ways(self) -> tuple[int, ...]:
         return (self.task.threads,)  # its pool has as many threads as there are cores, and cannot be told otherwise
@@ -564,11 +577,10 @@ class JaxScan(JaxCalls):
         self.parameters = jax.block_until_ready(self.train(self.parameters, self.X, self.T, passes, self.unroll))
 
 
-def _jax_step(task: Task) -> Callable[..., Any]:
+def _jax_loss(network: Network, product: Callable[[Any, Any], Any] = operator.matmul) -> Callable[..., Any]:
     import jax
     import jax.numpy as jnp
 
-    network = task.network
     activations: dict[str, Callable[..., Any]] = {
         "identity": lambda z: z,
         "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -582,10 +594,16 @@ def _jax_step(task: Task) -> Callable[..., Any]:
         *before, (w, b) = parameters
         a = x
         for v, c in before:
-            a = hidden(a @ v + c)
-        a = output(a @ w + b)
+            a = hidden(product(a, v) + c)
+        a = output(product(a, w) + b)
         total = -jnp.sum(t * jax.nn.log_softmax(a)) if network.loss == "cross_entropy" else 0.5 * jnp.sum((a - t) ** 2)
         return total / len(x)
+
+    return loss
+
+
+def _jax_step(task: Task, loss: Callable[..., Any]) -> Callable[..., Any]:
+    import jax
 
     def step(parameters: Any, x: Any, t: Any) -> Any:
         gradient = jax.grad(loss)(parameters, x, t)
@@ -676,6 +694,8 @@ class Comparison:
         skipped: name of a peer -> why it is not there.
     """
 
+    ours: ClassVar[type[Peer]] = Fastbp
+
     def __init__(self, task: Task, kinds: Sequence[type[Peer]] = PEERS) -> None:
         """Start all, and compare their results.
 
@@ -685,7 +705,7 @@ class Comparison:
         self.task = task
         self.skipped = {kind.name: reason for kind in kinds if (reason := kind.refuses(task.network))}
         self._expected: dict[Network, Array] = {}
-        everybody: list[type[Peer]] = [Fastbp, *kinds]
+        everybody: list[type[Peer]] = [self.ours, *kinds]
         self._entries = {kind.name: self._start(kind) for kind in everybody if kind.name not in self.skipped}
 
     def _start(self, kind: type[Peer]) -> _Entry:
@@ -718,17 +738,26 @@ class Comparison:
     def _error(self, peer: Peer, expected: Array) -> float:
         way = np.linalg.norm(expected - self.task.theta)
         error = float(np.linalg.norm(peer.theta() - expected) / way)
-        kinked = self.task.network.activation in ("relu", "leaky_relu")
-        if not error <= (KINKED_TOLERANCE if kinked else TOLERANCE):  # NaN is wrong too
+        if not error <= self.tolerance:  # NaN is wrong too
             raise WrongResultError(
                 f"{peer.name} on {self.task.network}: its parameters are off by {error:.2g} of the way they went"
             )
         return error
 
+    @property
+    def tolerance(self) -> float:
+        """How far parameters may be off, of the way that they went."""
+        kinked = self.task.network.activation in ("relu", "leaky_relu")
+        return KINKED_TOLERANCE if kinked else TOLERANCE
+
+    def lasting(self, effort: Effort) -> float:
+        """Seconds that a run has to last."""
+        # a call of fit looks once at all data and copies the parameters, at some 0.1 ns a byte: not to be seen
+        return max(effort.run, 5e-9 * (self.task.X.nbytes + self.task.T.nbytes) + 1e-8 * self.task.theta.nbytes)
+
     def pilot(self, effort: Effort) -> None:
         """Find everybody's best way, and how many passes a run of it takes."""
-        # a call of fit looks once at all data and copies the parameters, at some 0.1 ns a byte: not to be seen
-        lasting = max(effort.run, 5e-9 * (self.task.X.nbytes + self.task.T.nbytes) + 1e-8 * self.task.theta.nbytes)
+        lasting = self.lasting(effort)
         for entry in self._entries.values():
             for way in entry.peer.ways():
                 with entry.peer.using(way):
@@ -741,7 +770,7 @@ class Comparison:
     def rounds(self, effort: Effort, within: float = np.inf) -> None:
         """Time everybody anew, in turns, but for peers ``within`` times slower than the fastest so far."""
         limit = min(effort.hopeless, within) * min(entry.seconds for entry in self._entries.values())
-        chosen = [e for e in self._entries.values() if e.seconds <= limit or isinstance(e.peer, Fastbp)]
+        chosen = [e for e in self._entries.values() if e.seconds <= limit or isinstance(e.peer, self.ours)]
         for entry in chosen:
             entry.samples = []
         began = time.perf_counter()

@@ -75,7 +75,7 @@ class Network:
     output: str = "sigmoid"
     loss: str = "half_sse"
 
-    def make(self, dtype: str = "float32", backend: str | None = None) -> MLP:
+    def make(self, dtype: str = "float32", backend: str | None = None, precision: str = "highest") -> MLP:
         """The network with its fixed initial weights."""
         return MLP(
             self.layers,
@@ -83,6 +83,7 @@ class Network:
             output=self.output,
             loss=self.loss,
             dtype=dtype,
+            precision=precision,
             backend=backend,
             seed=0,
         )

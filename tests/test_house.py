@@ -62,6 +62,7 @@ HOUSE = [
     "backends.cuda.kernels",
     "backends.cuda.offline",
     "backends.cuda.binding",
+    "backends.cuda.keeping",
     "backends.cuda.launching",
     "backends.cuda.executable",
     "backends",

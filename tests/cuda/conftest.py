@@ -2,10 +2,11 @@
 
 * sim: in Numba's simulator, where NUMBA_ENABLE_CUDASIM=1 is set: ``NUMBA_ENABLE_CUDASIM=1 pytest -m sim tests/cuda``
 * offline: kernels are compiled, not run: ``pytest -m offline tests/cuda``
-* gpu: on a card: ``pytest -m gpu tests/cuda``
+* gpu: on a card: ``pytest -m gpu tests/cuda``, or ``scripts/test-gpu`` for all that needs one
 
 The environment decides between sim and the others; what cannot run is skipped with the reason, and pytest fails where a
-kind was asked for and nothing was left of it.
+kind was asked for and nothing was left of it. With FASTBP_REHEARSE=1, too, the simulator runs the gpu tests that it can
+afford: to see, without a card, that they would run on one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+REHEARSED = os.environ.get("FASTBP_REHEARSE", "0") not in ("", "0")
 HERE = Path(__file__).parent
 
 MISSING = [name for name in ("numba_cuda", "greenlet") if importlib.util.find_spec(name) is None]
@@ -42,6 +44,8 @@ def why_not(kind: str, config: pytest.Config) -> str:
         if not SIMULATED:
             return "simulated kernels need a process with NUMBA_ENABLE_CUDASIM=1"
         return f"not installed: {', '.join(MISSING)} (extra test)" if MISSING else ""
+    if kind == "gpu" and SIMULATED and REHEARSED:
+        return ""
     if SIMULATED:
         return f"{kind}: needs a process without NUMBA_ENABLE_CUDASIM"
     if kind == "offline":
@@ -52,6 +56,10 @@ def why_not(kind: str, config: pytest.Config) -> str:
         )
         if not only_here and "offline" not in config.option.markexpr:
             return "kernels are compiled in a process of their own: pytest -m offline tests/cuda"
+    if kind == "gpu":
+        from fastbp.backends import gpu
+
+        return gpu.missing("cuda") or ""
     return ""
 
 

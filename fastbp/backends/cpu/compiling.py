@@ -62,7 +62,7 @@ def compile_entry(function: Callable[..., Any], signature: tuple[Any, ...], name
     with _announced(name):
         try:
             dispatcher = njit(cache=True, **options)(function)
-            with _locked(dispatcher.stats.cache_path):
+            with locked(dispatcher.stats.cache_path):
                 dispatcher.compile(signature)
         except (OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "cannot cache" not in str(error):
@@ -92,7 +92,7 @@ def _announced(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(cache_path: str) -> Iterator[None]:
+def locked(cache_path: str) -> Iterator[None]:
     """Hold an exclusive lock for this cache folder, across processes; where there is no fcntl, none is held."""
     try:
         import fcntl

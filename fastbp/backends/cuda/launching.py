@@ -5,9 +5,10 @@ All that needs a driver is here and in ``executable.py``; in Numba's simulator k
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import cupy
@@ -24,39 +25,55 @@ _ONE = {"float32": np.float32(1.0), "float64": np.float64(1.0)}
 
 @cache
 def compiled(name: str, dtype: str) -> Any:
-    """The kernel, ready to be launched, with leave for as much shared memory as it may ask for."""
-    kernel = KERNELS[dtype][name]
-    dispatcher = cuda.jit(kernel.function)
-    if not SIMULATED and kernel.shared > DEFAULT_SHARED:
-        _allow_shared(dispatcher, dtype, kernel.shared)
-    return dispatcher
+    """The kernel, ready to be launched."""
+    function = KERNELS[dtype][name].function
+    if SIMULATED:
+        return cuda.jit(function)
+    from fastbp.backends.cuda.keeping import kept
+
+    return kept(function, f"{dtype} {name}")
 
 
-def _allow_shared(dispatcher: Any, dtype: str, size: int) -> None:
+@lru_cache(1024)
+def _configured(name: str, dtype: str, device: int, blocks: int, threads: int, stream: int, shared: int) -> Any:
+    """The kernel with all that a launch on a device needs; few blocks are meant, so Numba's warning is not shown."""
+    if KERNELS[dtype][name].shared > DEFAULT_SHARED:
+        _allow_shared(name, dtype, device)
+    with warnings.catch_warnings(action="ignore"):
+        return compiled(name, dtype)[blocks, threads, _numba_stream(stream), shared]
+
+
+@cache
+def _allow_shared(name: str, dtype: str, device: int) -> None:
+    """Give the kernel leave, on a device, for as much shared memory as it may ask for."""
     from cuda.bindings.driver import CUfunction_attribute
     from numba.cuda import types
     from numba.cuda.cudadrv.driver import driver
 
+    dispatcher = compiled(name, dtype)
     dispatcher.compile((types.int64, types.int64, getattr(types, dtype)))
     (overload,) = dispatcher.overloads.values()
     function = overload._codelibrary.get_cufunc()
     attribute = CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    driver.cuKernelSetAttribute(attribute, size, function.handle, function.device.id)
+    driver.cuKernelSetAttribute(attribute, KERNELS[dtype][name].shared, function.handle, device)
 
 
-@cache
 def _numba_stream(address: int) -> Any:
-    return cuda.external_stream(address) if address else cuda.default_stream()
+    return cuda.external_stream(address) if address else 0
 
 
 def launch(name: str, dtype: str, blocks: int, threads: int, shared: int, words: int, slots: int) -> None:
     """Launch a kernel on CuPy's current stream; ``words`` and ``slots`` are addresses."""
-    stream = 0 if SIMULATED else _numba_stream(cupy.cuda.get_current_stream().ptr)
-    compiled(name, dtype)[blocks, threads, stream, shared](words, slots, _ONE[dtype])
+    if SIMULATED:
+        compiled(name, dtype)[blocks, threads, 0, shared](words, slots, _ONE[dtype])
+        return
+    device, stream = cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr
+    _configured(name, dtype, device, blocks, threads, stream, shared)(words, slots, _ONE[dtype])
 
 
 @cache
-def _stream() -> Any:
+def _stream(device: int) -> Any:
+    """A stream of fastbp's own; those of one device cannot be used on another."""
     return cupy.cuda.Stream(non_blocking=True)
 
 
@@ -66,7 +83,7 @@ def own_stream() -> Iterator[Any]:
     if SIMULATED:
         yield None
         return
-    outside, inside = cupy.cuda.get_current_stream(), _stream()
+    outside, inside = cupy.cuda.get_current_stream(), _stream(cupy.cuda.runtime.getDevice())
     inside.wait_event(outside.record())
     with inside:
         yield inside

@@ -1,6 +1,6 @@
 """One part of the measurements on a GPU, as a process of its own that keeps records: see on_a_gpu.py.
 
-FASTBP_RECORDS=FILE FASTBP_SECONDS=100 python benchmarks/gpu_measure.py timings
+    FASTBP_RECORDS=FILE FASTBP_SECONDS=100 python benchmarks/gpu_measure.py timings
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ class _Replayed(TorchOnDevice):
 
     @classmethod
     def refuses(cls, network: Network) -> str:
-        return super().refuses(network) or _no_graphs()
+        return peers.TorchEager.refuses(network) or _no_graphs() or super().refuses(network)
 
     def _pass(self) -> None:
         for x, t in self.batches:
@@ -280,6 +280,10 @@ class TorchCompiled(TorchOnDevice, peers.TorchCompiled):
     """``torch.compile`` of the whole step; its forward pass keeps nothing for a backward pass."""
 
     name = "torch.compile"
+
+    @classmethod
+    def refuses(cls, network: Network) -> str:
+        return peers.TorchEager.refuses(network) or peers._torch_cannot_compile("cpu" if _no_graphs() else "cuda")
 
     def passes(self) -> tuple[Callable[[], object], Callable[[], object]]:
         import torch

@@ -8,6 +8,7 @@ are there.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import re
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -63,7 +65,8 @@ def _tests(name: str, limit: float) -> Part:
 def _timings(name: str, limit: float, package: str = "") -> Part:
     lacks = package and importlib.util.find_spec(package) is None
     command = (sys.executable, str(HERE / "gpu_measure.py"), name)
-    return Part(name, command, limit, 20.0, why_not=f"{package} is not installed" if lacks else "")
+    silence = 150.0 if name == "compile" else 90.0  # torch.compile takes its time
+    return Part(name, command, limit, 20.0, silence, why_not=f"{package} is not installed" if lacks else "")
 
 
 def _checker(tool: str) -> Part:
@@ -109,9 +112,20 @@ class Book:
 
     def write(self) -> None:
         """gpu.json, then gpu.md."""
-        for name, text in (("gpu.json", json.dumps(self.run, indent=1)), ("gpu.md", report_gpu.whole(self.run))):
+        for name, text in (
+            ("gpu.json", lambda run: json.dumps(run, indent=1)),
+            ("gpu.md", lambda run: shown(report_gpu.whole, run)),
+        ):
             with replacing(self.folder / name) as file:
-                file.write(text.encode())
+                file.write(text(self.run).encode())
+
+
+def shown(table: Callable[..., str], *arguments: Any) -> str:
+    """A table; what went wrong with it instead of what was measured being lost with it."""
+    try:
+        return table(*arguments)
+    except Exception:
+        return f"This cannot be shown:\n\n{traceback.format_exc()}"
 
 
 def run(plan: Sequence[Sequence[Part]], folder: Path, minutes: float) -> int:
@@ -123,16 +137,17 @@ def run(plan: Sequence[Sequence[Part]], folder: Path, minutes: float) -> int:
     progress(report_gpu.machine_line(book.run))
     with tempfile.TemporaryDirectory() as logs:
         run_stages(plan, Path(logs), 60 * minutes, book.add)
-    report_gpu.draw(book.run, folder / "gpu.png")
-    for title, text in (
-        ("left out", "\n".join(report_gpu.left_out(book.run))),
-        ("parts", report_gpu.parts_table(book.run)),
-        ("not right", report_gpu.cases_table(book.run, only=report_gpu.BAD)),
-        ("launches and graphs", report_gpu.overheads(book.run)),
-        ("constants", report_gpu.constants_table(book.run)),
-        ("how fast", report_gpu.short(book.run)),
+    with contextlib.suppress(Exception):
+        report_gpu.draw(book.run, folder / "gpu.png")
+    for title, table in (
+        ("left out", lambda run: "\n".join(report_gpu.left_out(run))),
+        ("parts", report_gpu.parts_table),
+        ("not right", lambda run: report_gpu.cases_table(run, only=report_gpu.BAD)),
+        ("launches and graphs", report_gpu.overheads),
+        ("constants", report_gpu.constants_table),
+        ("how fast", report_gpu.short),
     ):
-        if text:
+        if text := shown(table, book.run):
             print(f"\n== {title}\n\n{text}")
     problems = report_gpu.wrong(book.run)
     print(f"\n{time.monotonic() - began:.0f} s; {folder / 'gpu.json'}, gpu.md")

@@ -42,7 +42,7 @@ class Part:
     command: tuple[str, ...]
     limit: float
     least: float = 10.0
-    silence: float = 60.0
+    silence: float = 90.0
     fine: tuple[int, ...] = (0,)
     why_not: str = ""
     last_word: Callable[[str], dict[str, Any]] | None = None
@@ -84,7 +84,10 @@ def run_stages(
 
 
 def _noted(part: Part, folder: Path, deadline: float, ended: Callable[[Outcome], None]) -> Outcome:
-    outcome = run_part(part, folder, deadline - time.monotonic())
+    try:
+        outcome = run_part(part, folder, deadline - time.monotonic())
+    except Exception as error:  # whatever it is, the other parts go on
+        outcome = Outcome(part.name, "failed", why=f"{type(error).__name__}: {error}")
     ended(outcome)
     return outcome
 

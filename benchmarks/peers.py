@@ -487,12 +487,12 @@ class TorchCompiled(TorchEager):
 
 
 @functools.cache
-def _torch_cannot_compile() -> str:
-    """Why not, or "": tried out, since it needs a C++ compiler and Python's headers."""
+def _torch_cannot_compile(device: str = "cpu") -> str:
+    """Why not, or "": tried out, since it needs a C++ compiler and Python's headers, or Triton."""
     import torch
 
     try:
-        torch.compile(lambda x: x + 1.0)(torch.ones(3))
+        torch.compile(lambda x: x + 1.0)(torch.ones(3, device=device))
     except Exception as error:  # whatever it is, it is a reason to skip
         return f"torch.compile fails: {str(error).strip().splitlines()[0]}"
     return ""

@@ -377,6 +377,20 @@ def test_a_run_is_on_disk_after_every_part(tmp_path, capsys):
     assert "WRONG:\nkernels: t lost" in capsys.readouterr().out
 
 
+def test_what_cannot_be_shown_or_started_loses_nothing(tmp_path, monkeypatch, capsys):
+    def broken(run):
+        raise KeyError("us")
+
+    monkeypatch.setattr(report_gpu, "steps_table", broken)
+    plan = [[Part("gone", (str(tmp_path / "gone"),), 30.0, 0.0)], [python("r.end('t', 'passed')", "kernels")]]
+    assert on_a_gpu.run(plan, tmp_path, 1.0) == 0
+    gone, kernels = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert gone["why"].startswith("FileNotFoundError")
+    assert kernels["items"][0]["state"] == "passed"
+    assert "KeyError: 'us'" in (tmp_path / "gpu.md").read_text()
+    assert "This cannot be shown" in capsys.readouterr().out
+
+
 # ---- measurements ----------------------------------------------------------------------------------------------------
 
 

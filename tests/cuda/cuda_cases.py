@@ -192,6 +192,17 @@ def softmax(rows: int, cols: int) -> Case:
     return Case(f"softmax {rows}x{cols}", make, large=True)
 
 
+def onehot(rows: int, classes: int, large: bool = False) -> Case:
+    """Labels as rows of 0 and 1; what is no class is NaN."""
+
+    def make() -> tuple[Program, Values, int]:
+        labels = np.random.default_rng(0).integers(0, classes, (rows, 1))
+        labels[: rows // 3] = classes
+        return plan({"y": graph.input("labels", 1, dtype="int").onehot(classes)}), {"labels": labels}, rows
+
+    return Case(f"onehot {rows}x{classes}", make, large=large)
+
+
 _ALL = (
     *map(operation, checks.operation_cases()),
     *(product(shape, ta, tb) for shape in SHAPES for ta, tb in LAYOUTS),
@@ -204,6 +215,8 @@ _ALL = (
     *(chain(rows, cols) for rows in (0, 1, 5, 33) for cols in (1, 3, 130)),
     *(chain(rows, cols, large=True) for rows, cols in ((4099, 1031), (MANY_ROWS, 3), (3, 100_003))),
     many_values(),
+    onehot(7, 3),
+    onehot(4099, 1031, large=True),
     softmax(4099, 10),
     softmax(130, 5003),
 )

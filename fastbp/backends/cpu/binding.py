@@ -41,7 +41,6 @@ NARROW, NARROW_K_BLOCK = 16, 64
 # Packing pays where rows of B, or columns of Aᵀ, lie further apart than FAR bytes (each on a page of its own, all in
 # the same few sets of the cache), and what is copied is used often enough.
 FAR = 2048
-NARROW_TILES = simd.VECTOR_REGISTERS == 16  # a panel of B is one cache line wide
 # Products with so many parameters are done in bfloat16, if that is allowed: more than any that may go depth first, so
 # that a row of the output has the same bits in a batch of any size; and sums over so many rows.
 PAIRED_PARAMETERS, PAIRED_K = 65_536, 32
@@ -629,8 +628,10 @@ class _Table:
         whole_b = 2 * k * _ceil(n, self.panel) * self.item <= second  # all of B fits the second-level cache
         lowest = 4 * PACKED_ROWS if far_b or far_a or turned else TILE_ROWS
         narrowest = _ceil(-(-n // 2), self.panel) if far_a else self.panel
-        if NARROW_TILES and (far_a or far_b):
-            lowest = TILE_ROWS * (6 if not far_b else 22 if m < 8 * PACKED_ROWS else 43)
+        if gemm.NARROW and (far_a or far_b):
+            # every row of a piece uses what is copied of B
+            tall = 22 if m < 8 * PACKED_ROWS else 43 if m < 16 * PACKED_ROWS else 86
+            lowest = TILE_ROWS * (tall if far_b else 6)
             halves = 1 if n < 2 * PACKED_COLUMNS else 2
             narrowest = _ceil(-(-n // halves), self.panel) if far_a else 4 * self.panel
         if 2 * k * n * self.item <= first or (turned and whole_b and m > lowest):
@@ -645,14 +646,12 @@ class _Table:
         strip = max(1, m_block)
         if far_b and height >= PACKED_ROWS:
             how |= gemm.PACK_B
-        if far_a and width >= (PACKED_COLUMNS if NARROW_TILES else 2 * self.panel):
+        if far_a and width >= (PACKED_COLUMNS if gemm.NARROW else 2 * self.panel):
             how |= gemm.PACK_A
-            if NARROW_TILES:  # a strip that stays in the second-level cache
-                strip = min(strip, max(PACKED_ROWS, second // (2 * min(k, longest) * self.item)))
             strip = _ceil(strip, gemm.group_of(self.panel))
         elif m <= m_block and n <= self.panel and k <= longest and m * n * self.item <= first:
             how |= gemm.SMALL | gemm.BY_STRIP
-        elif NARROW_TILES and how & gemm.PACK_B:
+        elif gemm.NARROW and how & gemm.PACK_B:
             how |= gemm.BY_STRIP
             strip = max(PACKED_ROWS, min(m_block, second // (2 * max(1, width) * self.item))) // TILE_ROWS * TILE_ROWS
         elif not how & gemm.PACK_B and k <= longest and (whole_b or 2 * k * width * self.item <= second):
@@ -660,10 +659,11 @@ class _Table:
             strip = max(TILE_ROWS, first // (2 * max(1, width) * self.item) // TILE_ROWS * TILE_ROWS)
         if how & (gemm.PACK_A | gemm.PACK_B | gemm.PACK_T):
             group = gemm.group_of(self.panel)
-            rows = -(-min(strip, height) // group) * self.panel if how & gemm.PACK_A else 0
+            groups = -(-min(strip, height) // group) if how & gemm.PACK_A else 0
             length = min(k, longest)
             across = _ceil(width, self.panel) if turned and how & gemm.BY_STRIP else self.panel
-            room = (longest if rows else length) * across + rows * length
+            packed_a = groups * gemm.room_for_group(length, group, simd.VECTOR_BYTES // self.item)
+            room = (longest if groups else length) * across + packed_a
             self.common.scratch = max(self.common.scratch, room * self.item)
         blocking = (block_of(k, n), longest, strip, how, b_panel)
         signs = (
@@ -681,13 +681,13 @@ class _Table:
         With 16 registers also where the second-level cache would not hold a panel, because its rows share a few sets:
         512 x 512 on 256 rows ran at 0.78 of the peak with packing, at 0.63 without.
         """
-        if NARROW_TILES and k >= PAIRED_K and k > caches.rows_that_stay(2, stride):
+        if gemm.NARROW and k >= PAIRED_K and k > caches.rows_that_stay(2, stride):
             return True
         return stride > FAR and k >= PACKED_K
 
     def _is_far_a(self, stride: int, k: int, n: int) -> bool:
         """The same for columns of Aᵀ. Each of their lines serves nearly three tiles, if it stays in the first level."""
-        if NARROW_TILES:
+        if gemm.NARROW:
             return n >= PACKED_COLUMNS and k >= PAIRED_K and 2 * k > caches.rows_that_stay(1, stride)
         return stride > FAR and k >= 4 * PACKED_K and n >= 2 * self.panel
 

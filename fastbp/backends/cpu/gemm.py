@@ -41,6 +41,8 @@ from fastbp.backends.cpu.simd import (
 # Register tile: ROWS x VECTORS accumulators. 24 of 32 registers, or 12 of 16, leave room for a row of B and the
 # broadcast of A, and give more than one FMA a load. For two vectors a row, tiles of 10 and 12 rows were no faster.
 TILE_ROWS, TILE_VECTORS = (8, 3) if simd.VECTOR_REGISTERS == 32 else (6, 2)
+NARROW = TILE_VECTORS == 2  # a panel of B is one cache line wide
+PACKED_TOGETHER = 32 if NARROW else 1 << 30  # columns of A, of all rows that are packed
 HEIGHTS = (8, 4, 2, 1) if simd.VECTOR_REGISTERS == 32 else (6, 5, 4, 3, 2, 1)  # of the tiles that there are
 
 # How a tile ends, and how a product is done: bits of one word.
@@ -367,12 +369,15 @@ def _emit_if(m: simd.VectorEmitter, condition: Any, values: Sums, change: Callab
 
 
 @intrinsic
-def _copy_panel(typingctx: Any, rows: Any, vectors: Any, cols: Any, out: Any, x: Any, x_row: Any) -> Any:
-    """out (rows, cols) with rows of ``vectors`` vectors = x (rows, cols), cols at most a panel."""
-    signature = types.void(types.int64, types.int64, types.int64, out, x, types.int64)
+def _copy_panel(typingctx: Any, rows: Any, vectors: Any, cols: Any, out: Any, pitch: Any, x: Any, x_row: Any) -> Any:
+    """out (rows, cols) with rows ``pitch`` elements apart = x (rows, cols), cols at most a panel.
+
+    Whole vectors are written, row after row, so the last one may go beyond its row.
+    """
+    signature = types.void(types.int64, types.int64, types.int64, out, types.int64, x, types.int64)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        rows, vectors, cols, out, x, x_row = arguments
+        rows, vectors, cols, out, pitch, x, x_row = arguments
         m = simd.VectorEmitter(builder, str(sig.args[3].dtype))
         last = builder.mul(builder.sub(vectors, I64(1)), I64(m.lanes))
         mask = m.mask(builder.sub(cols, last))
@@ -384,7 +389,7 @@ def _copy_panel(typingctx: Any, rows: Any, vectors: Any, cols: Any, out: Any, x:
             builder.position_at_end(block)
             with cgutils.for_range(builder, rows) as loop:
                 here = builder.gep(x, [builder.mul(loop.index, x_row)])
-                there = builder.gep(out, [builder.mul(loop.index, I64(v * m.lanes))])
+                there = builder.gep(out, [builder.mul(loop.index, pitch)])
                 for j in range(v):
                     place = builder.gep(here, [I64(j * m.lanes)])
                     value = m.load(place, mask if j == v - 1 else None)
@@ -404,8 +409,14 @@ def panel_of(one):
 
 @register_jitable
 def group_of(panel):
-    """Rows of A that are packed together: whole tiles, as many as fit the width of a panel."""
-    return max(panel // TILE_ROWS * TILE_ROWS, min(panel, TILE_ROWS))
+    """Rows of A that are packed side by side: with narrow panels those of one tile, which reads nothing else then."""
+    return min(panel, TILE_ROWS) if NARROW else panel
+
+
+@register_jitable
+def room_for_group(length, group, lanes):
+    """Elements that such rows take, with those that the last vector goes beyond them."""
+    return length * group + lanes
 
 
 @kernel
@@ -431,8 +442,8 @@ def strip_of_pairs(
 
 
 @kernel
-def copy_panel(rows, vectors, cols, out, x, x_row):
-    _copy_panel(rows, vectors, cols, out, x, x_row)
+def copy_panel(rows, vectors, cols, out, pitch, x, x_row):
+    _copy_panel(rows, vectors, cols, out, pitch, x, x_row)
 
 
 @kernel
@@ -500,7 +511,7 @@ def product(
     1024 x 1024 x 1024 4 to 6 % more time.
 
     Addresses are int64; ``one`` is a number of the dtype. ``scratch`` has room for a panel of B, then for a strip of A
-    (K x rows, in panels), where they are packed. With SGD, K is one stretch: the sums of a tile stand on the stack.
+    (K x rows, in groups), where they are packed. With SGD, K is one stretch: the sums of a tile stand on the stack.
     With BIAS, y is the bias and there is no code.
     """
     lanes = lanes_of(one)
@@ -526,13 +537,15 @@ def product(
             last = start + length >= k
             packed_a = scratch + longest * panel * item
             if how & PACK_A:
-                to, i = packed_a, top
-                while i < bottom:
-                    cols = min(bottom - i, group)
-                    source = pointer(a, i * a_row + start * a_col, one)
-                    copy_panel(length, _vectors_for(cols, lanes), cols, pointer(to, 0, one), source, a_col)
-                    to += length * panel * item
-                    i += cols
+                for q in range(0, length, PACKED_TOGETHER):  # in the order of memory, but for a few rows at a time
+                    deep = min(PACKED_TOGETHER, length - q)
+                    to, i = packed_a + q * group * item, top
+                    while i < bottom:
+                        cols = min(bottom - i, group)
+                        source = pointer(a, i * a_row + (start + q) * a_col, one)
+                        copy_panel(deep, _vectors_for(cols, lanes), cols, pointer(to, 0, one), group, source, a_col)
+                        to += room_for_group(length, group, lanes) * item
+                        i += cols
             j = 0
             while j < n:
                 vectors = _vectors_for(n - j, lanes)
@@ -542,16 +555,17 @@ def product(
                     copy_panel_transposed(length, vectors, cols, scratch, b + (j * b_row + start) * item, b_row, one)
                     of_b, step_b = scratch, vectors * lanes
                 if how & PACK_B:
-                    copy_panel(length, vectors, cols, pointer(scratch, 0, one), pointer(of_b, 0, one), b_row)
-                    of_b, step_b = scratch, vectors * lanes
+                    step_b = vectors * lanes
+                    copy_panel(length, vectors, cols, pointer(scratch, 0, one), step_b, pointer(of_b, 0, one), b_row)
+                    of_b = scratch
                 ending = how & (BIAS | SGD) if last else 0
                 i = top
                 while i < bottom:
                     rows = min(bottom - i, step)
                     of_a, row_a, col_a = a + (i * a_row + start * a_col) * item, a_row, a_col
                     if how & PACK_A:
-                        of_a, row_a = packed_a + (i - top) // group * length * panel * item, int64(1)
-                        col_a = _vectors_for(rows, lanes) * lanes
+                        of_a = packed_a + (i - top) // group * room_for_group(length, group, lanes) * item
+                        row_a, col_a = int64(1), group
                     to = pointer(out, i * out_row + j, one)
                     sums, sums_row = to, out_row
                     if how & SGD:

@@ -586,12 +586,13 @@ def _loop_many(watches: Sequence[_Watch]) -> None:
     trained = {k: _slices(watch.one, watch) for k, watch in enumerate(watches)}
     asked: dict[int, tuple[int, int]] = {}
     failed: list[DeviceMemoryError] = []
+    alike = len({watch.one.run.program.form for watch in watches}) == 1
 
-    def go_on(k: int, how: Callable[[], tuple[int, int]]) -> None:
+    def go_on(k: int, how: Callable[..., tuple[int, int]], *answer: Any) -> None:
         """To the next slice of network k, unless it ends."""
         history = watches[k].one.training.history
         try:
-            asked[k] = how()
+            asked[k] = how(*answer)
             return
         except StopIteration as end:
             history.stopped = str(end.value)
@@ -611,14 +612,15 @@ def _loop_many(watches: Sequence[_Watch]) -> None:
                     numbers = list(asked)
                     began = time.perf_counter()
                     try:
-                        found = _steps_of([watches[k].one for k in numbers], [asked[k] for k in numbers], pool)
+                        ones = [watches[k].one for k in numbers]
+                        found = _steps_of(ones, [asked[k] for k in numbers], alike, pool)
                     except MemoryError as error:
                         for k in numbers:
-                            go_on(k, lambda k=k, error=error: trained[k].throw(error))  # type: ignore[misc]
+                            go_on(k, trained[k].throw, error)
                         continue
                     elapsed = time.perf_counter() - began
                     for k, (losses, weights) in zip(numbers, found, strict=True):
-                        go_on(k, lambda k=k, answer=(losses, weights, elapsed): trained[k].send(answer))  # type: ignore[misc]
+                        go_on(k, trained[k].send, (losses, weights, elapsed))
     except KeyboardInterrupt:
         for k in asked:
             watches[k].one.training.history.stopped = "interrupted"
@@ -630,11 +632,14 @@ def _loop_many(watches: Sequence[_Watch]) -> None:
 
 
 def _steps_of(
-    ones: Sequence[_Fit], asked: Sequence[tuple[int, int]], pool: ThreadPoolExecutor
+    ones: Sequence[_Fit], asked: Sequence[tuple[int, int]], alike: bool, pool: ThreadPoolExecutor
 ) -> list[tuple[Array, Array]]:
-    """Losses and weights of the steps that each asks for: by one launch, on several threads, or one by one."""
-    first = ones[0]
-    run, alike = first.run, all(one.run.program.form == first.run.program.form for one in ones)
+    """Losses and weights of the steps that each asks for: by one launch, on several threads, or one by one.
+
+    Args:
+        alike: whether all run the same Program, but for names.
+    """
+    first, run = ones[0], ones[0].run
     if isinstance(run, backends.OnDevice) and alike and first.feeder is None:
         made = [one.asked(*steps) for one, steps in zip(ones, asked, strict=True)]
         results = run.run_many([values for values, *_ in made], [table for _, table, *_ in made])

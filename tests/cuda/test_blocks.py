@@ -41,10 +41,13 @@ NETS = {
     "gelu": {"activation": "gelu", "loss": "mse"},
     "labels": {"activation": "relu", "loss": "cross_entropy"},
     "bce": {"activation": "tanh", "loss": "bce"},
+    "dropout": {"activation": "tanh", "loss": "mse", "dropout": 0.4},
 }
 
 
-@pytest.mark.parametrize(("name", "n"), [("sigmoid", 1), ("sigmoid", 21), ("gelu", 8), ("labels", 25), ("bce", 26)])
+@pytest.mark.parametrize(
+    ("name", "n"), [("sigmoid", 1), ("sigmoid", 21), ("gelu", 8), ("labels", 25), ("bce", 26), ("dropout", 27)]
+)
 def test_training_goes_depth_first(name, n, low):
     """Loss and parameters after steps, shuffled rows and weights, as on the array machine; a short last chunk."""
     layers = (3, 5, 4, 2)
@@ -60,6 +63,8 @@ def test_training_goes_depth_first(name, n, low):
         state = optimizer.init(net.theta)
         values = {**data, "theta": net.theta.copy()[None], "order": order[:n], "hyper": optimizer.hyper(np.zeros(1))}
         values |= {f"state{k}": v.copy() for k, v in enumerate(state.vectors)}
+        if "dropout" in run.program.inputs:
+            values["dropout"] = np.array([[7.0, 1.0]])
         if machine is not run:
             kernels = [one.kernel for one in machine.bound(n).bound.launches]
             assert kernels.count("blocks") == 1

@@ -45,6 +45,11 @@ FAR = 2048
 # that a row of the output has the same bits in a batch of any size; and sums over so many rows.
 PAIRED_PARAMETERS, PAIRED_K = 65_536, 32
 PACKED_ROWS, PACKED_K = 64, 128
+# ... and with 16 registers. Pieces of 132, 258 or 516 rows, whole tiles, for the first number of rows that is more than
+# the product has: every row of a piece uses what is copied of B.
+SHORT_PACKED_K = 32
+TALL_PIECES = ((8 * PACKED_ROWS, 132), (16 * PACKED_ROWS, 258))
+TALLEST_PIECE, LOWEST_PIECE = 516, 36
 PACKED_COLUMNS = 96  # copying a line of A costs about 8 cycles, and 96 columns use it for 96
 
 Operand = tuple[int, int, int, int]
@@ -629,9 +634,8 @@ class _Table:
         lowest = 4 * PACKED_ROWS if far_b or far_a or turned else TILE_ROWS
         narrowest = _ceil(-(-n // 2), self.panel) if far_a else self.panel
         if gemm.NARROW and (far_a or far_b):
-            # every row of a piece uses what is copied of B
-            tall = 22 if m < 8 * PACKED_ROWS else 43 if m < 16 * PACKED_ROWS else 86
-            lowest = TILE_ROWS * (tall if far_b else 6)
+            tall = next((piece for rows, piece in TALL_PIECES if m < rows), TALLEST_PIECE)
+            lowest = tall if far_b else LOWEST_PIECE
             halves = 1 if n < 2 * PACKED_COLUMNS else 2
             narrowest = _ceil(-(-n // halves), self.panel) if far_a else 4 * self.panel
         if 2 * k * n * self.item <= first or (turned and whole_b and m > lowest):
@@ -681,14 +685,14 @@ class _Table:
         With 16 registers also where the second-level cache would not hold a panel, because its rows share a few sets:
         512 x 512 on 256 rows ran at 0.78 of the peak with packing, at 0.63 without.
         """
-        if gemm.NARROW and k >= PAIRED_K and k > caches.rows_that_stay(2, stride):
+        if gemm.NARROW and k >= SHORT_PACKED_K and k > caches.rows_that_stay(2, stride):
             return True
         return stride > FAR and k >= PACKED_K
 
     def _is_far_a(self, stride: int, k: int, n: int) -> bool:
         """The same for columns of Aᵀ. Each of their lines serves nearly three tiles, if it stays in the first level."""
         if gemm.NARROW:
-            return n >= PACKED_COLUMNS and k >= PAIRED_K and 2 * k > caches.rows_that_stay(1, stride)
+            return n >= PACKED_COLUMNS and k >= SHORT_PACKED_K and 2 * k > caches.rows_that_stay(1, stride)
         return stride > FAR and k >= 4 * PACKED_K and n >= 2 * self.panel
 
     def _product_with_few_rows(

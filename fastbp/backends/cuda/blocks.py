@@ -122,13 +122,14 @@ def bind_chunks(
             moves = buffer.shape[0].per_row and buffer.kind != "data"
             bytes_ = buffer.shape[1].fixed * (8 if buffer.dtype == "int" else item)
             places[index] = made.slot(where[index], by_position=moves * bytes_)
+    masked = {i.domain[1].fixed for i in division.body if any(s.code == "dropout_mask" for s in i.steps)}
+    before = {cols: made.slot(Place(table.COUNTED, 0), by_position=cols).slot for cols in masked}
     part = Program(program.buffers, division.body, {}, program.kept)
     sizes = list(dict.fromkeys(size for size in (min(n, chunks.rows), n % chunks.rows) if size))
-    own = 0
+    temps, own = made.temps(part, sizes[0], division.rows), 0
     for size in sizes:
-        temps = made.temps(part, sizes[0], division.rows)
         rows = _InBlock(part, size, made, places | temps.places, temps.own)
-        rows.added = added
+        rows.added, rows.before = added, before
         if not made.scripts:
             for index, place_ in added.items():
                 rows.clear(place_, *program.shape(index, n))

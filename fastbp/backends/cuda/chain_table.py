@@ -52,13 +52,18 @@ class Operand:
 
 @dataclass(frozen=True)
 class Work:
-    """What a chain does: steps, and what becomes of their values, over a matrix of some shape; see program.py."""
+    """What a chain does: steps, and what becomes of their values, over a matrix of some shape; see program.py.
+
+    Attributes:
+        before: slot that has the number of the batch's elements before the first one, or NONE: for masks.
+    """
 
     shape: tuple[int, int]
     ins: tuple[Operand, ...]
     steps: tuple[Step, ...]
     results: tuple[Result, ...]
     outs: tuple[Operand, ...]
+    before: int = table.NONE
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def flattened(work: Work) -> Work:
             kept = replace(r, axis=None)
         results.append(kept)
         outs.append(out if kept.how else Operand(out.place, *long))
-    return Work(long, ins, tuple(steps), tuple(results), tuple(outs))
+    return Work(long, ins, tuple(steps), tuple(results), tuple(outs), work.before)
 
 
 def parts(work: Work, scratch: Place, item: int, threads: int = THREADS, alone: bool = False) -> list[Part]:
@@ -266,7 +271,9 @@ class _Builder:
         if step.code == "dropout_mask":
             to = self.register_of[value] = self._register()
             key = self.work.ins[step.args[0]].place
-            self.actions.append([table.MASK, to, 0, 0, 0, table.NONE, *key.words, step.bits])
+            self.actions.append(
+                [table.MASK, to, 0, 0, 0, table.NONE, key.slot, key.offset, self.work.before, 0, step.bits]
+            )
         else:
             operands = [self._read(v) for v in step.args]
             scale = self._read(step.scale) if step.scale >= 0 else table.NONE

@@ -144,8 +144,11 @@ def _act(action, addresses, registers, r, c, rows, cols, width, one, space):
                 registers[place] = registers[place] + x if what == ADD else larger(registers[place], x)
     elif what == MASK:
         key = _matrix(words, addresses, np.float64(1.0), space)
+        first = r * np.int64(width) + c
+        if words[ROW] != NONE:
+            first += addresses[words[ROW]]
         for e in range(I32(4)):
-            registers[(to * 4 + e) * wide + mine] = dropout(action[BITS], r * np.int64(width) + c + e, key, one)
+            registers[(to * 4 + e) * wide + mine] = dropout(action[BITS], first + e, key, one)
     else:
         first, second, third = I32(action[FIRST]), I32(action[SECOND]), I32(action[THIRD])
         scale = I32(action[SCALE])

@@ -29,6 +29,7 @@ from fastbp.backends.cuda.table import (
     BYTES,
     CHAIN,
     COMBINE,
+    COUNTED,
     DONE,
     FROM,
     GATHER,
@@ -104,7 +105,11 @@ def _of_blocks(product: Callable[..., None]) -> Callable[..., None]:
             step = shifted(steps, 2 * ranges + STEP_WIDTH * s)
             for k in range(thread(), table[SLOTS], threads()):
                 slot = shifted(table, BLOCK_HEAD + SLOT_WIDTH * k)
-                begin = memory if slot[FROM] == NONE else outer[slot[FROM]]
+                begin = np.int64(0)
+                if slot[FROM] == NONE:
+                    begin = memory
+                elif slot[FROM] != COUNTED:
+                    begin = outer[slot[FROM]]
                 moved = step[STEP_POSITION] * slot[BY_POSITION] + step[STEP_NUMBER] * slot[BY_STEP]
                 inner[k] = begin + slot[BYTES] + moved
             sync()

@@ -46,6 +46,7 @@ class Rows(ABC):
     Attributes:
         words: the table, to which rows are added.
         places: where every buffer that is no part of another lies; of sums that go on, ``added``, their own places.
+        before: columns -> slot of the number of elements in the batch's rows before these; none if these come first.
         scratch: memory behind all others, where sums of pieces may lie until the next instruction.
         scratch_bytes: how much of it has been asked for.
     """
@@ -59,6 +60,7 @@ class Rows(ABC):
         self.words = words
         self.places = places
         self.added: Mapping[int, Place] = {}
+        self.before: Mapping[int, int] = {}
         self.scratch = scratch
         self.scratch_bytes = 0
 
@@ -269,7 +271,7 @@ class Rows(ABC):
 
     def _chain(self, i: Instruction, domain: tuple[int, int], steps: Sequence[Step], results: Sequence[Result]) -> None:
         ins, outs = (tuple(self.operand(k) for k in side) for side in (i.ins, i.outs))
-        work = Work(domain, ins, tuple(steps), tuple(results), outs)
+        work = Work(domain, ins, tuple(steps), tuple(results), outs, self.before.get(domain[1], table.NONE))
         found = self.cut_chain(work)
         if found is None:
             self._step_by_step(work)
@@ -330,7 +332,7 @@ class Rows(ABC):
             used = [*step.args, *([step.scale] if step.scale >= 0 else [])]
             alone = replace(step, args=tuple(range(len(step.args))), scale=len(step.args) if step.scale >= 0 else -1)
             ins = tuple(values[v] for v in used)
-            self._small(Work(work.shape, ins, (alone,), (Result(len(ins)),), (out,)))
+            self._small(Work(work.shape, ins, (alone,), (Result(len(ins)),), (out,), work.before))
             values.append(out)
         for result, out in zip(work.results, work.outs, strict=True):
             ins = (values[result.value], *([values[result.scale]] if result.scale >= 0 else []))

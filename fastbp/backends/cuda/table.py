@@ -29,7 +29,8 @@ PROBABILITIES, LOGARITHMS, LOGARITHMS_GRAD, LOG_SUM_EXP = range(4)
 # threads lie along a row.
 ACTIONS, RESULTS, LANES, PIECE_ROWS, PIECE_COLS, COLUMN_PIECES, CHAIN_HEAD = range(7)
 # An action: what to do, registers of the result and the operands, of a number that the first one is multiplied by, or
-# NONE; the matrix that is read or written; the bits of a mask. Codes from 0 on are formulas.
+# NONE; the matrix that is read or written; the bits of a mask, whose matrix is the key, with the slot in ROW that has
+# the number of elements before the first one, or NONE. Codes from 0 on are formulas.
 WHAT, TO, FIRST, SECOND, THIRD, SCALE, PLACE, BITS = 0, 1, 2, 3, 4, 5, 6, 10
 ACTION_WIDTH = 11
 LOAD, STORE, ADD, LARGEST, MASK = -1, -2, -3, -4, -5
@@ -48,10 +49,11 @@ MOVING_WIDTH = 4
 # What blocks of their own read (see blocks.py): how many SLOTS a block has; where an index of scripts and the steps
 # begin, in words from here; or the slot that has the address of the steps, if that is not NONE; where a block's
 # addresses begin in its shared memory, in bytes; how many outer slots each block has for itself, 0 if all have the
-# same. Then come the slots: the outer one that a slot begins at, or NONE for shared memory; bytes on; bytes a position
-# and a step. A script is a number of rows, and where each begins. Steps begin with a pair of numbers a block: which are
-# its own, from the first to the one behind the last; then come the steps. Blocks with outer slots for themselves have
-# steps for themselves, too.
+# same. Then come the slots: the outer one that a slot begins at, NONE for shared memory, or COUNTED for a number that
+# begins at 0; bytes on; bytes a position and a step. A script is a number of rows, and where each begins. Steps begin
+# with a pair of numbers a block: which are its own, from the first to the one behind the last; then come the steps.
+# Blocks with outer slots for themselves have steps for themselves, too.
 SLOTS, SCRIPTS, STEPS_AT, STEPS_SLOT, ADDRESSES, APART, BLOCK_HEAD = range(7)
 FROM, BYTES, BY_POSITION, BY_STEP, SLOT_WIDTH = range(5)
+COUNTED = -2
 STEP_SCRIPT, STEP_POSITION, STEP_NUMBER, STEP_WIDTH = range(4)

@@ -27,6 +27,7 @@ SHARE_FROM = 20_000
 # made itself. In a net with skip connections an addition took 8 µs on one thread, and 115 on one of two whose caches
 # are far apart, since half of its operands came from the other one's.
 SHARE_ON = 4_000
+SCATTERED, COPIED = 16, 40  # bytes a ns of rows here and there, and of rows that are copied between matrices
 SMALL_PIECE = 100_000  # operations of a product below which a piece is not worth the claim
 PIECE_ELEMENTS = 16_384  # of elementwise work: stays in the second-level cache, lasts several µs
 PIECE_OPERATIONS = 1 << 22  # of a product: large enough to reuse its rows of B, small enough to share
@@ -507,7 +508,8 @@ class _Table:
     def _cost(self, i: Instruction) -> int:
         """A rough estimate in ns, to decide whether to share; nothing else depends on it."""
         operations = self.program.instruction_operations(i, self.n)
-        return (operations + self.program.instruction_bytes(i, self.n, self.item)) // 100
+        moved = self.program.instruction_bytes(i, self.n, self.item)
+        return operations // 100 + moved // (SCATTERED if i.op in ("gather", "take", "scatter_add") else 100)
 
     # ---- products --------------------------------------------------------------------------------------------------
 
@@ -638,13 +640,16 @@ class _Table:
             lowest = tall if far_b else LOWEST_PIECE
             halves = 1 if n < 2 * PACKED_COLUMNS else 2
             narrowest = _ceil(-(-n // halves), self.panel) if far_a else 4 * self.panel
+            if n <= narrowest:  # no other way to share
+                lowest = min(lowest, _ceil(-(-m // 2), TILE_ROWS))
         if 2 * k * n * self.item <= first or (turned and whole_b and m > lowest):
             narrowest = _ceil(n, self.panel)  # B stays in a cache: whole rows, one after the other
         # with a long K every piece reads much of A and B, which do not stay in a cache
         many = FEW_PIECES if a_row == 1 and k > longest else MANY_PIECES
         m_block, n_block = self._tiles(sizes, cost, lowest, narrowest, many)
         height, width = min(m, m_block), min(n, n_block)
-        if a_row == 1 and k > longest:  # stretches of A and B that stay in the second-level cache, and C with them
+        stays = height * width * self.item <= second // 4  # a small C, from stretch to stretch
+        if a_row == 1 and not how & gemm.SGD and (k > longest or stays):  # A and B of a stretch fit the second level
             block = block_of(k, n)
             longest = min(longest, block * max(1, second // (2 * (height + width) * self.item) // block))
         strip = max(1, m_block)
@@ -742,13 +747,15 @@ class _Table:
             pieces = -(-m // max(m_block, 1)) * -(-n // max(n_block, 1))
             small = work <= max(PIECE_OPERATIONS, 2 * m * n * k // many)
             if work <= SMALL_PIECE or (small and pieces >= FEWEST_PIECES):
-                return m_block, n_block
+                break
             if m_block > lowest and (m_block >= n_block or n_block <= narrowest):
                 m_block = max(lowest, _ceil(m_block // 2, TILE_ROWS))
             elif n_block > narrowest:
                 n_block = max(narrowest, _ceil(n_block // 2, self.panel))
             else:
                 break
+        if gemm.NARROW:  # with tiles of every height all pieces can have about as many rows: 128 are 4 times 32
+            m_block = -(-m // max(1, -(-m // max(m_block, 1))))
         return m_block, n_block
 
     def transposed(self, i: Instruction) -> Operand:
@@ -998,7 +1005,7 @@ class _Table:
         """Copy rows of ``cols`` elements."""
         rows = self._shape(i.outs[0])[0] if rows is None else rows
         block = (max(1, PIECE_ELEMENTS // cols), cols)
-        cost = 2 * self.item * rows * cols // 100
+        cost = 2 * self.item * rows * cols // COPIED
         operands, code = {cpu.OUT: to, cpu.A: source}, simd.UNARY_CODES["copy"]
         self._row(cpu.MAP_UNARY, (rows, cols, 0), block, cost, operands, code, what=i.title)
 

@@ -69,6 +69,7 @@ _X86 = target()[0].startswith(("x86_64", "i686", "amd64"))
 _HAS = _features() if _X86 else set()
 HAS_FMA = not _X86 or "fma" in _HAS  # without, llvm.fma would call the C library for every lane
 VECTOR_BYTES = 64 if "avx512f" in _HAS else 32 if {"avx2", "fma"} <= _HAS else 16
+HAS_SCALEF = _X86 and VECTOR_BYTES == 64  # x 2^n in one instruction
 VECTOR_REGISTERS = 16 if _X86 and VECTOR_BYTES < 64 else 32
 
 
@@ -182,7 +183,7 @@ class VectorEmitter(Emitter):
     def _scaled(self, x: Vector, n: Vector) -> Vector:
         """X 2^n for whole n, rounded once where the result is subnormal."""
         b = self.builder
-        if VECTOR_BYTES == 64 and _X86:
+        if HAS_SCALEF:
             suffix = "ps" if self.dtype == "float32" else "pd"
             everywhere = ir.IntType(self.lanes)
             signature = ir.FunctionType(self.type, [self.type] * 3 + [everywhere, I32])
@@ -190,9 +191,13 @@ class VectorEmitter(Emitter):
             function = cgutils.get_or_insert_function(b.module, signature, name)
             rounding = I32(4)  # as the environment says
             return Vector(self, b.call(function, [x.value, n.value, x.value, everywhere(-1), rounding]))
-        whole = b.sub(self._bits(n + self._magic()), self._bits(self._magic()))
+        whole = self._whole(n)
         half = b.ashr(whole, self.integers(1))  # in two steps: 2^n may be subnormal
         return x * self._power_of_two(half) * self._power_of_two(b.sub(whole, half))
+
+    def _whole(self, n: Vector) -> Any:
+        """Whole n as an integer vector."""
+        return self.builder.sub(self._bits(n + self._magic()), self._bits(self._magic()))
 
     def _power_of_two(self, n: Any) -> Vector:
         """2^n of an integer vector with n in the range of normal numbers."""
@@ -220,14 +225,21 @@ class VectorEmitter(Emitter):
 
     def expm1(self, x: Vector) -> Vector:
         """e^x - 1, infinite from the last whole power of e on: the formulas need it for x <= 0."""
-        low, high = (-80.0, 88.0) if self.dtype == "float32" else (-700.0, 709.0)  # -1 from long before low
-        n, e = self._reduced(self.where(x > high, high, self.where(x < low, low, x)))
-        power = self._scaled(self._number(1.0), n)
-        return self.where(x > high, float("inf"), self.fma(e, power, power - 1.0))
+        low, high = _EXPM1_SPAN[self.dtype]
+        inside = self.where(x > high, high, self.where(x < low, low, x))
+        return self.where(x > high, float("inf"), self._expm1(inside))
+
+    def _expm1(self, x: Vector) -> Vector:
+        """E^x - 1 in _EXPM1_SPAN, where a power of two is a normal number."""
+        n, e = self._reduced(x)
+        power = self._scaled(self._number(1.0), n) if HAS_SCALEF else self._power_of_two(self._whole(n))
+        return self.fma(e, power, power - 1.0)
 
     def tanh(self, x: Vector) -> Vector:
         """-t/(2 + t) with t = e^-2|x| - 1, and the sign of x."""
-        t = self.expm1(self.abs(x) * -2.0)
+        lowest = _EXPM1_SPAN[self.dtype][0]
+        y = self.abs(x) * -2.0
+        t = self._expm1(self.where(y < lowest, lowest, y))
         return self.call("copysign", -t / (t + 2.0), x)
 
     def _split(self, x: Vector) -> tuple[Vector, Vector]:
@@ -362,6 +374,7 @@ _LN2_PARTS = {
     "float64": (6.93147180369123816490e-01, 1.90821492927058770002e-10),  # fdlibm's split: the first has 32 bits
 }
 _EXP_SPAN = {"float32": (-105.0, 90.0), "float64": (-746.0, 711.0)}  # beyond: 0 and infinity
+_EXPM1_SPAN = {"float32": (-80.0, 88.0), "float64": (-700.0, 709.0)}  # -1 from long before the first
 
 
 # ---- loops ---------------------------------------------------------------------------------------------------------

@@ -628,7 +628,7 @@ class _Table:
             return
         first, second = caches.first_level(), caches.second_level()
         longest = longest_of(k, n, self.panel, self.item)
-        far_b = not turned and b_panel == self.panel and n > self.panel and self._is_far_b(b_row * self.item, k)
+        far_b = not turned and b_panel == self.panel and n > self.panel and self._is_far_b(b_row * self.item, k, a_row != 1)
         far_a = a_row == 1 and self._is_far_a(a_col * self.item, k, n)
         if self.in_chunk:
             far_a = far_b = False  # few rows, and no memory to pack into
@@ -684,13 +684,13 @@ class _Table:
         notes = [word for bit, word in signs if how & bit]
         self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, what, notes)
 
-    def _is_far_b(self, stride: int, k: int) -> bool:
+    def _is_far_b(self, stride: int, k: int, forward: bool) -> bool:
         """Whether rows of B lie so far apart, in bytes, that a panel is copied to where they follow each other.
 
         With 16 registers also where the second-level cache would not hold a panel, because its rows share a few sets:
         512 x 512 on 256 rows ran at 0.78 of the peak with packing, at 0.63 without.
         """
-        if gemm.NARROW and k >= SHORT_PACKED_K and k > caches.rows_that_stay(2, stride):
+        if gemm.NARROW and k >= SHORT_PACKED_K and k > caches.rows_that_stay(1 if forward else 2, stride):
             return True
         return stride > FAR and k >= PACKED_K
 

@@ -270,8 +270,8 @@ def test_the_team_is_given_back_after_an_error(alone):
 # ---- processes -----------------------------------------------------------------------------------------------------
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-# since Python 3.12 a fork of a process with threads warns
-may_warn = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+# since Python 3.12 a fork of a process with threads warns, and one of a process that has imported JAX
+may_warn = pytest.mark.filterwarnings("ignore:.*fork")
 
 
 def in_children(seeds):

@@ -628,7 +628,9 @@ class _Table:
             return
         first, second = caches.first_level(), caches.second_level()
         longest = longest_of(k, n, self.panel, self.item)
-        far_b = not turned and b_panel == self.panel and n > self.panel and self._is_far_b(b_row * self.item, k, a_row != 1)
+        far_b = (
+            not turned and b_panel == self.panel and n > self.panel and self._is_far_b(b_row * self.item, k, a_row != 1)
+        )
         far_a = a_row == 1 and self._is_far_a(a_col * self.item, k, n)
         if self.in_chunk:
             far_a = far_b = False  # few rows, and no memory to pack into

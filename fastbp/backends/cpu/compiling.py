@@ -59,6 +59,7 @@ def compile_entry(function: Callable[..., Any], signature: tuple[Any, ...], name
     if config.DISABLE_JIT:
         raise FastbpError("the cpu backend needs Numba's compiler: unset NUMBA_DISABLE_JIT, or take backend='numpy'")
     options = {"nogil": True, "error_model": "numpy"}
+    dispatcher = None
     with _announced(name):
         try:
             dispatcher = njit(cache=True, **options)(function)
@@ -72,8 +73,9 @@ def compile_entry(function: Callable[..., Any], signature: tuple[Any, ...], name
                 "Set NUMBA_CACHE_DIR to a writable folder.",
                 stacklevel=2,
             )
-            dispatcher = njit(**options)(function)
-            dispatcher.compile(signature)
+            if dispatcher is None or not dispatcher.signatures:  # else they were compiled, and could not be written
+                dispatcher = njit(**options)(function)
+                dispatcher.compile(signature)
     dispatcher.disable_compile()
     return dispatcher
 

@@ -546,7 +546,7 @@ class ChainTiming:
     Attributes:
         what: "value" or "value and gradient".
         steps: of the chain as it runs, x y + z as one.
-        us: measured, inside compiled code.
+        us: measured, inside compiled code: the best of the rounds, like its limits; ``spread`` is that of the rounds.
         copy_us: for its bytes, at the bandwidth of a copy of as many.
         operations_us: of its steps one by one over 1024 elements in the first-level cache, for all elements over the
             threads.
@@ -569,7 +569,7 @@ class ChainTiming:
 
 
 def chain_timing(what: str, threads: int, effort: Effort, elements: int = ELEMENTS) -> ChainTiming:
-    """Measure the chain, the copy and the steps in turns: the chain's median, and the best of its limits."""
+    """Measure the chain, the copy and the steps in turns, and take the best of each."""
     f, x = fresh(thirty, fastbp), np.random.default_rng(0).normal(size=elements).astype(np.float32)
     compiled: _Compiled = fastbp.function(f) if what == "value" else fastbp.value_and_grad(f)  # type: ignore[assignment]
     compiled(x)
@@ -590,11 +590,12 @@ def chain_timing(what: str, threads: int, effort: Effort, elements: int = ELEMEN
     calls = steps_lasting(once, effort.run)
     own: list[float] = []
     copies: list[float] = []
-    # of limits the best: one that another process happened to raise would flatter the chain
+    # one that another process happened to raise would flatter the chain, a raised time of its own belittle it
     best = dict.fromkeys(kinds, (np.inf, np.inf))
     for _ in range(effort.fewest):
         own.append(clock(once, calls) / calls)
         copies.append(copying.seconds())
+        own.extend(clock(once, calls) / calls for _ in range(LIMIT_REPEATS - 1))
         for kind, (long, short, count) in runs.items():
             for _ in range(LIMIT_REPEATS):
                 row, vector = best[kind]
@@ -614,7 +615,7 @@ def chain_timing(what: str, threads: int, effort: Effort, elements: int = ELEMEN
         what,
         threads,
         sum(kinds.values()),
-        1e6 * statistics.median(own),
+        1e6 * min(own),
         spread(own),
         1e6 * min(copies),
         1e6 * total,

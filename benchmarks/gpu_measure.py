@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from gpu_device import Card, Device, peaks
 from gpu_peers import FULL, GPU_NETWORKS, NAMES, GpuComparison, make_task
 from peers import Effort
 from records import DEVICE_LOST, ENV, SECONDS, Records, device_lost
+from report_gpu import GOALS
 
 from fastbp.measure import Network
 
 Work = Callable[[], dict[str, Any]]
-PARTS = ("timings", "sweeps", "jax", "compile")
+PARTS = ("timings", "goal", "sweeps", "jax", "compile")
 WIDE = 1e8  # operations of a step from which precisions are told apart
-PASSES = ("64x4", "4096x4", "64x5", "1024x4", "784-512-512-10", "4-32-16-4", "784-128-10")
 FEW = ("64x4", "4096x4", "784-128-10", "1024x4", "64x5")  # of torch.compile, which takes long to compile
 LEAST_LEFT = 3.0  # seconds, for another item
 
@@ -75,32 +75,39 @@ def _named(network: Network, precision: str, group: str) -> dict[str, Any]:
 
 
 def items(part: str, device: Device) -> dict[str, Work]:
-    """What a part measures, by name, in order of importance."""
+    """What a part measures, by name, in order of importance: first what goals are judged by."""
     if part == "sweeps":
         import gpu_sweeps
 
         return gpu_sweeps.items(device)
     found: dict[str, Work] = {"peaks": lambda: peaks(device)} if part == "timings" else {}
-    group = {"timings": "torch", "jax": "jax", "compile": "compile"}[part]
-    fits = [n for n in NAMES if group != "compile" or n in FEW]
-    passes = [n for n in PASSES if group != "compile" or n in FEW]
-    for precisions in (("highest",), ("bf16",), ("tf32",)):
-        for names, work in ((fits, fit), (passes, costs)):
-            for name, precision in _told_apart(names, precisions):
-                found[f"{work.__name__} {name} {precision} {group}"] = functools.partial(
-                    _if_it_fits, work, GPU_NETWORKS[name], precision, group, device
-                )
+    group = {"timings": "torch", "goal": "compile", "jax": "jax", "compile": "compile"}[part]
+    every = [
+        (work, name, precision)
+        for precision in ("highest", "bf16", "tf32")
+        for work in (fit, costs)
+        for name in (FEW if group == "compile" else NAMES)
+        if precision == "highest" or _is_wide(GPU_NETWORKS[name])
+    ]
+    judged = [one for one in every if one[0] is fit and _is_judged(*one[1:], group)]
+    rest = [one for one in every if one not in judged]
+    for work, name, precision in {"goal": judged, "compile": rest}.get(part, judged + rest):
+        found[f"{work.__name__} {name} {precision} {group}"] = functools.partial(
+            _if_it_fits, work, GPU_NETWORKS[name], precision, group, device
+        )
     return found
 
 
-def _told_apart(names: Iterable[str], precisions: Iterable[str]) -> list[tuple[str, str]]:
-    """Networks and precisions, without those that are too small to show a difference."""
-    found = []
-    for name in names:
-        widths, rows = GPU_NETWORKS[name].layers, GPU_NETWORKS[name].batch
-        operations = 6 * rows * sum(a * b for a, b in itertools.pairwise(widths))
-        found += [(name, p) for p in precisions if p == "highest" or operations >= WIDE]
-    return found
+def _is_wide(network: Network) -> bool:
+    """Whether precisions show a difference."""
+    products = sum(a * b for a, b in itertools.pairwise(network.layers))
+    return 6 * network.batch * products >= WIDE
+
+
+def _is_judged(name: str, precision: str, group: str) -> bool:
+    """Whether a goal is judged by a fit beside that group of peers."""
+    peers = {kind.name for kind in gpu_peers.GROUPS[group]}
+    return any((name, precision) in goal.cases and peers.intersection(goal.peers) for goal in GOALS)
 
 
 class TooLargeError(Exception):

@@ -20,6 +20,12 @@ from report import ROOT
 from fastbp import MLP
 
 TO_FINISH = 15.0  # seconds that a checker has for its summary
+WAYS: dict[str, dict[str, int]] = {  # of training a small network: what has to be said of blocks.py's constants
+    "whole steps by one block": {},
+    "launches by graphs": {"WHOLE_OPERATIONS": 0},
+    "depth first": {"WHOLE_OPERATIONS": 0, "FEWEST_ROWS": 1, "MOST_PIECES": 2},
+}
+ROWS, BATCH = 850, 200  # two pieces of two chunks, and a batch that is one chunk
 
 
 def works() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -29,11 +35,14 @@ def works() -> Iterator[tuple[str, Callable[[], object]]]:
     small = [case for case in CASES.values() if not case.large]
     kinds = {case.name.split()[0]: case for case in reversed(small)}
     for precision in ("tf32", "bf16"):
+        for way in WAYS:
+            yield f"fit, {way}, {precision}", lambda w=way, p=precision: fit(w, "float32", p)  # type: ignore[misc]
         for case in small:
             if case.one_product or (case.name.startswith("product") and case is not kinds["product"]):
                 yield f"{case} {precision}", lambda c=case, p=precision: once(c, "float32", p)  # type: ignore[misc]
     for dtype in ("float32", "float64"):
-        yield f"fit {dtype}", lambda d=dtype: fit(d)  # type: ignore[misc]
+        for way in WAYS:
+            yield f"fit, {way}, {dtype}", lambda w=way, d=dtype: fit(w, d, "highest")  # type: ignore[misc]
         ordered: list[Case] = [*kinds.values(), *(case for case in small if case not in kinds.values())]
         for case in ordered:
             yield f"{case} {dtype}", lambda c=case, d=dtype: once(c, d, "highest")  # type: ignore[misc]
@@ -52,11 +61,16 @@ def once(case: Any, dtype: str, precision: str) -> None:
     cupy.cuda.get_current_stream().synchronize()
 
 
-def fit(dtype: str) -> None:
-    """Shuffled rows, a short last batch, steps by a graph."""
+def fit(way: str, dtype: str, precision: str, rows: int = ROWS, batch: int = BATCH) -> None:
+    """Shuffled rows, a short last batch, in one of WAYS."""
+    from gpu_sweeps import setting
+
+    from fastbp.backends.cuda import blocks
+
     rng = np.random.default_rng(0)
-    net = MLP([5, 7, 3], loss="cross_entropy", dtype=dtype, backend="cuda", seed=0)
-    net.fit(rng.normal(size=(67, 5)), rng.integers(0, 3, 67), epochs=2, batch_size=8, optimizer="adam")
+    net = MLP([5, 7, 3], loss="cross_entropy", dtype=dtype, backend="cuda", precision=precision, seed=0)
+    with setting(blocks, **WAYS[way]):
+        net.fit(rng.normal(size=(rows, 5)), rng.integers(0, 3, rows), epochs=2, batch_size=batch, optimizer="adam")
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """All that needs a GPU in one go: correctness, memory and race checkers, timings. Started by scripts/test-gpu.
 
-Parts are processes of their own, the most important first; what they found is written to gpu.json and gpu.md after
-every one. No pip install and no network are needed, only numba-cuda, CuPy and pytest; PyTorch and JAX are timed if they
-are there.
+Kernels are compiled first, side by side. Parts are processes of their own, the most important first; what they found is
+written to gpu.json and gpu.md after every one. No pip install and no network are needed, only numba-cuda, CuPy and
+pytest; PyTorch and JAX are timed if they are there.
 """
 
 from __future__ import annotations
@@ -42,40 +42,42 @@ _SUMMARY = re.compile(
 )
 
 
-def stages(seconds: float) -> list[list[Part]]:
-    """What is run for so many seconds in all: stages in order, the parts of a stage side by side."""
+def stages() -> list[list[Part]]:
+    """What is run: stages in order, the parts of a stage side by side; their shares are less than eight minutes."""
     return [
-        [_tests("kernels", 150), _tests("training", 150)],
-        [_timings("timings", 210)],
-        [_tests("limits", 90)],
-        [_checker(tool) for tool in report_gpu.CHECKERS],
-        [_timings("sweeps", 90)],
-        [_timings("jax", 90, "jax")],
-        [_timings("compile", seconds, "torch")],
+        [Part("keeping", (sys.executable, str(HERE / "gpu_compile.py")), 90, silence=150.0)],
+        [_tests("kernels", 80), _tests("training", 80)],
+        [_timings("timings", 100)],
+        [_timings("goal", 60, "torch")],
+        [_tests("limits", 35)],
+        [_checker(tool, 40) for tool in report_gpu.CHECKERS],
+        [_timings("sweeps", 25)],
+        [_timings("jax", 20, "jax")],
+        [_timings("compile", 25, "torch")],
     ]
 
 
-def _tests(name: str, limit: float) -> Part:
+def _tests(name: str, share: float) -> Part:
     files = str(TESTS / f"test_gpu_{name}.py")
     # warnings are a test's own business here: those of a package that nobody knows must not end everything
     options = ("-q", "-m", "gpu", "-p", "pytest_records", "-p", "no:cacheprovider", "-o", "filterwarnings=default")
-    return Part(name, (sys.executable, "-m", "pytest", *options, files), limit, fine=(0, 1, 5))
+    return Part(name, (sys.executable, "-m", "pytest", *options, files), share, fine=(0, 1, 5))
 
 
-def _timings(name: str, limit: float, package: str = "") -> Part:
+def _timings(name: str, share: float, package: str = "") -> Part:
     lacks = package and importlib.util.find_spec(package) is None
     command = (sys.executable, str(HERE / "gpu_measure.py"), name)
-    silence = 150.0 if name == "compile" else 90.0  # torch.compile takes its time
-    return Part(name, command, limit, 20.0, silence, why_not=f"{package} is not installed" if lacks else "")
+    silence = 150.0 if package == "torch" else 90.0  # torch.compile takes its time
+    return Part(name, command, share, 15.0, silence, why_not=f"{package} is not installed" if lacks else "")
 
 
-def _checker(tool: str) -> Part:
+def _checker(tool: str, share: float) -> Part:
     path = shutil.which("compute-sanitizer")
     command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", str(FOUND_ERRORS), sys.executable)
     return Part(
         tool,
         (*command, str(HERE / "gpu_small.py")),
-        100,
+        share,
         fine=(0, FOUND_ERRORS),
         why_not="" if path else "compute-sanitizer is not on the path",
         last_word=lambda log: verdict(tool, log),
@@ -146,6 +148,7 @@ def run(plan: Sequence[Sequence[Part]], folder: Path, minutes: float) -> int:
         ("launches and graphs", report_gpu.overheads),
         ("constants", report_gpu.constants_table),
         ("how fast", report_gpu.short),
+        ("goals", report_gpu.goals),
     ):
         if text := shown(table, book.run):
             print(f"\n== {title}\n\n{text}")
@@ -161,7 +164,7 @@ def main(why_not: Callable[[], str | None] = lambda: gpu.missing("cuda")) -> int
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu", help="folder for gpu.json, gpu.md, gpu.png")
     parser.add_argument("--only", nargs="+", metavar="PART", help="only these parts")
     asked = parser.parse_args()
-    everything = stages(60 * asked.minutes)
+    everything = stages()
     names = [part.name for stage in everything for part in stage]
     if unknown := set(asked.only or ()) - set(names):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""The parts of a long run: processes of their own with a limit of time, whose end never ends the run.
+"""The parts of a long run: processes of their own with a share of the time, whose end never ends the run.
 
 A part keeps records (see records.py). Where its process is lost (killed, without its device, silent for too long) it is
 started again and goes on behind the item that it was lost with, as long as every start brings it further.
@@ -7,6 +7,7 @@ started again and goes on behind the item that it was lost with, as long as ever
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -31,7 +32,7 @@ class Part:
     Attributes:
         command: to be run in the current folder; it finds the path of its records, and how many seconds it has, in the
             environment.
-        limit: seconds at most, all starts together; least: fewer than that are not worth a start.
+        share: seconds that it should have, all starts together: see ``allotted``; least: fewer are not worth a start.
         silence: seconds without a new record after which a start is over.
         fine: exit statuses of a process that has come to its end.
         why_not: why it cannot run here, "" if it can.
@@ -40,7 +41,7 @@ class Part:
 
     name: str
     command: tuple[str, ...]
-    limit: float
+    share: float
     least: float = 10.0
     silence: float = 90.0
     fine: tuple[int, ...] = (0,)
@@ -76,16 +77,26 @@ def run_stages(
         ended: called with every outcome as soon as it is there.
     """
     deadline = time.monotonic() + seconds
+    shares = [max((part.share for part in stage if not part.why_not), default=0.0) for stage in stages]
     outcomes: list[Outcome] = []
-    for stage in stages:
+    for k, stage in enumerate(stages):
+        here = functools.partial(
+            _noted, folder=folder, seconds=allotted(shares[k:], deadline - time.monotonic()), ended=ended
+        )
         with ThreadPoolExecutor(len(stage)) as pool:
-            outcomes += pool.map(lambda part: _noted(part, folder, deadline, ended), stage)
+            outcomes += pool.map(here, stage)
     return outcomes
 
 
-def _noted(part: Part, folder: Path, deadline: float, ended: Callable[[Outcome], None]) -> Outcome:
+def allotted(shares: Sequence[float], left: float) -> float:
+    """Seconds for the first of the stages to come: its share if so much is left, and more where all have more."""
+    total = sum(shares)
+    return min(left, shares[0] * max(1.0, left / total)) if total else 0.0
+
+
+def _noted(part: Part, folder: Path, seconds: float, ended: Callable[[Outcome], None]) -> Outcome:
     try:
-        outcome = run_part(part, folder, deadline - time.monotonic())
+        outcome = run_part(part, folder, seconds)
     except Exception as error:  # whatever it is, the other parts go on
         outcome = Outcome(part.name, "failed", why=f"{type(error).__name__}: {error}")
     ended(outcome)
@@ -102,7 +113,7 @@ def run_part(part: Part, folder: Path, seconds: float) -> Outcome:
     records.unlink(missing_ok=True)
     log.unlink(missing_ok=True)
     began = time.monotonic()
-    end = began + min(seconds, part.limit)
+    end = began + seconds
     outcome = Outcome(part.name, "done")
     items: list[dict[str, Any]] = []
     while True:

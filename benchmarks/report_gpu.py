@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import report_peers
+from gpu_device import PRECISIONS
 from report import DOCS, renew_readme
 
 from fastbp.files import replacing
@@ -56,6 +58,73 @@ def wrong(run: Run) -> list[str]:
                 found.append(f"{part['name']}: nothing was tested")
     found += [f"{i['item']}: {i['why']}" for i in items(run) if "WrongResultError" in str(i.get("why", ""))]
     return found
+
+
+# ---- goals -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How fast training steps are to be.
+
+    Attributes:
+        said: in words.
+        cases: networks and precisions.
+        peers: by whose time, the fastest's of them, it is judged.
+        least: that time by fastbp's, in every case.
+    """
+
+    said: str
+    cases: tuple[tuple[str, str], ...]
+    peers: tuple[str, ...]
+    least: float
+
+
+GOALS = (
+    Goal(
+        "A step of a small network is at least 5 times as fast as PyTorch's with CUDA graphs",
+        tuple((name, "highest") for name in report_peers.NAMES[:4]),
+        ("PyTorch, graph",),
+        5.0,
+    ),
+    Goal(
+        "A step of 64x4 on 262,144 rows in bf16 is at least 3 times as fast as torch.compile's",
+        (("64x4", "bf16"),),
+        ("torch.compile", "torch.compile, graph"),
+        3.0,
+    ),
+    Goal(
+        "A step of 4096x4 on 8,192 rows is no slower than PyTorch's in the same precision",
+        tuple(("4096x4", precision) for precision in PRECISIONS),
+        ("PyTorch", "PyTorch, graph"),
+        1.0,
+    ),
+)
+
+
+def goals(run: Run) -> str:
+    """Whether each goal is reached, and by how much."""
+    found = {(step.network, step.precision): step.ratio for step in steps(run)}
+    return "\n".join(f"- {_judged(goal, found)}" for goal in GOALS)
+
+
+def _judged(goal: Goal, found: Mapping[tuple[str, str], Mapping[str, float]]) -> str:
+    ratios = {}
+    for case in goal.cases:
+        here = found.get(case, {})
+        ratios[case] = min((here[peer] for peer in goal.peers if peer in here), default=None)
+    measured = [ratio for ratio in ratios.values() if ratio is not None]
+    if not measured:
+        return f"{goal.said}: not measured."
+    if min(measured) < goal.least:
+        verdict = "missed"
+    else:
+        verdict = "reached" if len(measured) == len(ratios) else "reached as far as it was measured"
+    each = (
+        f"{network} {precision} {'not measured' if ratio is None else f'{ratio:.3g}'}"
+        for (network, precision), ratio in ratios.items()
+    )
+    return f"{goal.said}: {verdict} ({', '.join(each)})."
 
 
 # ---- training steps, forward and backward ----------------------------------------------------------------------------
@@ -102,7 +171,7 @@ def floor_of(peaks: Mapping[str, float], precision: str, operations: float, byte
 def _joined(run: Run, kind: str) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
     """Items of a kind by network and precision, all groups of peers together, PyTorch's first."""
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for i in items(run, "timings", "jax", "compile"):
+    for i in items(run, "timings", "goal", "jax", "compile"):
         if i["item"].startswith(f"{kind} ") and i["state"] == "done":
             found.setdefault((i["network"], i["precision"]), []).append(i)
     return found
@@ -302,6 +371,7 @@ def whole(run: Run) -> str:
     problems = wrong(run)
     verdict = "Nothing was found wrong." if not problems else "\n".join(["**Wrong:**", *(f"- {p}" for p in problems)])
     chapters = {
+        "Goals": goals(run),
         "Parts": parts_table(run),
         "How fast": short(run),
         "Launches and graphs": overheads(run),

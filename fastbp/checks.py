@@ -7,14 +7,14 @@ of the same array code in float32, or 1e-6. The cases stand in one table, which 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastbp import backends, graph, ops, scalars
+from fastbp import arrays, backends, graph, ops, scalars
 from fastbp.functional import dense
 from fastbp.losses import LOSSES
 from fastbp.network import MLP
@@ -68,17 +68,17 @@ class Case:
 
     def gradients(self, backend: str, dtype: str) -> list[Array]:
         outputs = {f"d{k}": node for k, node in enumerate(graph.gradients(self.loss, list(self.wrt)))}
-        found = self._run(outputs, self.values, backend, dtype)
+        found = _compiled(outputs, backend, dtype)(self.values)
         return [found[name] for name in outputs]
 
     def differences(self, backend: str) -> list[Array]:
         """Central differences of the loss, an element of a parameter at a time, in float64."""
-        run = backends.executable(plan({"loss": self.loss}), backend, "float64")
+        run = _compiled({"loss": self.loss}, backend, "float64")
 
         def loss_at(name: str, place: tuple[int, ...], shift: float) -> float:
-            moved = {k: v.copy() if k == name else v for k, v in self.values.items()}
-            moved[name][place] += shift
-            return float(run.run(moved, _rows(self.values))["loss"][0, 0])
+            shifted = {k: v.copy() if k == name else v for k, v in self.values.items()}
+            shifted[name][place] += shift
+            return float(run(shifted)["loss"][0, 0])
 
         results = []
         for node in self.wrt:
@@ -88,15 +88,17 @@ class Case:
             results.append(result)
         return results
 
-    @staticmethod
-    def _run(outputs: dict[str, Node], values: Values, backend: str, dtype: str) -> dict[str, Any]:
-        run = backends.executable(plan(outputs), backend, dtype)
+
+def _compiled(outputs: dict[str, Node], backend: str, dtype: str) -> Callable[[Values], Values]:
+    """The outputs as a function of values; from the host and to it, whatever the backend computes on."""
+    machine, kind = backends.executable(plan(outputs), backend, dtype), arrays.kind_for(backend)
+
+    def run(values: Values) -> Values:
         typed = {k: v if v.dtype.kind == "i" else np.ascontiguousarray(v, dtype) for k, v in values.items()}
-        return run.run(typed, _rows(values))
+        found = machine.run({k: kind.moved(v) for k, v in typed.items()}, len(values["x"]))
+        return {k: kind.to_host(v) for k, v in found.items()}
 
-
-def _rows(values: Values) -> int:
-    return len(values["x"])
+    return run
 
 
 def relative_error(got: Array, expected: Array, floor: float = 1e-30) -> float:
@@ -232,17 +234,32 @@ def _kink_distance(net: MLP, X: Array, T: Array) -> float:
     return min(distances)
 
 
+def _same_on(start: MLP, backend: str, dtype: str) -> MLP:
+    """A network on the backend with the parameters of one on the host."""
+    net = MLP.from_config(start.config() | {"dtype": dtype}, backend)
+    net.theta = net.kind.moved(start.theta)
+    return net
+
+
+def _gradient(net: MLP, X: Array, T: Array) -> Array:
+    """The gradient for data on the host, there."""
+    gradient: Array = net.kind.to_host(net.loss_and_grad(net.kind.moved(X), net.kind.moved(T))[1])
+    return gradient
+
+
 def gradient_error(activation: str, loss: str, backend: str) -> float:
     """Relative error of the float64 gradient of a small network against central differences, at a smooth place."""
     n, layers = SMALL
     for seed in range(100):
-        net = MLP(layers, activation=activation, loss=loss, dtype="float64", backend=backend, seed=seed)
-        net.theta = net.theta + np.random.default_rng(seed).normal(size=net.theta.shape) * 0.1
+        start = MLP(layers, activation=activation, loss=loss, dtype="float64", backend="numpy", seed=seed)
+        start.theta = start.theta + np.random.default_rng(seed).normal(size=start.theta.shape) * 0.1
         X, T = batch_of(n, layers, loss, seed)
-        if _kink_distance(net, X, T) > 100 * STEP:
+        if _kink_distance(start, X, T) > 100 * STEP:
             break
-    gradient = net.loss_and_grad(X, T)[1]
-    theta, numeric = net.theta.copy(), np.empty_like(gradient)
+    net, theta = _same_on(start, backend, "float64"), start.theta
+    gradient = _gradient(net, X, T)
+    X, T = net.kind.moved(X), net.kind.moved(T)
+    numeric = np.empty_like(gradient)
     for k in range(len(theta)):
         both = []
         for shift in (STEP, -STEP):
@@ -262,11 +279,8 @@ def float32_errors(
         X, T = batch_of(n, layers, loss, seed, scale)
         X, T = X.astype(np.float32), T if T.dtype.kind == "i" else T.astype(np.float32)
         start = MLP(layers, activation=activation, loss=loss, backend="numpy", seed=seed)
-        found = []
-        for name, dtype in (("numpy", "float64"), (backend, "float32"), ("numpy", "float32")):
-            net = MLP(layers, activation=activation, loss=loss, backend=name, dtype=dtype, seed=seed)
-            net.theta = start.theta
-            found.append(net.loss_and_grad(X, T)[1])
+        machines = (("numpy", "float64"), (backend, "float32"), ("numpy", "float32"))
+        found = [_gradient(_same_on(start, name, dtype), X, T) for name, dtype in machines]
         squares += [relative_error(g, found[0]) ** 2 for g in found[1:]]
     own, array = np.sqrt(squares / draws)
     return float(own), float(array)
@@ -281,12 +295,13 @@ def update_error(rule: str, backend: str, dtype: str) -> float:
     rng = np.random.default_rng(0)
     theta, g = rng.normal(size=(2, 1031)).astype(np.float32)
     results = []
-    for name, kind in (("numpy", "float64"), (backend, dtype)):
-        t = theta.astype(kind)
+    for name, of in (("numpy", "float64"), (backend, dtype)):
+        kind = arrays.kind_for(name)
+        t, gradient = kind.moved(theta.astype(of)), kind.moved(g.astype(of))
         state = optimizer.init(t)
         for _ in range(3):
-            optimizer.update(t, g.astype(kind), state, backend=name)
-        results.append(np.concatenate([t, *(v.reshape(-1) for v in state.vectors)]))
+            optimizer.update(t, gradient, state, backend=name)
+        results.append(np.concatenate([kind.to_host(v).reshape(-1) for v in (t, *state.vectors)]))
     return relative_error(results[1], results[0])
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import ctypes
 import dataclasses
 import importlib.metadata
 import os
@@ -24,6 +23,7 @@ import numpy.typing as npt
 
 import fastbp
 from fastbp import data, initialisation, losses, network, optim, pictures
+from fastbp.backends import BACKENDS, ON_DEVICE, gpu
 from fastbp.data import Dataset, Scaling
 from fastbp.errors import DataError, FastbpError, InputError, missing_extra, unknown
 from fastbp.network import MLP
@@ -74,7 +74,6 @@ def commands() -> click.Group:
 
     file = File(path_type=Path, dir_okay=False)
     dtype = click.Option(["--dtype"], default="float32", show_default=True, help="float32 or float64.")
-    backend = click.Option(["--backend", "backends"], multiple=True, help="cpu or numpy; may be repeated.")
     training = [
         click.Argument(["source"], default="digits", metavar="[DATA]"),
         click.Option(
@@ -96,13 +95,17 @@ def commands() -> click.Group:
         click.Option(["--learning-rate"], type=float, help="The optimizer's own by default."),
         click.Option(["--epochs"], type=int, default=20, show_default=True),
         click.Option(["--batch-size"], type=int, help="Rows a step; 32, or all if they are fewer."),
-        click.Option(["--backend"], help="cpu (compiled) or numpy (plain array code)."),
+        click.Option(
+            ["--backend"],
+            help="cpu (compiled; the default) or numpy (plain array code); on a GPU cuda (compiled) or cupy (plain "
+            "array code).",
+        ),
         dtype,
         click.Option(
             ["--precision"],
             default="highest",
             show_default=True,
-            help="highest, or bf16: large products in bfloat16 where the CPU can.",
+            help="highest; bf16: large products in bfloat16, on cuda and where the CPU can; tf32: on cuda alone.",
         ),
         click.Option(["--seed"], type=int, default=0, show_default=True, help="Of the weights and the rows' order."),
         click.Option(
@@ -122,12 +125,16 @@ def commands() -> click.Group:
         click.Option(["--out"], type=file, help="Write there instead of to stdout: FILE.csv."),
     ]
     checking = [
-        backend,
+        click.Option(["--backend", "backends"], multiple=True, help=f"{', '.join(BACKENDS)}; may be repeated."),
         click.Option(["--dtype", "dtypes"], multiple=True, help="float32 or float64; may be repeated."),
     ]
     measuring = [
         click.Option(["--network", "networks"], multiple=True, help="Measure this network only; may be repeated."),
-        backend,
+        click.Option(
+            ["--backend", "backends"],
+            multiple=True,
+            help=f"cpu or numpy; may be repeated. {' and '.join(ON_DEVICE)} are not measured here.",
+        ),
         dtype,
         click.Option(["--quick"], is_flag=True, help="Fewer repetitions: rougher figures, sooner."),
         click.Option(["--json"], type=file, help="Write the figures: FILE.json."),
@@ -236,12 +243,15 @@ def train(
     if not history.epochs:
         print("Interrupted before the first epoch ended; nothing is kept.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    if out is not None:  # first of all, so that nothing that fails later costs the training
+        net.save(out, **_kept(rows, scaling, target_scaling, target))
+    X, T = net.kind.moved(held_out.X), net.kind.moved(held_out.T)
     seconds = sum(history.seconds)
     steps = history.epochs * -(-fitted.n // (batch_size or min(fastbp.training.DEFAULT_BATCH, fitted.n)))
     of_what = "" if target_scaling is None else " (of standardised targets)"
     figures = {
-        f"held-out {_score_name(net, held_out.T)}": f"{net.score(held_out.X, held_out.T):.4f}",
-        "held-out loss": f"{net.loss(held_out.X, held_out.T):.4g}{of_what}",
+        f"held-out {_score_name(net, held_out.T)}": f"{net.score(X, T):.4f}",
+        "held-out loss": f"{float(net.loss(X, T)):.4g}{of_what}",
         "training loss": f"{history.loss[-1]:.4g}{of_what}",
         "epochs": f"{history.epochs}{_ending(history)}",
         "seconds": f"{seconds:.3g}",
@@ -249,7 +259,6 @@ def train(
         "steps/s": f"{steps / seconds:,.0f}",
     }
     if out is not None:
-        net.save(out, **_kept(rows, scaling, target_scaling, target))
         figures["network"] = str(out)
     if plot is not None:
         pictures.loss_curve(history, plot)
@@ -415,16 +424,16 @@ def predict(model: Path, source: str, out: Path | None) -> None:
     """
     _check_writable(out)
     found = Model.load(model)
-    width = found.net.layers[0]
+    width, kind = found.net.layers[0], found.net.kind
     X, T = data.load_inputs(source, width, classes=found.classes, features=found.features, target=found.target)
     if found.scaling is not None:
         X = found.scaling.apply(X)
-    outputs = found.net.forward(X)
+    outputs = kind.to_host(found.net.forward(kind.moved(X)))
     if found.target_scaling is not None:
         outputs = found.target_scaling.invert(outputs)
         T = None if T is None else found.target_scaling.apply(T)  # as the network was trained
     if T is not None:
-        score = f"{_score_name(found.net, T)} {found.net.score(X, T):.4f}"
+        score = f"{_score_name(found.net, T)} {found.net.score(kind.moved(X), kind.moved(T)):.4f}"
         print(f"{score} on all {len(X):,} rows of this file, training rows included if it has any", file=sys.stderr)
     if out is None:
         _write_predictions(sys.stdout, outputs, found)
@@ -451,7 +460,7 @@ def _write_predictions(file: IO[str], outputs: Array, model: Model) -> None:
 
 
 def info() -> None:
-    """Show versions, the CPU that kernels are compiled for, and what is missing."""
+    """Show versions, the CPU that kernels are compiled for, the GPU, and what is missing."""
     from fastbp.backends.cpu import simd
 
     triple, name, features = simd.target()
@@ -460,16 +469,15 @@ def info() -> None:
         "fastbp": fastbp.__version__,
         "Python": f"{platform.python_version()} ({platform.platform()})",
         **{package: _version(package) or "missing" for package in names},
+        "cupy": _version("cupy", "cupy-cuda13x", "cupy-cuda12x") or "not installed",
+        "numba-cuda": _version("numba-cuda") or "not installed",
         "CPU": f"{name} ({triple})",
         "CPU features": _features_in_words(features),
         "vectors": f"{simd.VECTOR_BYTES} bytes: {simd.VECTOR_BYTES // 4} float32, {simd.VECTOR_BYTES // 8} float64",
         "threads": f"{fastbp.get_num_threads()} (FASTBP_NUM_THREADS or set_num_threads changes it)",
         "kernels kept in": _kernel_cache(),
         "backends": ", ".join(fastbp.available_backends()),
-        "GPU": "the GPU backends are not part of this version",
-        "  NVIDIA driver": _nvidia_driver(),
-        "  cupy": _version("cupy", "cupy-cuda13x", "cupy-cuda12x") or "not installed",
-        "  numba-cuda": _version("numba-cuda") or "not installed",
+        **{f"GPU {name}": fact for name, fact in gpu.describe().items()},
         **{f"extra {extra}": _extra_in_words(extra, packages) for extra, packages in EXTRAS.items()},
     }
     _print_pairs(facts)
@@ -498,16 +506,6 @@ def _kernel_cache() -> str:
         return str(njit(cache=True)(bind).stats.cache_path)
     except RuntimeError:  # no folder that it may write to
         return "nowhere; set NUMBA_CACHE_DIR to a writable folder"
-
-
-def _nvidia_driver() -> str:
-    library = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
-    version = ctypes.c_int()
-    try:
-        ctypes.CDLL(library).cuDriverGetVersion(ctypes.byref(version))
-    except OSError:
-        return f"missing ({library} is not there)"
-    return f"for CUDA {version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def _extra_in_words(extra: str, packages: Sequence[str]) -> str:
@@ -563,6 +561,9 @@ def bench(
     """
     from fastbp import measure
 
+    for backend in backends:
+        if backend in ON_DEVICE:
+            raise InputError(f"--backend {backend}: bench measures this machine's CPU; scripts/test-gpu measures a GPU")
     given = [name for name, value in of_one.items() if value is not None]
     if explain is not None:
         _check_alone(networks, backends, plot)

@@ -602,11 +602,12 @@ class _Event:
 
     def synchronize(self) -> None:
         _state.waits += 1
-        self._reach()
+        self._reach()()
 
-    def _reach(self) -> None:
-        if self._of is not None:
-            self._of[0]._flush(self._of[1])
+    def _reach(self) -> _Callable[[], None]:
+        """What brings that moment about, even if the event is recorded anew before it is called."""
+        stream, until = self._of or (_Stream.null, 0)
+        return lambda: stream._flush(until)
 
 
 class _Stream:
@@ -651,7 +652,7 @@ class _Stream:
 
     def wait_event(self, event: _Any) -> None:
         _state.log.append(f"{'null' if self._null else 'stream'} waits")
-        self._do(event._reach)
+        self._do(event._reach())
 
     def synchronize(self) -> None:
         _state.waits += 1

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 import fastbp
 from fastbp import checks, cli, data, measure, network, pictures, progress
+from fastbp.backends import BACKENDS, ON_DEVICE, gpu
 from fastbp.errors import InputError
 
 IN_FILE = "rows of this file, training rows included if it has any\n"
@@ -75,6 +76,11 @@ def table(text):
 def figures(out):
     """What train prints at its end, by name."""
     return dict(re.split("  +", line, maxsplit=1) for line in out.splitlines()[2:])
+
+
+def facts(out):
+    """What info prints, by name."""
+    return dict(re.split("  +", line, maxsplit=1) for line in out.splitlines())
 
 
 def write_idx(path, values):
@@ -369,6 +375,62 @@ def test_ctrl_c_before_the_first_epoch(tmp_path, run, monkeypatch):
     assert not (tmp_path / "n.npz").exists()
 
 
+def test_a_network_is_kept_before_it_is_scored(tmp_path, fails, monkeypatch):
+    def score(*_):
+        raise MemoryError("no room for the score")
+
+    monkeypatch.setattr(fastbp.MLP, "score", score)
+    assert "no room for the score" in fails("train", *SMALL, "--epochs", "1", "--out", tmp_path / "n.npz")
+    assert fastbp.load(tmp_path / "n.npz").history.epochs == 1
+
+
+# ---- on a GPU, the fake of fake_cupy.py ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_training_on_a_gpu_is_numpys(tmp_path, ok, run, fake_cupy, numbers):
+    columns = {**COLUMNS, "kind": POINTS.sum(axis=1)} if numbers else COLUMNS
+    rows = write_csv(tmp_path / "rows.csv", columns)
+    models = [tmp_path / f"{backend}.npz" for backend in ("numpy", "cupy")]
+    shown = []
+    for model in models:
+        options = ("--backend", model.stem, "--hidden", "8", "--epochs", "3", "--quiet", "--out", model)
+        shown.append(figures(ok("train", rows, *options)))
+        assert shown[-1].pop("network") == str(model)
+        for name in ("seconds", "rows/s", "steps/s"):
+            del shown[-1][name]
+    assert ("held-out R²" if numbers else "held-out accuracy") in shown[0]
+    assert shown[0] == shown[1]
+    assert (fastbp.load(models[0]).theta == fastbp.load(models[1]).theta).all()
+    found = []
+    for backend in ("numpy", "cupy"):
+        with fastbp.use_backend(backend):
+            found.append(run("predict", models[1], rows))
+    assert found[0] == found[1]
+    assert found[0][0] == 0
+
+
+def test_check_on_a_gpu(ok, fake_cupy, monkeypatch):
+    """Of many cases a few: that they run there, for test_switch.py has every operation."""
+    cases = list(checks.operation_cases())[::5]
+    monkeypatch.setattr(checks, "operation_cases", lambda: cases)
+    monkeypatch.setattr(checks, "ACTIVATIONS", ("relu",))
+    results = ok("check", "--backend", "cupy").splitlines()[1:]
+    assert [line.split()[-1] for line in results] == ["passed"] * 6
+
+
+def test_info_names_the_gpu(ok, fake_cupy, monkeypatch):
+    monkeypatch.setattr(gpu, "installed", lambda package: package == "cupy")
+    found = facts(ok("info"))
+    assert found["backends"] == "cpu, numpy, cupy"
+    assert found["GPU device"] == "a fake GPU (number 0)"
+    assert found["GPU compute capability"] == "9.0"
+    assert found["GPU memory"] == "1024.0 GiB, 1024.0 free"
+    assert found["GPU driver"] == "for CUDA 13.0"
+    assert found["GPU backend cupy"] == "runs"
+    assert found["GPU backend cuda"].startswith("cannot run: numba-cuda not installed (pip install 'fastbp[gpu]'")
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -497,20 +559,20 @@ def test_help_names_the_commands(run):
     assert code == 0
     assert all(name in out for name in ("train", "predict", "info", "check", "bench"))
     assert "--learning-rate" in run("train", "-h")[1]
+    for command in ("train", "check", "bench"):
+        assert all(name in run(command, "-h")[1] for name in BACKENDS)
 
 
 def test_info(ok, monkeypatch):
     monkeypatch.setenv("FASTBP_NUM_THREADS", "1")
-    out = ok("info")
-    facts = dict(re.split("  +", line.strip(), maxsplit=1) for line in out.splitlines())
-    assert facts["fastbp"] == fastbp.__version__
-    assert facts["numpy"] == np.__version__
-    assert facts["Python"].startswith(sys.version.split()[0])
-    assert facts["threads"].startswith(f"{fastbp.get_num_threads()} ")
-    assert facts["backends"] == "cpu, numpy"
-    assert "not part of this version" in facts["GPU"]
-    assert os.path.isdir(facts["kernels kept in"])
-    assert "click" in facts["extra cli"]
+    found = facts(ok("info"))
+    assert found["fastbp"] == fastbp.__version__
+    assert found["numpy"] == np.__version__
+    assert found["Python"].startswith(sys.version.split()[0])
+    assert found["threads"].startswith(f"{fastbp.get_num_threads()} ")
+    assert found["backends"] == ", ".join(fastbp.available_backends())
+    assert os.path.isdir(found["kernels kept in"])
+    assert "click" in found["extra cli"]
 
 
 def test_info_finds_the_folder_that_numba_uses(tmp_path):
@@ -527,7 +589,16 @@ def test_info_says_which_extra_is_missing(ok, monkeypatch):
     assert "matplotlib missing: pip install 'fastbp[plots]'" in ok("info")
 
 
-def test_info_with_and_without_a_driver(ok, monkeypatch):
+@pytest.fixture
+def no_packages(monkeypatch):
+    """A machine on which nothing for a GPU is installed."""
+    monkeypatch.setattr(gpu, "installed", lambda package: False)
+    gpu.missing.cache_clear()
+    yield
+    gpu.missing.cache_clear()
+
+
+def test_info_with_and_without_a_driver(ok, monkeypatch, no_packages):
     class Driver:
         def __init__(self, name):
             pass
@@ -538,10 +609,17 @@ def test_info_with_and_without_a_driver(ok, monkeypatch):
     def missing(name):
         raise OSError
 
-    monkeypatch.setattr(ctypes, "CDLL", Driver)
-    assert "NVIDIA driver  for CUDA 13.1" in ok("info")
-    monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert "NVIDIA driver  missing (libcuda.so.1 is not there)" in ok("info")
+    for library, driver, lacks in ((Driver, "for CUDA 13.1", ""), (missing, "missing", "; no NVIDIA driver: there is")):
+        monkeypatch.setattr(ctypes, "CDLL", library)
+        gpu.missing.cache_clear()
+        found = facts(ok("info"))
+        assert found["backends"] == "cpu, numpy"
+        assert found["GPU driver"] == driver
+        assert "GPU device" not in found
+        for backend, packages in (("cupy", "cupy"), ("cuda", "cupy and numba-cuda")):
+            said = found[f"GPU backend {backend}"]
+            assert said.startswith(f"cannot run: {packages} not installed (pip install 'fastbp[gpu]' for CUDA 13, ")
+            assert lacks in said
 
 
 @pytest.mark.parametrize("passed", [True, False])
@@ -597,6 +675,8 @@ def test_bench(run, monkeypatch, tmp_path):
 def test_bench_refuses_before_it_measures(fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "is unknown" in fails("bench", "--network", "nonesuch")
+    for backend in ON_DEVICE:
+        assert f"--backend {backend}: bench measures this machine's CPU" in fails("bench", "--backend", backend)
     assert "nowhere" in fails("bench", "--json", "nowhere/r.json")
     assert "r.xyz" in fails("bench", "--plot", "r.xyz")
 

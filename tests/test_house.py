@@ -63,6 +63,7 @@ HOUSE = [
     "backends.cuda.offline",
     "backends.cuda.binding",
     "backends.cuda.keeping",
+    "backends.cuda.streams",
     "backends.cuda.launching",
     "backends.cuda.executable",
     "backends",

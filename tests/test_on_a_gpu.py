@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 import choices  # noqa: E402  benchmarks/ is no package
+import gpu_compile  # noqa: E402
 import gpu_measure  # noqa: E402
 import gpu_peers  # noqa: E402
 import on_a_gpu  # noqa: E402
 import report_gpu  # noqa: E402
-from gpu_device import Host, Place, cold, peaks, sample  # noqa: E402
+from gpu_device import Card, Host, Place, cold, peaks, sample  # noqa: E402
 from gpu_measure import TooLargeError, costs, fit, measure  # noqa: E402
-from parts import Part, run_part, run_stages  # noqa: E402
+from parts import Part, allotted, run_part, run_stages  # noqa: E402
 from peers import Effort, WrongResultError  # noqa: E402
 from records import DEVICE_LOST, Records, collected  # noqa: E402
 
@@ -37,7 +39,7 @@ RECORDS += "r = Records(Path(os.environ[ENV]))\n"
 
 
 def python(code, name="part", **more):
-    return Part(name, (sys.executable, "-c", RECORDS + code), **{"limit": 30.0, "least": 0.0, **more})
+    return Part(name, (sys.executable, "-c", RECORDS + code), **{"share": 30.0, "least": 0.0, **more})
 
 
 def states(outcome):
@@ -110,11 +112,29 @@ def test_a_part_that_gets_nowhere_is_not_started_for_ever(tmp_path):
 def test_time_that_ends(tmp_path):
     code = "import time\nr.end('left', 'done', seconds=float(os.environ[SECONDS]))\nr.begin('long')\ntime.sleep(60)"
     began = time.monotonic()
-    outcome = run_part(python(code, limit=2.0), tmp_path, 30.0)
+    outcome = run_part(python(code), tmp_path, 2.0)
     assert time.monotonic() - began < 15
     assert outcome.state == "out of time"
     assert states(outcome) == {"left": "done", "long": "skipped"}
     assert 0 < outcome.items[0]["seconds"] <= 2.0
+
+
+def test_time_that_is_left_over_goes_to_all_stages_that_are_left():
+    assert allotted([60.0, 90.0, 30.0], 180.0) == 60.0
+    assert allotted([60.0, 90.0, 30.0], 360.0) == 120.0
+    assert allotted([90.0, 30.0], 160.0) == 120.0  # the first needed 20 of its 60
+    assert allotted([90.0, 30.0], 100.0) == 90.0  # it needed 80: the last goes short
+    assert allotted([90.0, 30.0], 50.0) == 50.0
+    assert allotted([0.0, 30.0], 50.0) == 0.0  # cannot run here
+    assert allotted([0.0], 50.0) == 0.0
+
+
+def test_what_cannot_run_takes_no_time(tmp_path):
+    code = "r.end('left', 'done', seconds=float(os.environ[SECONDS]))"
+    plan = [[python(code, "first")], [python("", "absent", why_not="not installed")], [python(code, "last")]]
+    first, _, last = run_stages(plan, tmp_path, 90.0, lambda _: None)
+    assert 44.0 < first.items[0]["seconds"] <= 45.0
+    assert 80.0 < last.items[0]["seconds"] <= 90.0
 
 
 def test_stages_follow_each_other_and_parts_go_side_by_side(tmp_path):
@@ -222,18 +242,22 @@ class Missing:
             raise ModuleNotFoundError("No module named " + name, name=name)
 sys.meta_path.insert(0, Missing())
 sys.path += [{str(BENCHMARKS)!r}, {str(ROOT / "tests")!r}, {str(ROOT / "tests" / "cuda")!r}]
-import on_a_gpu, gpu_measure, gpu_small, pytest_records, conftest
+import on_a_gpu, gpu_compile, gpu_measure, gpu_small, pytest_records, conftest
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
 def test_all_parts_are_known_to_the_report():
-    names = [part.name for stage in on_a_gpu.stages(480.0) for part in stage]
+    plan = on_a_gpu.stages()
+    names = [part.name for stage in plan for part in stage]
     assert len(set(names)) == len(names)
     assert set(report_gpu.CORRECT) < set(names)
-    assert names[:3] == ["kernels", "training", "timings"]  # in order of importance
-    for part in (p for stage in on_a_gpu.stages(480.0) for p in stage):
+    assert set(gpu_measure.PARTS) < set(names)
+    assert names[:5] == ["keeping", "kernels", "training", "timings", "goal"]  # in order of importance
+    assert sum(max(part.share for part in stage) for stage in plan) < 480
+    assert all(part.share >= part.least for stage in plan for part in stage)
+    for part in (p for stage in plan for p in stage):
         assert all(Path(word).exists() for word in part.command if word.endswith(".py"))
 
 
@@ -331,6 +355,35 @@ def test_figures_of_the_report():
         assert line in text
 
 
+def test_goals_are_judged_by_the_fastest_that_they_name():
+    def step(network, precision, **ratio):
+        timings = {name: {"us": us} for name, us in {"fastbp": 1.0, **ratio}.items()}
+        found = {"item": f"fit {network} {precision}", "state": "done", "network": network, "precision": precision}
+        return {**found, "batch": 8, "operations": 1.0, "bytes": 1.0, "timings": timings, "left_out": {}}
+
+    def judged(**parts):
+        run = {"parts": [{"name": name, "items": items} for name, items in parts.items()]}
+        return [line.rpartition(": ")[2] for line in report_gpu.goals(run).splitlines()]
+
+    assert judged() == ["not measured."] * 3
+    names = ("2-4-1", "784-30-10", "64-64-64-10", "784-128-10")
+    small = [step(name, "highest", **{"PyTorch": 30.0, "PyTorch, graph": 6.0}) for name in names]
+    wide = [step("4096x4", p, **{"PyTorch": 1.02, "PyTorch, graph": 1.25}) for p in ("highest", "bf16")]
+    compiled = [step("64x4", "bf16", **{"torch.compile": 4.0, "torch.compile, graph": 2.5})]
+    assert judged(timings=small[:2] + wide, goal=compiled) == [
+        "reached as far as it was measured (2-4-1 highest 6, 784-30-10 highest 6, 64-64-64-10 highest not measured, "
+        "784-128-10 highest not measured).",
+        "missed (64x4 bf16 2.5).",
+        "reached as far as it was measured (4096x4 highest 1.02, 4096x4 tf32 not measured, 4096x4 bf16 1.02).",
+    ]
+    wide.append(step("4096x4", "tf32", PyTorch=0.99))
+    small[3]["timings"]["PyTorch, graph"]["us"] = 5.0
+    first, _, last = judged(timings=small + wide)
+    assert first.startswith("reached (2-4-1 highest 6, ")
+    assert last.startswith("missed (4096x4 highest 1.02, 4096x4 tf32 0.99, ")
+    assert "## Goals\n\n- A step of a small network" in report_gpu.whole(fabricated())
+
+
 def test_a_report_without_peaks_or_timings():
     run = fabricated()
     run["parts"][1]["items"] = run["parts"][1]["items"][1:]
@@ -391,6 +444,106 @@ def test_what_cannot_be_shown_or_started_loses_nothing(tmp_path, monkeypatch, ca
     assert "This cannot be shown" in capsys.readouterr().out
 
 
+# ---- kernels kept on disk --------------------------------------------------------------------------------------------
+
+
+def test_long_compilations_begin_first():
+    table = {"float32": ["move", "chain", "blocks", "blocks_bf16"], "float64": ["move", "chain", "blocks"]}
+    found = [f"{name} {dtype[-2:]}" for dtype, name in gpu_compile.in_order(table)]
+    assert found == ["blocks_bf16 32", "blocks 64", "blocks 32", "chain 64", "chain 32", "move 64", "move 32"]
+
+
+def test_a_kernel_that_cannot_be_compiled_leaves_the_others_alone(tmp_path, monkeypatch, two_threads):
+    codes = {
+        "slow": "import time; time.sleep(60)",
+        "wrong": "raise SystemExit('ptxas fatal')",
+        "killed": "import os; os.kill(os.getpid(), 9)",
+        "right": "",
+        "before": "raise SystemExit('again')",
+    }
+    monkeypatch.setattr(gpu_compile, "MOST_SECONDS", 2.0)
+    Records(tmp_path / "records").end("float32 before", "done")
+    kernels = [("float32", name) for name in codes]
+    records = Records(tmp_path / "records")
+    gpu_compile.compile_all(kernels, lambda k: (sys.executable, "-c", codes[k[1]]), records, time.monotonic() + 60)
+    found = {i["item"].split()[1]: (i["state"], i.get("why")) for i in collected(tmp_path / "records")}
+    assert found == {
+        "slow": ("failed", "not compiled in 2 s"),
+        "wrong": ("failed", "ptxas fatal"),
+        "killed": ("failed", "exit status -9"),
+        "right": ("done", None),
+        "before": ("done", None),
+    }
+    gpu_compile.compile_all([("float64", "late")], lambda _: ("no",), records, time.monotonic())
+    assert collected(tmp_path / "records")[-1] == {"item": "float64 late", "state": "skipped", "why": "no time"}
+
+
+def test_what_was_compiled_is_loaded_by_launches(tmp_path):
+    """On a device that is only said to be there: see tests/cuda/test_offline_keeping.py."""
+    pytest.importorskip("cupy")
+    pytest.importorskip("numba_cuda")
+    code = f"""
+import sys
+from types import SimpleNamespace
+from numba.cuda import codegen, dispatcher, types
+
+device = SimpleNamespace(compute_capability=(9, 0), id=0)
+dispatcher.get_current_device = lambda: device
+codegen.devices = SimpleNamespace(get_context=lambda: SimpleNamespace(device=device))
+dispatcher._Kernel.bind = lambda self: self._codelibrary.get_cubin(cc=(9, 0))
+
+sys.path.append({str(BENCHMARKS)!r})
+import gpu_compile
+from fastbp.backends.cuda.launching import compiled
+
+gpu_compile.compile_one("float32", "advance")
+kernel = compiled("advance", "float32")
+print(sum(kernel._cache_hits.values()), sum(kernel._cache_misses.values()))
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for found in ("0 1", "1 0"):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+        assert done.stdout.strip() == found, done.stderr
+
+
+# ---- what checkers look at -------------------------------------------------------------------------------------------
+
+
+def test_checkers_see_every_way_of_training():
+    """In Numba's simulator, by the kernels that are launched."""
+    pytest.importorskip("numba_cuda")
+    pytest.importorskip("greenlet")
+    code = f"""
+import sys
+sys.path += [{str(BENCHMARKS)!r}, {str(ROOT / "tests")!r}]
+import fake_cupy
+from fastbp.backends.cuda.simulator import memory
+sys.modules |= fake_cupy._modules()
+fake_cupy._watch = memory
+import gpu_small
+from fastbp.backends.cuda import executable
+
+launch = executable.launch
+def noted(name, *more):
+    seen.add(name)
+    launch(name, *more)
+executable.launch = noted
+for way in gpu_small.WAYS:
+    seen = set()
+    gpu_small.fit(way, "float32", "highest", rows=2, batch=2)
+    print(way, *seen, sep=", ")
+"""
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    seen = {way: set(kernels) for way, *kernels in (line.split(", ") for line in done.stdout.splitlines())}
+    assert seen["whole steps by one block"] == {"blocks"}
+    assert seen["launches by graphs"] >= {"advance", "product_small", "chain"}
+    assert "blocks" not in seen["launches by graphs"]
+    assert seen["depth first"] >= {"advance", "blocks"}
+    assert "product_small" not in seen["depth first"]
+
+
 # ---- measurements ----------------------------------------------------------------------------------------------------
 
 
@@ -426,12 +579,16 @@ def test_one_failure_leaves_the_others_alone(tmp_path, monkeypatch):
 def test_what_is_measured_first():
     names = list(gpu_measure.items("timings", ON_NUMPY))
     assert names[0] == "peaks"
-    assert names[1].startswith("fit ")
+    assert names[1:5] == [f"fit {name} highest torch" for name in ("784-128-10", "4096x4", "64-64-64-10", "784-30-10")]
+    assert {"fit 2-4-1 highest torch", "fit 4096x4 bf16 torch", "fit 4096x4 tf32 torch"} == set(names[5:8])
     assert names.index("costs 64x4 highest torch") < names.index("fit 64x4 bf16 torch")
     assert {n.split()[1] for n in names if n.startswith("fit ")} == set(gpu_peers.NAMES)
-    assert "fit 2-4-1 highest torch" in names
+    assert {f"costs {name} highest torch" for name in ("2-4-1", "784-30-10", "64-64-64-10")} < set(names)
     assert not {"fit 2-4-1 bf16 torch", "fit 784-30-10 tf32 torch"} & set(names)
-    assert len(gpu_measure.items("compile", ON_NUMPY)) < len(gpu_measure.items("jax", ON_NUMPY))
+    assert list(gpu_measure.items("goal", ON_NUMPY)) == ["fit 64x4 bf16 compile"]
+    compiled = gpu_measure.items("compile", ON_NUMPY)
+    assert "fit 64x4 bf16 compile" not in compiled
+    assert len(compiled) < len(gpu_measure.items("jax", ON_NUMPY))
 
 
 @pytest.mark.parametrize(("group", "precision"), [("torch", "highest"), ("torch", "bf16"), ("jax", "bf16")])
@@ -498,6 +655,55 @@ def test_cold_runs_take_turns_after_a_flush():
     assert seen == ["a", "a", "b", "b", *["flush", "a", "flush", "b"] * 3]
     assert (found["a"].us, found["b"].us, found["a"].repeats) == (10.0, 12.0, 3)
     assert sample([1e-6, 2e-6, 3e-6, 4e-6, 5e-6]).spread == pytest.approx(2 / 3)
+
+
+class Clocks:
+    """CuPy as far as timing needs it: a host that takes 5 µs a launch, a device that a fill keeps busy for 100 µs."""
+
+    host = device = 0.0
+
+    def __init__(self):
+        clocks = self
+
+        class Event:
+            def record(self):
+                clocks.device = self.at = max(clocks.device, clocks.host)
+
+            def synchronize(self):
+                clocks.host = max(clocks.host, clocks.device)
+
+        self.cuda = SimpleNamespace(
+            Event=Event,
+            Device=lambda: SimpleNamespace(id=0, synchronize=Event().synchronize),
+            get_elapsed_time=lambda begin, end: 1e3 * (end.at - begin.at),
+            runtime=SimpleNamespace(getDeviceProperties=lambda _: {"l2CacheSize": 50 << 20}),
+        )
+        self.zeros = lambda *_: SimpleNamespace(fill=lambda _: clocks.launch(100e-6))
+
+    def launch(self, seconds):
+        """A kernel."""
+        self.host += 5e-6
+        self.device = max(self.device, self.host) + seconds
+
+
+def test_a_card_is_busy_while_the_launches_of_a_short_call_are_queued(monkeypatch):
+    clocks = Clocks()
+    monkeypatch.setitem(sys.modules, "cupy", clocks)
+    card = Card()
+
+    def call():
+        for _ in range(100):
+            clocks.launch(1e-6)
+
+    card.wait()
+    assert card.timed(call) == pytest.approx(501e-6)
+    assert cold(card, {"call": call}, 0.0)["call"].us == pytest.approx(100.0)
+    card.wait()
+    began = clocks.host
+    card.flush()
+    assert clocks.host - began < 200e-6  # nobody waits
+    card.wait()
+    assert clocks.host - began == pytest.approx(2e-3, rel=0.1)
 
 
 def test_peaks_of_the_host():

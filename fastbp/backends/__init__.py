@@ -162,4 +162,7 @@ class OnDevice:
         if isinstance(error, DeviceMemoryError):
             return error
         traceback.clear_frames(error.__traceback__)  # they hold what was made before memory ended
-        return gpu.out_of_memory(self.program, n, self._itemsize)
+        return gpu.out_of_memory(getattr(self.inside, "bytes_for", self._of_array_code), n)
+
+    def _of_array_code(self, n: int) -> int:
+        return gpu.step_bytes(self.program, n, self._itemsize)

@@ -163,10 +163,10 @@ def largest(fits: Callable[[int], bool], below: int) -> int:
     return low
 
 
-def out_of_memory(program: Program, n: int, itemsize: int) -> DeviceMemoryError:
-    """The error for a Program that did not fit for n rows."""
-    needed, free = step_bytes(program, n, itemsize), free_bytes()
-    rows = largest(lambda k: step_bytes(program, k, itemsize) <= free, n)
+def out_of_memory(bytes_for: Callable[[int], int], n: int) -> DeviceMemoryError:
+    """The error for n rows that did not fit; ``bytes_for`` rows are needed beside what comes in."""
+    needed, free = bytes_for(n), free_bytes()
+    rows = largest(lambda k: bytes_for(k) <= free, n)
     what = f"batches of {rows} rows would fit" if rows else "no batch would fit: the network itself is too large"
     return DeviceMemoryError(
         f"the device has too little memory: {n} rows need {needed:,} bytes beside the data and the parameters, and "

@@ -1,4 +1,6 @@
-"""Training on a card: step by step as by array code, by launches and by graphs, on any stream, in several threads."""
+"""Training on a card: step by step as by array code, by launches, by graphs and by one block, on any stream, in
+several threads.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import pytest
 
 import fastbp
 from fastbp import MLP, checks, feeding, layers, optim, scalars
-from fastbp.backends.cuda import executable
+from fastbp.backends.cuda import blocks, executable
 from fastbp.backends.cuda.executable import CudaExecutable
 from fastbp.backends.cuda.launching import CAN_CAPTURE
 from fastbp.errors import DivergedError
@@ -22,6 +24,28 @@ X, T, LABELS = RNG.normal(size=(ROWS, 13)), RNG.uniform(0.1, 0.9, (ROWS, 3)), RN
 WEIGHT = RNG.uniform(0.5, 2.0, ROWS)
 LIMIT = {"highest": 1e-4, "tf32": 2e-2, "bf16": 0.1}  # of float32, of the way that the parameters went
 NEVER = 1 << 30
+
+
+@pytest.fixture(params=["launches", "one block"])
+def way(request, monkeypatch):
+    """How the steps of small networks are done."""
+    if request.param == "launches":
+        monkeypatch.setattr(blocks, "WHOLE_OPERATIONS", 0)
+    return request.param
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What has been captured."""
+    found = []
+    inside = executable.captured
+
+    def captured(*arguments):
+        found.append(inside(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(executable, "captured", captured)
+    return found
 
 
 def on_device(values):
@@ -66,23 +90,24 @@ def steps_on_both(
 
 @pytest.mark.parametrize("activation", scalars.ACTIVATIONS)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_steps(activation, loss, record_property):
+def test_steps(activation, loss, way, record_property):
     """Every activation and loss: shuffled rows, three numbers of them, losses of every step."""
     expected, found, _, _ = steps_on_both(activation, loss, optim.Adam(0.01), [BATCH, BATCH, BATCH // 2 + 1, BATCH, 1])
     error = max(checks.relative_error(f, e) for f, e in zip(found, expected, strict=True))
-    noted(record_property, f"steps {activation} {loss}", "highest", "float64", error, 1e-9)
+    noted(record_property, f"steps by {way} {activation} {loss}", "highest", "float64", error, 1e-9)
 
 
 @pytest.mark.parametrize("gathered", [False, True])
 @pytest.mark.parametrize("rule", ["sgd", "adam"])
-def test_many_steps(rule, gathered, record_property):
-    """Hundreds in one call, by graphs of two numbers of rows where there are graphs."""
+def test_many_steps(rule, gathered, way, record_property):
+    """Hundreds in one call; launches by graphs of two numbers of rows where there are graphs."""
     sizes = [BATCH, BATCH, BATCH, BATCH - 3] * STEPS
     optimizer = optim.OPTIMIZERS[rule](0.01)
     expected, found, _, run = steps_on_both("tanh", "mse", optimizer, sizes, gathered=gathered)
     error = max(checks.relative_error(f, e) for f, e in zip(found, expected, strict=True))
-    noted(record_property, f"many steps, {rule}, gathered {gathered}", "highest", "float64", error, 1e-7)
-    assert {n: here.graph is not None for n, here in run._bound.items()} == {BATCH: CAN_CAPTURE, BATCH - 3: CAN_CAPTURE}
+    noted(record_property, f"many steps by {way}, {rule}, gathered {gathered}", "highest", "float64", error, 1e-7)
+    captured = {n: here.graph is not None for n, here in run._bound.items()}
+    assert captured == ({BATCH: CAN_CAPTURE, BATCH - 3: CAN_CAPTURE} if way == "launches" else {})
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
@@ -101,19 +126,22 @@ def test_steps_on_tensor_cores(precision, record_property):
 
 
 @pytest.mark.parametrize("precision", ["highest", "tf32", "bf16"])
-def test_graphs_give_the_bits_of_launches(precision, monkeypatch):
+def test_graphs_give_the_bits_of_launches(precision, graphs, monkeypatch):
+    monkeypatch.setattr(blocks, "WHOLE_OPERATIONS", 0)
     found = []
-    for limit in (1, NEVER):
+    for limit in (NEVER, 1):
+        assert not graphs
         monkeypatch.setattr(executable, "WORTH_A_GRAPH", limit)
         net = MLP([13, 40, 3], activation="gelu", backend="cuda", precision=precision, seed=0)
-        net.fit(X, T, epochs=3, batch_size=BATCH // 2, optimizer="adam")
+        net.fit(X, T, epochs=3 if CAN_CAPTURE else 1, batch_size=BATCH // 2, optimizer="adam")
         found.append(net.theta.get())
+    assert bool(graphs) == CAN_CAPTURE
     np.testing.assert_array_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("more", [{}, {"dropout": 0.2, "l2": 0.01}, {"skip": [(0, 2)]}], ids=str)
 @pytest.mark.parametrize("rule", optim.OPTIMIZERS)
-def test_fit(rule, more, record_property):
+def test_fit(rule, more, way, record_property):
     """Shuffles, masks, weights, a short last batch, the loss of every epoch: as array code has them."""
     nets = [
         MLP([13, WIDE, 3], activation="tanh", seed=1, dtype="float64", backend=b, **more) for b in ("numpy", "cuda")
@@ -122,11 +150,11 @@ def test_fit(rule, more, record_property):
         net.fit(X, T, epochs=2, batch_size=BATCH, optimizer=rule, sample_weight=WEIGHT)
     assert nets[1].history.loss == pytest.approx(nets[0].history.loss, rel=1e-8)
     error = checks.relative_error(nets[1].theta.get(), nets[0].theta)
-    noted(record_property, f"fit {rule} {more}", "highest", "float64", error, 1e-7)
+    noted(record_property, f"fit by {way} {rule} {more}", "highest", "float64", error, 1e-7)
 
 
 @pytest.mark.parametrize("precision", LIMIT)
-def test_a_fit_that_learns_is_the_same_again(precision):
+def test_a_fit_that_learns_is_the_same_again(precision, way):
     """Classes that can be told apart; twice, to the same bits."""
     centres = RNG.normal(size=(3, 13)) * 2
     points = centres[LABELS] + RNG.normal(size=(ROWS, 13)) * 0.3
@@ -139,7 +167,7 @@ def test_a_fit_that_learns_is_the_same_again(precision):
     np.testing.assert_array_equal(found[0], found[1])
 
 
-def test_data_in_pieces_gives_the_bits_of_data_as_a_whole(monkeypatch):
+def test_data_in_pieces_gives_the_bits_of_data_as_a_whole(way, monkeypatch):
     found = []
     for limit in (None, 0):
         monkeypatch.setattr(feeding, "LIMIT", limit)
@@ -197,8 +225,8 @@ def test_any_stream(own):
 
 
 @pytest.mark.skipif(not CAN_CAPTURE, reason="the simulator runs one thread at a time")
-def test_two_threads():
-    """Each trains its own network; both at once use one network's gradient."""
+def test_two_threads(way):
+    """Each trains its own network, one captures while the other launches; both at once use one network's gradient."""
     shared = MLP([13, WIDE, 3], seed=1, backend="cuda", dtype="float64")
     alone = MLP([13, WIDE, 3], seed=2, backend="cuda")
     alone.fit(X, T, epochs=3, batch_size=BATCH // 2)
@@ -224,6 +252,26 @@ def test_two_threads():
         np.testing.assert_array_equal(theta, alone.theta.get())
         for gradient in gradients:
             np.testing.assert_array_equal(gradient, expected)
+
+
+@pytest.mark.skipif(not CAN_CAPTURE, reason="simulated kernels do not wait for streams")
+def test_a_network_called_on_two_streams():
+    """Its tables and its workspace are the same for both: what the second is asked for waits for the first."""
+    net = MLP([13, WIDE, 3], seed=1, backend="cuda")
+    x, t = cupy.asarray(X, np.float32), cupy.asarray(T, np.float32)
+    expected = [net.loss_and_grad(k * x, t)[1].get() for k in (1, 2)]
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+    a = cupy.ones((4096, 4096), np.float32)
+    cupy.cuda.Device().synchronize()
+    found = []
+    for turn in range(20):
+        with streams[turn % 2]:
+            if turn % 2 == 0:
+                a @ a  # the first is late
+            found.append(net.loss_and_grad((1 + turn % 2) * x, t)[1])
+    for turn, gradient in enumerate(found):
+        with streams[turn % 2]:
+            np.testing.assert_array_equal(gradient.get(), expected[turn % 2])
 
 
 @pytest.mark.skipif(not CAN_CAPTURE, reason="the simulator is never late")

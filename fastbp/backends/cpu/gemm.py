@@ -267,7 +267,7 @@ def _emit_sums(
     ``columns`` says where the vectors of a row begin; ``mask`` is for the only vector of a narrow tile.
     """
     builder, vectors = m.builder, len(columns)
-    starts = [builder.gep(a, [builder.mul(I64(i), a_row)]) for i in range(rows)]
+    starts = [simd.opaque(builder, builder.gep(a, [builder.mul(I64(i), a_row)])) for i in range(rows)]
     entry = builder.block
     head = builder.append_basic_block("k.head")
     body = builder.append_basic_block("k.body")

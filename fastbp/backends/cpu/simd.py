@@ -401,6 +401,12 @@ def keep_rolled(branch: Any) -> None:
     branch.set_metadata("llvm.loop", loop)
 
 
+def opaque(builder: Any, pointer: Any) -> Any:
+    """The pointer, without LLVM knowing where it comes from."""
+    same = ir.FunctionType(pointer.type, [pointer.type])
+    return builder.asm(same, "", "=r,0", [pointer], False)
+
+
 def vector_loop(m: VectorEmitter, n: Any, body: Callable[[Any, Any], None]) -> None:
     """body(i, mask) for i = 0, lanes, 2 lanes, …: mask None for full vectors, then once for a ragged end."""
     b = m.builder

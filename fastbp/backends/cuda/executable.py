@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 
 from fastbp.backends.cuda import blocks, table
 from fastbp.backends.cuda.binding import Bound, bind, constants
-from fastbp.backends.cuda.launching import CAN_CAPTURE, captured, launch, own_stream
+from fastbp.backends.cuda.launching import CAN_CAPTURE, captured, current_stream, launch, new_stream
 from fastbp.backends.cuda.rows import CONSTS, WORKSPACE, Slots
+from fastbp.backends.cuda.streams import Order, between
 from fastbp.ops import N
 from fastbp.program import Program
 
@@ -42,9 +44,11 @@ class _Whole:
 
 
 class CudaExecutable:
-    """Runs a Program with the GPU kernels. Safe to call from several Python threads: they take turns.
+    """Runs a Program with the GPU kernels.
 
-    Nothing waits for the device: outputs are arrays that the kernels will have filled when the stream comes to them.
+    Safe to call from several Python threads, and with several streams: they take turns, as the tables and the workspace
+    are the same for all. Nothing waits for the device: outputs are arrays that the kernels will have filled when the
+    stream comes to them.
     """
 
     def __init__(self, program: Program, dtype: str, precision: str = "highest") -> None:
@@ -55,7 +59,8 @@ class CudaExecutable:
         self._bound: dict[int, _OnDevice] = {}
         self._wholes: dict[tuple[int, ...], _Whole] = {}
         self._lock = threading.Lock()
-        self._one = self.dtype.type(1.0)
+        self._order = Order()
+        self._stream = new_stream()  # for steps, that they can be captured
         self._addresses = cupy.zeros(self.slots.count, np.int64)
         self._moving = cupy.zeros(table.MOVING_HEAD + table.MOVING_WIDTH * self.slots.count, np.int64)
         consts = sum(b.kind == "const" for b in program.buffers)
@@ -87,9 +92,15 @@ class CudaExecutable:
             found = self._bound[n] = _OnDevice(bound, cupy.asarray(bound.words), row)
         return found
 
+    def bytes_for(self, n: int) -> int:
+        """Device memory that n rows take beside what comes in."""
+        bound = bind(self.program, self.slots, n, self.dtype.name, self.precision, 0)
+        outputs = sum(self.program.size(index, n) for _, index in self._results)
+        return bound.workspace + bound.words.nbytes + outputs * self.dtype.itemsize
+
     def run(self, values: Mapping[str, Any], n: int) -> dict[str, Any]:
         """Run once for n rows; see :meth:`fastbp.backends.array.ArrayExecutable.run`. All arrays C-contiguous."""
-        with self._lock:
+        with self._lock, self._order.turn(current_stream()):
             here = self.bound(n)
             outputs = {index: cupy.empty(self.program.shape(index, n), self.dtype) for _, index in self._results}
             self._addresses.set(self._where(here.bound.workspace, values, outputs))
@@ -126,7 +137,7 @@ class CudaExecutable:
     def run_many(self, values: Sequence[Mapping[str, Any]], steps: Sequence[Any]) -> list[dict[str, Any]] | None:
         """:meth:`run_steps` for several sets of values at once, a block each; None where blocks cannot do it."""
         every = [np.ascontiguousarray(s, np.int64) for s in steps]
-        with self._lock:
+        with self._lock, self._order.turn(current_stream()):
             whole = self.whole([n for s in every for n in set(s[:, 0].tolist())])
             if whole is None:
                 return None
@@ -176,18 +187,19 @@ class CudaExecutable:
             return by_one_block[0]
         count, most = int(steps[:, 2].max()) + 1, int(steps[:, 0].max())
         sizes = steps[:, 0].tolist()
-        with self._lock:
+        outside = current_stream()
+        with self._lock, self._order.turn(outside):
             bindings = {n: self.bound(n) for n in set(sizes)}
             outputs = {
                 index: cupy.empty((count, *self.program.shape(index, most)), self.dtype) for _, index in self._results
             }
-            with own_stream() as stream:
+            with nullcontext() if outside is None else between(outside, self._stream):
                 addresses = self._where(max(b.bound.workspace for b in bindings.values()), values, outputs)
                 on_device = cupy.asarray(steps)
                 self._addresses.set(addresses)
                 self._moving.set(self._moves(addresses, on_device, outputs))
                 for n in sizes:
-                    self._step(bindings[n], stream, sizes.count(n) if bindings[n].graph is None else 0)
+                    self._step(bindings[n], sizes.count(n) if bindings[n].graph is None else 0)
         return {name: outputs[index] for name, index in self.program.outputs.items() if index in outputs}
 
     # ---- addresses -------------------------------------------------------------------------------------------------
@@ -195,6 +207,8 @@ class CudaExecutable:
     def _where(self, workspace: int, values: Mapping[str, Any], outputs: Mapping[int, Any]) -> np.ndarray:
         """The address of every slot."""
         if self._workspace is None or self._workspace.size < workspace:
+            if self._workspace is not None:
+                self._order.wait()
             self._workspace = None  # given back before more is asked for
             self._workspace = cupy.empty(workspace, np.uint8)
         addresses = np.zeros(self.slots.count, np.int64)
@@ -225,18 +239,18 @@ class CudaExecutable:
 
     # ---- launches --------------------------------------------------------------------------------------------------
 
-    def _step(self, here: _OnDevice, stream: Any, left: int) -> None:
+    def _step(self, here: _OnDevice, left: int) -> None:
         """One step: by its graph; where there is none, launch by launch, which also loads the kernels for a graph.
 
         Args:
             left: how many such steps the call has, 0 where there is a graph.
         """
         if here.graph is not None:
-            here.graph.launch(stream)
+            here.graph.launch(self._stream)
             return
         self._advance_and_launch(here)
         if CAN_CAPTURE and left >= WORTH_A_GRAPH:
-            here.graph = captured(stream, lambda: self._advance_and_launch(here))
+            here.graph = captured(self._stream, lambda: self._advance_and_launch(here))
 
     def _advance_and_launch(self, here: _OnDevice) -> None:
         launch("advance", self.dtype.name, 1, 32, 0, self._moving.data.ptr, self._addresses.data.ptr)

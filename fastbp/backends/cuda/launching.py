@@ -6,8 +6,7 @@ All that needs a driver is here and in ``executable.py``; in Numba's simulator k
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
@@ -71,27 +70,21 @@ def launch(name: str, dtype: str, blocks: int, threads: int, shared: int, words:
     _configured(name, dtype, device, blocks, threads, stream, shared)(words, slots, _ONE[dtype])
 
 
-@cache
-def _stream(device: int) -> Any:
-    """A stream of fastbp's own; those of one device cannot be used on another."""
-    return cupy.cuda.Stream(non_blocking=True)
+def current_stream() -> Any:
+    """CuPy's current stream; None in the simulator, where kernels run at once."""
+    return None if SIMULATED else cupy.cuda.get_current_stream()
 
 
-@contextmanager
-def own_stream() -> Iterator[Any]:
-    """Work inside goes to a stream that can be captured, after what the current stream has, and before what it gets."""
-    if SIMULATED:
-        yield None
-        return
-    outside, inside = cupy.cuda.get_current_stream(), _stream(cupy.cuda.runtime.getDevice())
-    inside.wait_event(outside.record())
-    with inside:
-        yield inside
-    outside.wait_event(inside.record())
+def new_stream() -> Any:
+    """A stream that can be captured, of the current device."""
+    return None if SIMULATED else cupy.cuda.Stream(non_blocking=True)
 
 
 def captured(stream: Any, work: Callable[[], None]) -> Any:
-    """The launches of ``work`` as a graph that a stream can launch; they are not done now."""
+    """The launches of ``work`` as a graph that a stream can launch; they are not done now.
+
+    Whatever else the stream is asked for meanwhile would become a part of the graph: nobody else may know it.
+    """
     stream.begin_capture()
     try:
         work()

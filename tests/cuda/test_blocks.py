@@ -139,6 +139,22 @@ def steps_of(net, optimizer, rows, seed, device):
     return run, on_device(values) if device else values, np.array([[3, 0, 0], [2, 3, 1], [3, 0, 2]])
 
 
+def test_whole_steps_have_the_same_bits_with_less_shared_memory(monkeypatch):
+    """What a card has of it decides where temps lie, not what comes out."""
+    found = []
+    for most in (blocks.SHARED, blocks.OPERATION + 600):
+        monkeypatch.setattr(executable, "most_shared", lambda m=most: m)
+        net = MLP((3, 5, 4, 2), activation="tanh", backend="numpy", dtype="float64", seed=0)
+        run, values, steps = steps_of(net, optim.SGD(0.1), 5, 0, True)
+        machine = CudaExecutable(run.program, "float64")
+        losses = machine.run_steps(values, steps)["loss"].get()
+        found.append((losses, values["theta"].get(), machine.whole([3, 2]).bound.workspace))
+    (*expected, small), (*others, large) = found
+    assert small < large
+    for one, other in zip(expected, others, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 OPTIMIZERS = {"float32": optim.Adam(0.01), "float64": optim.Ftrl(0.1)}
 
 

@@ -32,7 +32,9 @@ KERNELS: Mapping[str, tuple[str, Tile | TensorTile]] = {
     "tf32": ("blocks_tf32", SMALL_TF32),
     "bf16": ("blocks_bf16", SMALL_BF16),
 }
-SHARED = 96 << 10  # bytes of shared memory that a block may have: what the cards that have the least allow
+# Bytes of shared memory that a block takes at most: what the cards that have the least allow, and half of what large
+# ones have, so that two blocks are at work there at a time. One that runs whole steps may have it all.
+SHARED = 96 << 10
 OPERATION = 40 << 10  # of them for a tile, or a chain's registers
 MOST_COMPARED = 100  # temps for which a place in shared memory is looked for
 
@@ -108,7 +110,7 @@ def bind_chunks(
     Returns:
         The table, and for what is summed over rows where it lies: a sum a piece, one behind the other.
     """
-    made, pieces = _Table(item, precision), -(-n // chunks.piece)
+    made, pieces = _Table(item, precision, SHARED), -(-n // chunks.piece)
     sums, added, end = {}, {}, scratch.offset
     for index in division.sums:
         size = program.size(index, n) * item
@@ -164,14 +166,16 @@ def bind_whole(
     precision: str,
     consts: Sequence[Mapping[int, Place]],
     moving: Mapping[int, tuple[int, int]],
+    shared: int = SHARED,
 ) -> Blocks:
     """The table by which a block runs whole steps; script k is for ``sizes[k]`` rows.
 
     Args:
         consts: for each size, where the numbers lie that instructions read.
         moving: slot -> bytes by which it moves with each position (of rows) and step.
+        shared: bytes of shared memory that the block may have; results do not depend on it.
     """
-    made = _Table(item, precision)
+    made = _Table(item, precision, shared)
     places = {index: made.slot(Place(slot, 0), *moving.get(slot, (0, 0))) for index, slot in slots.of.items()}
     numbers = [{index: made.slot(place_) for index, place_ in found.items()} for found in consts]
     most = 0
@@ -216,8 +220,9 @@ class _Table:
         scripts: for each the places of its rows in ``rows``.
     """
 
-    def __init__(self, item: int, precision: str) -> None:
+    def __init__(self, item: int, precision: str, shared: int) -> None:
         self.item = item
+        self.shared = shared
         self.kernel, self.tile = KERNELS[precision]
         self.rows: list[int] = []
         self.scripts: list[list[int]] = []
@@ -236,7 +241,7 @@ class _Table:
 
     def temps(self, program: Program, n: int, indices: Iterable[int]) -> _Temps:
         """Places for temps: in shared memory, the smallest first, as far as they fit; when all slots are there."""
-        room = SHARED - OPERATION - self._addresses
+        room = self.shared - OPERATION - self._addresses
         temps = [index for index in indices if index in program.lifetimes]
         temps.sort(key=lambda index: (program.size(index, n), program.lifetimes[index]))
         inside: dict[int, int] = {}

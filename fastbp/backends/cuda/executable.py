@@ -13,7 +13,7 @@ import numpy as np
 
 from fastbp.backends.cuda import blocks, table
 from fastbp.backends.cuda.binding import Bound, bind, constants
-from fastbp.backends.cuda.launching import CAN_CAPTURE, captured, current_stream, launch, new_stream
+from fastbp.backends.cuda.launching import CAN_CAPTURE, captured, current_stream, launch, most_shared, new_stream
 from fastbp.backends.cuda.rows import CONSTS, WORKSPACE, Slots
 from fastbp.backends.cuda.streams import Order, between
 from fastbp.ops import N
@@ -128,7 +128,7 @@ class CudaExecutable:
             item = self.dtype.itemsize
             moving |= {slot: (0, item * self.program.size(index, 0)) for slot, index in self._results}
             precision = self.precision if item == 4 else "highest"
-            bound = blocks.bind_whole(self.program, self.slots, key, item, precision, places, moving)
+            bound = blocks.bind_whole(self.program, self.slots, key, item, precision, places, moving, most_shared())
             words = cupy.asarray(np.array(bound.words, np.int64))
             consts = cupy.asarray(np.concatenate(numbers))
             found = self._wholes[key] = _Whole(bound, words, consts, {n: k for k, n in enumerate(key)})

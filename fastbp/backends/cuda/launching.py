@@ -14,6 +14,7 @@ import cupy
 import numpy as np
 from numba import cuda
 
+from fastbp.backends.cuda.blocks import SHARED
 from fastbp.backends.cuda.device import SIMULATED
 from fastbp.backends.cuda.kernels import KERNELS
 
@@ -42,9 +43,14 @@ def _configured(name: str, dtype: str, device: int, blocks: int, threads: int, s
         return compiled(name, dtype)[blocks, threads, _numba_stream(stream), shared]
 
 
+def most_shared() -> int:
+    """Bytes of shared memory that a block may have on the current device."""
+    return SHARED if SIMULATED else max(SHARED, cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"])
+
+
 @cache
 def _allow_shared(name: str, dtype: str, device: int) -> None:
-    """Give the kernel leave, on a device, for as much shared memory as it may ask for."""
+    """Give the kernel leave, on a device, for as much shared memory as there is for a block."""
     from cuda.bindings.driver import CUfunction_attribute
     from numba.cuda import types
     from numba.cuda.cudadrv.driver import driver
@@ -54,7 +60,7 @@ def _allow_shared(name: str, dtype: str, device: int) -> None:
     (overload,) = dispatcher.overloads.values()
     function = overload._codelibrary.get_cufunc()
     attribute = CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    driver.cuKernelSetAttribute(attribute, KERNELS[dtype][name].shared, function.handle, device)
+    driver.cuKernelSetAttribute(attribute, most_shared(), function.handle, device)
 
 
 def _numba_stream(address: int) -> Any:

@@ -80,7 +80,7 @@ EVERY = [(*pair, by_one_block) for pair in dict.fromkeys(PAIRS) for by_one_block
 
 
 def steps_on_both(activation, loss, optimizer, dtype="float64", spoiled=None):
-    """Losses and parameters after three steps of a network with shuffled rows: by array code in float64, by array code
+    """Losses and parameters after two steps of a network with shuffled rows: by array code in float64, by array code
     in ``dtype`` and by cuda in ``dtype``. ``spoiled`` is put into the data.
     """
     layers, rows = (3, 4, 2), 5
@@ -90,7 +90,7 @@ def steps_on_both(activation, loss, optimizer, dtype="float64", spoiled=None):
     if spoiled is not None:
         data["X"][2, 1] = spoiled
     run = net.training_step(sorted(data), optimizer, True)
-    steps = np.array([[3, 0, 0], [2, 3, 1], [3, 0, 2]])
+    steps = np.array([[3, 0, 0], [2, 3, 1]])
     order = np.random.default_rng(0).permutation(rows)[:, None]
     results = []
     for machine, kind in (
@@ -102,7 +102,7 @@ def steps_on_both(activation, loss, optimizer, dtype="float64", spoiled=None):
         values = {**data, "theta": net.theta[None], "order": order}
         values |= {f"state{k}": v for k, v in enumerate(state.vectors)}
         values = {k: np.array(v, v.dtype if v.dtype.kind == "i" else kind) for k, v in values.items()}
-        values["hyper"] = optimizer.hyper(np.arange(3.0))
+        values["hyper"] = optimizer.hyper(np.arange(2.0))
         if isinstance(machine, CudaExecutable):
             values = on_device(values)
         losses = machine.run_steps(values, steps)["loss"]
@@ -138,7 +138,11 @@ def test_nan_reaches_the_parameters(rule):
         np.testing.assert_allclose(got, exact, rtol=1e-10, atol=1e-13)  # NaN equals NaN
 
 
-@pytest.mark.parametrize("case", [c for c in CASES.values() if not c.name.startswith("sums")], ids=str)
+KINDS = {c.name.split()[0]: c for c in CASES.values() if c.name.startswith(FLOAT32_ONLY) and c.name[:4] != "sums"}
+WITH_NAN = [*(c for c in CASES.values() if not c.name.startswith(FLOAT32_ONLY)), *KINDS.values()]
+
+
+@pytest.mark.parametrize("case", WITH_NAN, ids=str)
 def test_nan_in_nan_out(case):
     """NaN in one element of the first array of numbers: what is not finite has to be what it is by array code."""
 

@@ -75,8 +75,8 @@ def _ptx(function: Callable[..., None], dtype: str, capability: tuple[Any, ...])
     return str(ptx)
 
 
-def resources(function: Callable[..., None], dtype: str, target: str) -> Resources:
-    """Compile a kernel of (words, slots, one) for a target of TARGETS."""
+def resources(function: Callable[..., None], dtype: str, target: str, opcodes: bool = True) -> Resources:
+    """Compile a kernel of (words, slots, one) for a target of TARGETS; counting its opcodes takes a second."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
     ptx = _ptx(function, dtype, TARGETS[target])
@@ -91,7 +91,9 @@ def resources(function: Callable[..., None], dtype: str, target: str) -> Resourc
     found = re.search(r"used (\d+) registers", log, re.IGNORECASE)
     assert found, log
     spills = bytes_of("bytes spill stores") + bytes_of("bytes spill loads")
-    return Resources(int(found[1]), bytes_of("stack,"), bytes_of("bytes lmem"), spills, _opcodes(code))
+    return Resources(
+        int(found[1]), bytes_of("stack,"), bytes_of("bytes lmem"), spills, _opcodes(code) if opcodes else Counter()
+    )
 
 
 def disassembler() -> str | None:

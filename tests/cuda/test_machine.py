@@ -121,6 +121,17 @@ def test_training_steps(activation, loss, by_one_block, monkeypatch):
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-10, atol=1e-13)
 
 
+def test_more_numbers_of_rows_than_tables_are_kept(monkeypatch):
+    """One table would be overwritten while steps of its own are waiting."""
+    monkeypatch.setattr(blocks, "WHOLE_OPERATIONS", 0)
+    net = MLP((3, 2), backend="numpy", dtype="float64", seed=0)
+    run = net.training_step(["T", "X"], optim.SGD(0.1), False)
+    steps = np.array([[n, 0, n - 1] for n in range(1, 18)])
+    values = {"X": np.ones((17, 3)), "T": np.ones((17, 2)), "theta": net.theta[None], "hyper": np.ones((17, 1))}
+    with pytest.raises(ValueError, match="at most 16 different numbers of rows; got 17"):
+        CudaExecutable(run.program, "float64").run_steps(on_device(values), steps)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_training_steps_in_float32(loss):
     """As exact as array code in float32, of each loss and of the way that the parameters went."""

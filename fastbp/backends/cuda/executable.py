@@ -180,6 +180,9 @@ class CudaExecutable:
         Inputs whose rows are the batch's begin at row ``position``; inputs of dtype "double" (the scalars of updates)
         at row ``step``; outputs of fixed shape are written to row ``step``: (steps, rows, columns). Steps of small
         networks are all done by one launch of one block.
+
+        Raises:
+            ValueError: more than KEPT_BINDINGS different numbers of rows, whose tables are not all kept.
         """
         steps = np.ascontiguousarray(steps, np.int64)
         by_one_block = self.run_many([values], [steps])
@@ -187,6 +190,8 @@ class CudaExecutable:
             return by_one_block[0]
         count, most = int(steps[:, 2].max()) + 1, int(steps[:, 0].max())
         sizes = steps[:, 0].tolist()
+        if len(set(sizes)) > KEPT_BINDINGS:
+            raise ValueError(f"steps: at most {KEPT_BINDINGS} different numbers of rows; got {len(set(sizes))}")
         outside = current_stream()
         with self._lock, self._order.turn(outside):
             bindings = {n: self.bound(n) for n in set(sizes)}

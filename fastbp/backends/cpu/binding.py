@@ -650,7 +650,7 @@ class _Table:
         many = FEW_PIECES if a_row == 1 and k > longest else MANY_PIECES
         m_block, n_block = self._tiles(sizes, cost, lowest, narrowest, many)
         height, width = min(m, m_block), min(n, n_block)
-        stays = height * width * self.item <= second // 4  # a small C, from stretch to stretch
+        stays = gemm.NARROW and height * width * self.item <= second // 4  # a small C, from stretch to stretch
         if a_row == 1 and not how & gemm.SGD and (k > longest or stays):  # A and B of a stretch fit the second level
             block = block_of(k, n)
             longest = min(longest, block * max(1, second // (2 * (height + width) * self.item) // block))

@@ -119,21 +119,27 @@ def executable(program: Program, backend: str, dtype: str, precision: str = "hig
     if backend == "cuda":
         from fastbp.backends.cuda.executable import CudaExecutable
 
-        return OnDevice(CudaExecutable(program, dtype, precision), dtype)
+        return OnDevice(CudaExecutable(program, dtype, precision))
     from fastbp.backends.array import ArrayExecutable
 
     if backend == "numpy":
         return ArrayExecutable(program, np, dtype)
-    return OnDevice(ArrayExecutable(program, gpu.cupy(), dtype), dtype)
+    return OnDevice(ArrayExecutable(program, gpu.cupy(), dtype))
+
+
+class Counted(Executable, Protocol):
+    """One that knows what memory it takes."""
+
+    def bytes_for(self, n: int) -> int:
+        """Bytes that n rows take beside what comes in."""
 
 
 class OnDevice:
     """An Executable whose lack of device memory is told in rows of a batch."""
 
-    def __init__(self, inside: Executable, dtype: str) -> None:
+    def __init__(self, inside: Counted) -> None:
         self.program = inside.program
         self.inside = inside
-        self._itemsize = np.dtype(dtype).itemsize
 
     def run(self, values: Mapping[str, Any], n: int) -> dict[str, Any]:
         try:
@@ -162,7 +168,4 @@ class OnDevice:
         if isinstance(error, DeviceMemoryError):
             return error
         traceback.clear_frames(error.__traceback__)  # they hold what was made before memory ended
-        return gpu.out_of_memory(getattr(self.inside, "bytes_for", self._of_array_code), n)
-
-    def _of_array_code(self, n: int) -> int:
-        return gpu.step_bytes(self.program, n, self._itemsize)
+        return gpu.out_of_memory(self.inside.bytes_for, n)

@@ -12,9 +12,11 @@ import numpy as np
 
 from fastbp import scalars
 from fastbp.ops import N
-from fastbp.program import Instruction, Program, const_value
+from fastbp.program import Instruction, Program, const_value, place
 
 Array = Any
+
+ALIGNMENT = 256  # bytes, of a value in device memory
 
 
 class ArrayEmitter:
@@ -58,6 +60,12 @@ class ArrayExecutable:
         self.xp = xp
         self.dtype = dtype
         self.emitter = ArrayEmitter(xp, dtype)
+
+    def bytes_for(self, n: int) -> int:
+        """Memory that n rows take beside what comes in: values on the way, and those that go out."""
+        program, item = self.program, np.dtype(self.dtype).itemsize
+        outputs = [i for i, b in enumerate(program.buffers) if b.kind == "output" and b.base is None]
+        return place(program, n, item, ALIGNMENT)[1] + sum(program.size(i, n) for i in outputs) * item
 
     def run(self, values: Mapping[str, Array], n: int) -> dict[str, Array]:
         """Run all instructions for n rows.

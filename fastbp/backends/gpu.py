@@ -16,12 +16,10 @@ from functools import cache
 from typing import Any
 
 from fastbp.errors import DeviceMemoryError
-from fastbp.program import Program, place
 
 PACKAGES = {"cupy": ("cupy",), "cuda": ("cupy", "numba-cuda")}  # what each backend needs
 LEAST_CAPABILITY = 80  # of the cuda backend's kernels: asynchronous copies and bf16 came with it
 INSTALL = "pip install 'fastbp[gpu]' for CUDA 13, 'fastbp[gpu12]' for CUDA 12"
-ALIGNMENT = 256  # bytes, of a value in device memory
 
 
 @cache
@@ -146,12 +144,6 @@ def free_bytes() -> int:
     """Device memory that can still be had: what is free, and what CuPy's pool keeps unused."""
     module = cupy()
     return int(module.cuda.Device().mem_info[0]) + int(module.get_default_memory_pool().free_bytes())
-
-
-def step_bytes(program: Program, n: int, itemsize: int) -> int:
-    """What a Program for n rows needs beside what comes in: values on the way, and those that go out."""
-    outputs = [i for i, b in enumerate(program.buffers) if b.kind == "output" and b.base is None]
-    return place(program, n, itemsize, ALIGNMENT)[1] + sum(program.size(i, n) for i in outputs) * itemsize
 
 
 def largest(fits: Callable[[int], bool], below: int) -> int:

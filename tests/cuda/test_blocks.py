@@ -221,7 +221,7 @@ def test_networks_are_trained_by_one_block():
 def test_an_ensemble_is_trained_by_a_block_each(monkeypatch):
     """fit_many: each network as by its own fit, other seeds and rates, one launch a slice; one that diverges stops."""
     rng = np.random.default_rng(0)
-    X, T = rng.normal(size=(11, 3)).astype(np.float32), rng.normal(size=(11, 2)).astype(np.float32)
+    X, T = rng.normal(size=(7, 3)).astype(np.float32), rng.normal(size=(7, 2)).astype(np.float32)
     rates, launched = [0.1, 0.05, 1e30], []
     run_many = CudaExecutable.run_many
     monkeypatch.setattr(CudaExecutable, "run_many", lambda self, values, steps: (
@@ -231,7 +231,7 @@ def test_an_ensemble_is_trained_by_a_block_each(monkeypatch):
     def nets():
         return [MLP([3, 4, 2], loss="mse", output="identity", backend="cuda", seed=s) for s in range(3)]
 
-    asked = {"epochs": 3, "batch_size": 4}
+    asked = {"epochs": 2, "batch_size": 4}
     alone, together = nets(), nets()
     expected = [net.fit(X, T, optimizer=optim.SGD(r), seed=7 + k, **asked)
                 for k, (net, r) in enumerate(zip(alone, rates[:2], strict=False))]  # fmt: skip

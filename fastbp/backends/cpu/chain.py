@@ -92,14 +92,14 @@ def _number(private, operation, one):
 @kernel
 def _end_columns(private, operation, rows, cols, accumulate, one):
     """Add up the rows of a block of running sums, or take their maximum."""
-    code = MAXIMUM if get_int(operation, CODE) == MAX else ADD
+    code, step = int64(MAXIMUM if get_int(operation, CODE) == MAX else ADD), int64(1)
     out, running = _place(private, get_int(operation, OUT), one), _place(private, get_int(operation, X), one)
     for r in range(1, rows):
-        apply_binary(code, cols, running, running, 1, shifted(running, r * cols), 1, one)
+        apply_binary(code, cols, running, running, step, shifted(running, r * cols), step, one)
     if not accumulate:
         for k in range(cols):
             store_at(out, k, one - one)
-    apply_binary(ADD, cols, out, running, 1, out, 1, _number(private, operation, one))
+    apply_binary(int64(ADD), cols, out, running, step, out, step, _number(private, operation, one))
 
 
 @kernel
@@ -114,7 +114,7 @@ def _once(private, operation, height, columns, accumulate, one):
     elif kind == TILE:
         x = _place(private, get_int(operation, X), one)
         for r in range(height):
-            apply_unary(COPY, columns, shifted(out, r * columns), x, 1)
+            apply_unary(int64(COPY), columns, shifted(out, r * columns), x, int64(1))
     elif kind == END_ALL:
         total = reduce_row(code, RUNNING * lanes_of(one), _place(private, get_int(operation, X), one))
         total *= _number(private, operation, one)
@@ -185,4 +185,4 @@ def _operate(private, operation, rows, cols, element, accumulate, one):
             store_at(out, r, reduce_row(code, cols, shifted(x, r * cols)) * _number(private, operation, one))
     elif kind == SPREAD:
         for r in range(rows):
-            apply_unary(COPY, cols, shifted(out, r * cols), shifted(x, r), int64(0))
+            apply_unary(int64(COPY), cols, shifted(out, r * cols), shifted(x, r), int64(0))

@@ -19,16 +19,48 @@ from pathlib import Path
 from typing import Any
 
 from numba import config, njit
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 
 from fastbp.errors import FastbpError
 
+
+class _Part(JITCodeLibrary):  # type: ignore[misc]
+    """Code that only other compiled code calls: handed on as it is, to be optimised as a part of its last caller.
+
+    Numba optimises a function with all that it calls, and turns it into machine code, once for every level of calls:
+    the machine took twice as long to compile, to run no faster.
+    """
+
+    class codegen:  # noqa: N801  Numba's name
+        """Asked, when a function has been compiled, to note what its Python errors need: kernels raise none."""
+
+        @staticmethod
+        def set_env(name: str, env: Any) -> None:
+            """Without machine code there is no place to note it."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """There is none."""
+        return 0
+
+
+class _PartCompiler(Compiler):  # type: ignore[misc]
+    def define_pipelines(self) -> list[Any]:
+        """Numba's usual steps, into a library of that kind."""
+        self.state.library = _Part(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+        return list(super().define_pipelines())
+
+
 # Inner kernels are called from compiled code alone: without the wrappers that Python and C would need they compile
 # faster. Integer division follows NumPy, so that no division can raise.
-kernel = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-# Numba optimises, and turns into machine code, every kernel with all that it calls, once for every level of calls: what
-# only hands arguments on is merged into its caller (cold compilation of float32: 22 s without).
-merged = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, inline="always")
+_options = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+kernel = njit(pipeline_class=_PartCompiler, **_options)
 
 COMPILED_SOURCES = (
     "scalars.py",

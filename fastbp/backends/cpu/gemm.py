@@ -609,7 +609,7 @@ def product_of_pairs(
     gradient = _stack_tile(one)
     has_epilogue = code >= 0 or then >= 0
     packed_a = scratch + longest // 2 * panel * 4
-    start = 0
+    start = int64(0)
     while start < k:
         length = min(k - start, longest)
         pairs = (length + 1) // 2

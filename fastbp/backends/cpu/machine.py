@@ -20,7 +20,7 @@ import numpy as np
 from numba import int64, types
 
 from fastbp.backends.cpu.chain import ADD, run_chain
-from fastbp.backends.cpu.compiling import compile_entry, kernel, merged, source_stamp
+from fastbp.backends.cpu.compiling import compile_entry, kernel, source_stamp
 from fastbp.backends.cpu.few_rows import product_by_dots, product_by_rows, update_by_rows
 from fastbp.backends.cpu.gemm import (
     FEW_ROWS,
@@ -117,19 +117,19 @@ def _element(row, bases, which, i, j, one):
     return pointer(_address(row, bases, which), index, one)
 
 
-@merged
+@kernel
 def _private(bases, thread):
     """Address of memory that no other thread uses."""
     return get_int(bases, PRIVATE) + thread * get_int(bases, PRIVATE_BYTES)
 
 
-@merged
+@kernel
 def _rate(row, bases, one):
     """The learning rate of a fused update by SGD, else any number."""
     return float_at(_address(row, bases, EXTRA), one) if get_int(row, HOW) & SGD else one
 
 
-@merged
+@kernel
 def _small_product(row, bases, accumulate, thread, one):
     small_product(
         get_int(row, M),
@@ -158,7 +158,7 @@ def _small_product(row, bases, accumulate, thread, one):
     )
 
 
-@merged
+@kernel
 def _product_piece(row, bases, i, j, m, n, accumulate, thread, one):
     item = itemsize_of(one)
     k, block, longest, how = get_int(row, K), get_int(row, BLOCK), get_int(row, LONGEST), get_int(row, HOW)
@@ -186,7 +186,7 @@ def _product_piece(row, bases, i, j, m, n, accumulate, thread, one):
         )  # fmt: skip
 
 
-@merged
+@kernel
 def _few_rows(row, bases, j, n, thread, one):
     """All rows of a product with few of them, columns j …."""
     item = itemsize_of(one)
@@ -210,7 +210,7 @@ def _few_rows(row, bases, j, n, thread, one):
         )  # fmt: skip
 
 
-@merged
+@kernel
 def _few_summands(row, bases, i, m, n, one):
     """Rows i … of theta, with an update by SGD whose gradient is a product of few columns and rows."""
     item = itemsize_of(one)
@@ -222,7 +222,7 @@ def _few_summands(row, bases, i, m, n, one):
     )  # fmt: skip
 
 
-@merged
+@kernel
 def _row_of_ones(row, bases, j, n, accumulate, one):
     """The row after the last one of a product with ONES."""
     item = itemsize_of(one)
@@ -243,7 +243,7 @@ def _row_of_ones(row, bases, j, n, accumulate, one):
     )
 
 
-@merged
+@kernel
 def _product_update_piece(row, bases, rule, i, m, n, one):
     item = itemsize_of(one)
     a_row = _operand(row, A, ROW_STRIDE)
@@ -266,7 +266,7 @@ def _product_update_piece(row, bases, rule, i, m, n, one):
     )
 
 
-@merged
+@kernel
 def _scale(row, bases, one):
     """The number in EXTRA, 1 if there is none."""
     return load_at(pointer(_address(row, bases, EXTRA), 0, one), 0)
@@ -338,7 +338,7 @@ def _scatter(row, bases, i, m, one):
         r = get_int(index, k)
         if i <= r < i + m:
             out = _element(row, bases, OUT, r, 0, one)
-            apply_binary(ADD, cols, out, out, step, _element(row, bases, A, k, 0, one), step, one)
+            apply_binary(int64(ADD), cols, out, out, step, _element(row, bases, A, k, 0, one), step, one)
 
 
 @kernel
@@ -411,12 +411,12 @@ def _transpose(row, bases, i, j, m, n, one):
             transpose_tile(min(lanes, i + m - r), min(lanes, j + n - c), out, out_row, x, x_row)
 
 
-@merged
+@kernel
 def _began(clock):
     return nanoseconds() if clock != 0 else 0
 
 
-@merged
+@kernel
 def _ended(clock, row, began):
     """Add the time since ``began`` to the instruction's, if a clock is wanted."""
     if clock != 0:
@@ -429,7 +429,7 @@ def chunk_header(slots):
     return (8 * slots + 63) // 64 * 64
 
 
-@merged
+@kernel
 def _run_chunks(row, bases, piece, thread, one):
     """A piece of the rows through a table of instructions, a chunk after the other, by this thread alone.
 
@@ -459,7 +459,7 @@ def _run_chunks(row, bases, piece, thread, one):
             _ended(clock, line, began)
 
 
-@merged
+@kernel
 def run_piece(row, bases, piece, thread, one):
     """Do one piece of the instruction at ``row``."""
     if get_int(row, OP) == CHUNKS:
@@ -468,7 +468,7 @@ def run_piece(row, bases, piece, thread, one):
         _run_block(row, bases, piece, int64(0), thread, one)
 
 
-@merged
+@kernel
 def _run_table(table, count, bases, control, one):
     clock = get_int(bases, CLOCK)
     caller = int64(0)
@@ -492,7 +492,7 @@ def _run_table(table, count, bases, control, one):
         _ended(clock, row, began)
 
 
-@merged
+@kernel
 def _help(control, thread, one):
     """Work for whoever has the team, until there has been nothing to do for a while."""
     waited = 0

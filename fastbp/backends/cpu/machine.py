@@ -61,8 +61,10 @@ from fastbp.backends.cpu.team import BASES as CURRENT_BASES
 from fastbp.backends.cpu.team import (
     DONE,
     OPEN,
+    RUNS,
     SPINS_BEFORE_YIELD,
     YIELDS_BEFORE_PARK,
+    YIELDS_BETWEEN_RUNS,
     Team,
     atomic_add,
     atomic_load,
@@ -494,12 +496,15 @@ def _run_table(table, count, bases, control, one):
 
 @kernel
 def _help(control, thread, one):
-    """Work for whoever has the team, until there has been nothing to do for a while."""
+    """Work for whoever has the team, until there has been nothing to do for a while: a shorter one between runs."""
     waited = 0
-    while waited < SPINS_BEFORE_YIELD * YIELDS_BEFORE_PARK and thread < atomic_load(control, OPEN):
+    while thread < atomic_load(control, OPEN):
         piece = claim(control, thread)
         if piece < 0:
             waited = spin(waited)
+            patience = YIELDS_BEFORE_PARK if atomic_load(control, RUNS) else YIELDS_BETWEEN_RUNS
+            if waited >= SPINS_BEFORE_YIELD * patience:
+                break
         else:
             run_piece(get_int(control, CURRENT_ROW), get_int(control, CURRENT_BASES), piece, thread, one)
             finish(control, thread)

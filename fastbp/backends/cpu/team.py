@@ -13,8 +13,10 @@ returns the word as it is then, and that says which piece of the present instruc
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +31,7 @@ from fastbp.backends.cpu.simd import I64, get_int, set_int
 from fastbp.backends.threads import MAX_THREADS
 
 # Words of the control block; those that different threads write lie in cache lines of their own.
-DONE, ROW, BASES, OPEN = 0, 16, 17, 32
+DONE, ROW, BASES, OPEN, RUNS = 0, 16, 17, 32, 33
 RANGES = 48  # a line a thread: its word, and the number of pieces that it has done
 LINE = 16
 WORDS = RANGES + LINE * MAX_THREADS
@@ -38,6 +40,10 @@ MASK = (1 << FIELD) - 1
 MAX_PIECES = MASK - MAX_THREADS  # each thread may claim once too often
 SPINS_BEFORE_YIELD = 2000
 YIELDS_BEFORE_PARK = 400
+# A helper waits for the next run for some 0.2 ms after the last, which is how long the calls of a loop in Python are
+# apart: waking one that sleeps took 0.1 to 0.3 ms on a machine with other tenants, as long as many a call.
+YIELDS_BETWEEN_RUNS = 5
+EXIT_SECONDS = 0.5  # until helpers sleep, when the process ends
 
 sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
@@ -149,13 +155,16 @@ class Team:
         address = self._control.ctypes.data
         self.control = address + -address % 128
         self._bells: list[threading.Semaphore] = []
+        self._asleep: list[bool] = []  # of each helper
+        self._run = 0  # number of the latest
+        atexit.register(self._send_to_sleep)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
         """After a fork the threads are gone, and whoever held the team is in the other process."""
         self._busy = threading.Lock()
-        self._bells = []
+        self._bells, self._asleep = [], []
         self._control[:] = 0
 
     def pieces_done(self) -> list[int]:
@@ -175,16 +184,23 @@ class Team:
             while len(self._bells) < threads - 1 and self._hire():
                 pass
             steps = arguments(len(self._bells) + 1)
-            self._set_open(min(threads, len(self._bells) + 1))
-            for bell in self._bells[: threads - 1]:
-                bell.release()
+            self._words()[[OPEN, RUNS]] = min(threads, len(self._bells) + 1), 1
+            self._run += 1  # before looking who sleeps: see _hire
+            for helper, bell in enumerate(self._bells[: threads - 1]):
+                if self._asleep[helper]:
+                    self._asleep[helper] = False
+                    bell.release()
             self.compiled(0, *steps, self.control, self._one)
         finally:
-            self._set_open(0)
+            self._words()[RUNS] = 0
             self._busy.release()
 
-    def _set_open(self, threads: int) -> None:
-        self._words()[OPEN] = threads
+    def _send_to_sleep(self) -> None:
+        """A thread that comes back to Python from compiled code when Python is gone would end in the middle of it."""
+        self._words()[OPEN] = 0
+        end = time.monotonic() + EXIT_SECONDS
+        while not all(self._asleep) and time.monotonic() < end:
+            time.sleep(1e-4)
 
     def _words(self) -> np.ndarray:
         """The control block, from its first aligned word on."""
@@ -193,16 +209,24 @@ class Team:
     def _hire(self) -> bool:
         """One helper more; False if the system has no thread to give."""
         bell = threading.Semaphore(0)
-        number = len(self._bells) + 1
+        helper = len(self._bells)
+        asleep = self._asleep
+        asleep.append(False)
 
         def help_when_called() -> None:
+            seen = 0
             while True:
-                bell.acquire()
-                self.compiled(number, 0, 0, 0, 0, 0, 0, self.control, self._one)
+                asleep[helper] = True  # before looking for a run that has begun: it is seen here, or rings the bell
+                if seen == self._run:
+                    bell.acquire()
+                asleep[helper] = False
+                seen = self._run
+                self.compiled(helper + 1, 0, 0, 0, 0, 0, 0, self.control, self._one)
 
         try:
-            threading.Thread(target=help_when_called, name=f"fastbp-{number}", daemon=True).start()
+            threading.Thread(target=help_when_called, name=f"fastbp-{helper + 1}", daemon=True).start()
         except RuntimeError:
+            asleep.pop()
             return False
         self._bells.append(bell)
         return True

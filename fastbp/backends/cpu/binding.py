@@ -661,7 +661,7 @@ class _Table:
             block = block_of(k, n)
             longest = min(longest, block * max(1, second // (2 * (height + width) * self.item) // block))
         strip = max(1, m_block)
-        if far_b and height >= PACKED_ROWS or near_b and height >= COPIED_FROM[1]:
+        if (far_b and height >= PACKED_ROWS) or (near_b and height >= COPIED_FROM[1]):
             how |= gemm.PACK_B
         if far_a and width >= (min(n, PACKED_COLUMNS) if gemm.NARROW else 2 * self.panel):
             how |= gemm.PACK_A | (gemm.PACK_B if gemm.NARROW and height >= COPIED_FROM[0] else 0)

@@ -14,6 +14,7 @@ any thread, and whatever was packed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,8 +43,8 @@ from fastbp.backends.cpu.simd import (
 # broadcast of A, and give more than one FMA a load. For two vectors a row, tiles of 10 and 12 rows were no faster.
 TILE_ROWS, TILE_VECTORS = (8, 3) if simd.VECTOR_REGISTERS == 32 else (6, 2)
 NARROW = TILE_VECTORS == 2  # a panel of B is one cache line wide
-# Columns of A that are packed for all rows before the next ones: with narrow groups three of them read parts of a line,
-# which stays in the first level meanwhile, if it has 8 ways. Of columns a multiple of 4 KB apart these are all it holds.
+# Columns of A that are packed for all rows before the next ones: with narrow groups three of them read parts of a
+# line, which stays in the first level meanwhile, if it has 8 ways: of columns a multiple of 4 KB apart it holds 8.
 FIRST_LEVEL = 32768  # bytes
 FEWEST_TOGETHER, MOST_TOGETHER = (8, 32) if NARROW else (1 << 30, 1 << 30)
 UNROLLED = 4  # steps of K
@@ -167,6 +168,7 @@ def _emit_strip(
     each of its multiply-adds. 10 rows are done as 5 and 5.
     """
     builder = m.builder
+    layouts = _layouts(m, columns, mask, *rest)
     done = cgutils.alloca_once(builder, I64)
     builder.store(I64(0), done)
     even = HEIGHTS[1] == TILE_ROWS - 1
@@ -181,7 +183,7 @@ def _emit_strip(
         fits = builder.icmp_signed(">=", left, I64(2 * rows - 1 if even else rows))
         builder.cbranch(builder.or_(fits, builder.icmp_signed("==", left, I64(rows))), body, after)
         builder.position_at_end(body)
-        _emit_tile(m, multiply, i, rows, columns, mask, *rest)
+        _emit_tile(m, multiply, i, rows, columns, mask, layouts if rows == TILE_ROWS else [], *rest)
         builder.store(builder.add(i, I64(rows)), done)
         simd.keep_rolled(builder.branch(head))
         builder.position_at_end(after)
@@ -194,6 +196,7 @@ def _emit_tile(
     rows: int,
     columns: list[Any],
     mask: Any,
+    layouts: list[Layout],
     k: Any,
     block: Any,
     begun: Any,
@@ -228,7 +231,7 @@ def _emit_tile(
     final = builder.icmp_signed("<=", left, block)
     length = builder.select(final, left, block)
     line, column = builder.gep(b, [builder.mul(at, b_row)]), builder.gep(of_a, [builder.mul(at, a_col)])
-    sums = _emit_sums(m, multiply, rows, columns, mask, length, column, a_row, a_col, line, b_row)
+    sums = _emit_sums(m, multiply, rows, columns, mask, layouts, length, column, a_row, a_col, line, b_row)
     adds = builder.or_(builder.icmp_signed(">", at, zero), builder.icmp_signed("!=", begun, zero))
     bits = builder.or_(builder.select(adds, I64(ADD), zero), builder.select(final, ending, zero))
     to, to_row = builder.select(final, of_out, of_c), builder.select(final, out_row, c_row)
@@ -251,6 +254,37 @@ def _stack_tile(typingctx: Any, like: Any) -> Any:
 
 
 Sums = list[list[simd.Vector]]
+# whether operands are laid out so; the place of element (i, at) of A, by builder, A, and its first columns' places
+Layout = tuple[Any, Callable[[Any, Any, list[Any], int, Any], Any]]
+
+
+def _layouts(m: simd.VectorEmitter, columns: list[Any], mask: Any, *rest: Any) -> list[Layout]:
+    """Layouts of operands for which whole tiles have unrolled loops: B in packed panels, A by rows or packed too.
+
+    With 16 registers: distances are known there, and a step of an unrolled loop takes 21 instructions; the loop for
+    any distances takes 24. The product 512 x 128 x 128 took 0.97 of its time then, and 0.9 where the core was shared
+    with another thread.
+    """
+    if not NARROW or mask is not None or len(columns) != TILE_VECTORS:
+        return []
+    builder = m.builder
+    a_row, a_col, b_row = rest[5], rest[6], rest[8]
+
+    def are(*distances: tuple[Any, int]) -> Any:
+        found = [builder.icmp_signed("==", distance, I64(known)) for distance, known in distances]
+        return functools.reduce(builder.and_, found)
+
+    panel = TILE_VECTORS * m.lanes
+    packed = are((b_row, panel), (columns[-1], panel - m.lanes))
+    by_rows = builder.and_(packed, are((a_col, 1)))
+    in_groups = builder.and_(packed, are((a_row, 1), (a_col, TILE_ROWS)))
+    return [
+        (by_rows, lambda builder, a, starts, i, at: builder.gep(starts[i], [at])),
+        (
+            in_groups,
+            lambda builder, a, starts, i, at: builder.gep(a, [builder.add(builder.mul(at, I64(TILE_ROWS)), I64(i))]),
+        ),
+    ]
 
 
 def _emit_sums(
@@ -259,6 +293,7 @@ def _emit_sums(
     rows: int,
     columns: list[Any],
     mask: Any,
+    layouts: list[Layout],
     k: Any,
     a: Any,
     a_row: Any,
@@ -272,102 +307,88 @@ def _emit_sums(
     told how far apart the rows of A lie: it would let one pointer step from row to row, and six additions that wait for
     each other take as long as the twelve multiply-adds of a tile.
 
-    With 16 registers a whole tile has other loops for B in packed panels, A by rows or packed too: distances are
-    known there, and a step of an unrolled loop takes 21 instructions where the loop for any distances takes 24. The
-    product 512 x 128 x 128 took 0.97 of its time then, and 0.9 where the core was shared with another thread.
+    ``layouts`` have loops of their own.
     """
     builder, vectors = m.builder, len(columns)
     starts = [simd.opaque(builder, builder.gep(a, [builder.mul(I64(i), a_row)])) for i in range(rows)]
-    entry = builder.block
-    head = builder.append_basic_block("k.head")
-    body = builder.append_basic_block("k.body")
+    zeros = [[simd.Vector(m, m.constant(0.0)) for _ in columns] for _ in range(rows)]
     done = builder.append_basic_block("k.done")
-    begun: list[tuple[Any, Any, Sums]] = []  # where steps may have been done before: the block, how many, the sums
-    if NARROW and mask is None and (rows, vectors) == (TILE_ROWS, TILE_VECTORS):
-        panel = TILE_VECTORS * m.lanes
-        packed = builder.icmp_signed(">=", k, I64(UNROLLED))
-        for distance, known in ((b_row, panel), (columns[-1], panel - m.lanes)):
-            packed = builder.and_(packed, builder.icmp_signed("==", distance, I64(known)))
-        by_rows = builder.icmp_signed("==", a_col, I64(1))
-        in_groups = builder.and_(
-            builder.icmp_signed("==", a_row, I64(1)), builder.icmp_signed("==", a_col, I64(TILE_ROWS))
-        )
-        layouts = [
-            (by_rows, lambda i, at: builder.gep(starts[i], [at])),
-            (in_groups, lambda i, at: builder.gep(a, [builder.add(builder.mul(at, I64(TILE_ROWS)), I64(i))])),
+    found: list[tuple[Any, Sums]] = []  # sums, and the block that they come from
+
+    def added(sums: Sums, of_b: list[Any], of_a: list[Any]) -> Sums:
+        """What stands there in a row of B and a column of A, multiplied and added."""
+        row_of_b = [m.load(place, mask) for place in of_b]
+        splats = (m.splat(builder.load(place)) for place in of_a)
+        return [
+            [multiply(m, x, y, s) for y, s in zip(row_of_b, row, strict=True)]
+            for x, row in zip(splats, sums, strict=True)
         ]
-        for fits, place_of_a in layouts:
-            unrolled = builder.append_basic_block("k.unrolled")
-            other = builder.append_basic_block("k.other")
-            builder.cbranch(builder.and_(packed, fits), unrolled, other)
-            begun.append(_emit_unrolled(m, multiply, rows, vectors, k, place_of_a, b, builder.block, unrolled, head))
-            builder.position_at_end(other)
-        entry = builder.block
+
+    def in_layout(place_of_a: Callable[..., Any], steps: int) -> Callable[[Any, Sums], Sums]:
+        def turn(index: Any, sums: Sums) -> Sums:
+            line = builder.gep(b, [builder.mul(index, I64(vectors * m.lanes))])
+            for step in range(steps):
+                of_b = [builder.gep(line, [I64((step * vectors + j) * m.lanes)]) for j in range(vectors)]
+                at = builder.add(index, I64(step))
+                sums = added(sums, of_b, [place_of_a(builder, a, starts, i, at) for i in range(rows)])
+            return sums
+
+        return turn
+
+    for fits, place_of_a in layouts:
+        known, other = builder.append_basic_block("k.known"), builder.append_basic_block("k.other")
+        builder.cbranch(builder.and_(fits, builder.icmp_signed(">=", k, I64(UNROLLED))), known, other)
+        builder.position_at_end(known)
+        index, sums = _emit_turns(m, I64(0), k, UNROLLED, zeros, in_layout(place_of_a, UNROLLED))
+        index = simd.opaque(builder, index)  # else the first loop carries on what the second will need
+        _, sums = _emit_turns(m, index, k, 1, sums, in_layout(place_of_a, 1))
+        found.append((builder.block, sums))
+        builder.branch(done)
+        builder.position_at_end(other)
+
+    def turn(index: Any, sums: Sums) -> Sums:
+        line, across = builder.gep(b, [builder.mul(index, b_row)]), builder.mul(index, a_col)
+        return added(sums, [builder.gep(line, [c]) for c in columns], [builder.gep(s, [across]) for s in starts])
+
+    _, sums = _emit_turns(m, I64(0), k, 1, zeros, turn)
+    found.append((builder.block, sums))
+    builder.branch(done)
+    builder.position_at_end(done)
+    return _emit_phis(m, found)
+
+
+def _emit_turns(
+    m: simd.VectorEmitter, start: Any, k: Any, steps: int, sums: Sums, turn: Callable[[Any, Sums], Sums]
+) -> tuple[Any, Sums]:
+    """A loop from ``start`` on, as long as that many steps remain of k; where it stops, and the sums there."""
+    builder = m.builder
+    entry = builder.block
+    head, body, end = (builder.append_basic_block(f"k.{name}") for name in ("head", "body", "end"))
     builder.branch(head)
     builder.position_at_end(head)
     index = builder.phi(I64)
-    index.add_incoming(I64(0), entry)
-    sums = [[builder.phi(m.type) for _ in range(vectors)] for _ in range(rows)]
-    for row in sums:
-        for s in row:
-            s.add_incoming(m.constant(0.0), entry)
-    for block, steps, before in begun:
-        index.add_incoming(steps, block)
-        for row, old in zip(sums, before, strict=True):
-            for s, x in zip(row, old, strict=True):
-                s.add_incoming(x.value, block)
-    builder.cbranch(builder.icmp_signed("<", index, k), body, done)
-
+    index.add_incoming(start, entry)
+    begun = _emit_phis(m, [(entry, sums)])
+    following = builder.add(index, I64(steps))
+    builder.cbranch(builder.icmp_signed("<=", following, k), body, end)
     builder.position_at_end(body)
-    line = builder.gep(b, [builder.mul(index, b_row)])
-    of_b = [m.load(builder.gep(line, [column]), mask) for column in columns]
-    across = builder.mul(index, a_col)
-    for i in range(rows):
-        of_a = m.splat(builder.load(builder.gep(starts[i], [across])))
-        for j in range(vectors):
-            new = multiply(m, of_a, of_b[j], simd.Vector(m, sums[i][j]))
-            sums[i][j].add_incoming(new.value, body)
-    index.add_incoming(builder.add(index, I64(1)), body)
-    simd.keep_rolled(builder.branch(head))
-    builder.position_at_end(done)
-    return [[simd.Vector(m, s) for s in row] for row in sums]
-
-
-def _emit_unrolled(
-    m: simd.VectorEmitter,
-    multiply: Multiply,
-    rows: int,
-    vectors: int,
-    k: Any,
-    place_of_a: Callable[[int, Any], Any],
-    b: Any,
-    entry: Any,
-    body: Any,
-    after: Any,
-) -> tuple[Any, Any, Sums]:
-    """A loop of UNROLLED steps a turn, for B in a packed panel, as long as k has so many: body, steps done, sums."""
-    builder = m.builder
-    panel = vectors * m.lanes
-    builder.position_at_end(body)
-    index = builder.phi(I64)
-    index.add_incoming(I64(0), entry)
-    begun = [[builder.phi(m.type) for _ in range(vectors)] for _ in range(rows)]
-    sums = [[simd.Vector(m, s) for s in row] for row in begun]
-    line = builder.gep(b, [builder.mul(index, I64(panel))])
-    for step in range(UNROLLED):
-        of_b = [m.load(builder.gep(line, [I64(step * panel + j * m.lanes)])) for j in range(vectors)]
-        at = builder.add(index, I64(step))
-        for i in range(rows):
-            of_a = m.splat(builder.load(place_of_a(i, at)))
-            sums[i] = [multiply(m, of_a, x, s) for x, s in zip(of_b, sums[i], strict=True)]
-    for row, new in zip(begun, sums, strict=True):
+    for row, new in zip(begun, turn(index, begun), strict=True):
         for s, x in zip(row, new, strict=True):
-            s.add_incoming(m.constant(0.0), entry)
-            s.add_incoming(x.value, body)
-    steps = builder.add(index, I64(UNROLLED))
-    index.add_incoming(steps, body)
-    simd.keep_rolled(builder.cbranch(builder.icmp_signed("<=", builder.add(steps, I64(UNROLLED)), k), body, after))
-    return body, steps, sums
+            s.value.add_incoming(x.value, body)
+    index.add_incoming(following, body)
+    simd.keep_rolled(builder.branch(head))
+    builder.position_at_end(end)
+    return index, begun
+
+
+def _emit_phis(m: simd.VectorEmitter, found: list[tuple[Any, Sums]]) -> Sums:
+    """The sums of the block that control came from."""
+    merged = [[simd.Vector(m, m.builder.phi(m.type)) for _ in row] for row in found[0][1]]
+    for block, sums in found:
+        for row, new in zip(merged, sums, strict=True):
+            for s, x in zip(row, new, strict=True):
+                s.value.add_incoming(x.value, block)
+    return merged
 
 
 def _emit_ending(

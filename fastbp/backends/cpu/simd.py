@@ -401,10 +401,10 @@ def keep_rolled(branch: Any) -> None:
     branch.set_metadata("llvm.loop", loop)
 
 
-def opaque(builder: Any, pointer: Any) -> Any:
-    """The pointer, without LLVM knowing where it comes from."""
-    same = ir.FunctionType(pointer.type, [pointer.type])
-    return builder.asm(same, "", "=r,0", [pointer], False)
+def opaque(builder: Any, value: Any) -> Any:
+    """The pointer or integer, without LLVM knowing where it comes from."""
+    same = ir.FunctionType(value.type, [value.type])
+    return builder.asm(same, "", "=r,0", [value], False)
 
 
 def vector_loop(m: VectorEmitter, n: Any, body: Callable[[Any, Any], None]) -> None:

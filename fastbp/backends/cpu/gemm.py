@@ -30,6 +30,7 @@ from fastbp.backends.cpu.simd import (
     I64,
     itemsize_of,
     lanes_of,
+    load_at,
     map_binary,
     map_ternary,
     map_unary,
@@ -48,6 +49,7 @@ NARROW = TILE_VECTORS == 2  # a panel of B is one cache line wide
 FIRST_LEVEL = 32768  # bytes
 FEWEST_TOGETHER, MOST_TOGETHER = (8, 32) if NARROW else (1 << 30, 1 << 30)
 UNROLLED = 4  # steps of K
+OUTER_ELEMENTS = 2048  # of a product with K = 1, which are made before their epilogue
 HEIGHTS = (8, 4, 2, 1) if simd.VECTOR_REGISTERS == 32 else (6, 5, 4, 3, 2, 1)  # of the tiles that there are
 
 # How a tile ends, and how a product is done: bits of one word.
@@ -495,6 +497,25 @@ def _copy_panel(typingctx: Any, rows: Any, vectors: Any, cols: Any, out: Any, pi
     return signature, codegen
 
 
+@intrinsic
+def _outer_row(typingctx: Any, n: Any, x: Any, y: Any, out: Any) -> Any:
+    """out_j = 0 + x y_j for j < n: a row of a product with K = 1, to the bits of :func:`_strip`."""
+    signature = types.void(types.int64, x, y, out)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        n, x, y, out = arguments
+        m = simd.VectorEmitter(builder, str(sig.args[1]))
+        factor, zero = m.splat(x), simd.Vector(m, m.constant(0.0))
+
+        def body(j: Any, mask: Any) -> None:
+            m.store(m.fma(factor, m.load(builder.gep(y, [j]), mask), zero), builder.gep(out, [j]), mask)
+
+        simd.vector_loop(m, n, body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 @kernel
 def panel_of(one):
     """Columns of a panel."""
@@ -614,6 +635,20 @@ def product(
     bias = pointer(y, 0, one)
     gradient = _stack_tile(one)
     has_epilogue = code >= 0 or then >= 0
+    if k == 1 and n > panel and b_panel == panel and not (accumulate or how & (BIAS | SGD | PACK_A)):
+        rows = max(int64(1), OUTER_ELEMENTS // n)
+        for i in range(0, m, rows):
+            rows = min(rows, m - i)
+            for r in range(i, i + rows):
+                _outer_row(
+                    n, load_at(pointer(a, r * a_row, one), 0), pointer(b, 0, one), pointer(out, r * out_row, one)
+                )
+            if has_epilogue:
+                epilogue(
+                    rows, n, out + i * out_row * item, out_row, code, y + i * y_row * item, y_row, y_step,
+                    then, out2 + i * out2_row * item, out2_row, one,
+                )  # fmt: skip
+        return
     if how & PACK_T and how & BY_STRIP:  # all of B at once, for it stays in the second-level cache
         for j in range(0, n, panel):
             to = scratch + j * k * item

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -267,6 +268,18 @@ def test_the_team_is_given_back_after_an_error(alone):
     assert_all_equal([train(0)], alone[:1])
 
 
+def test_helpers_sleep_when_nothing_comes(alone):
+    """They wait awake for the next run, but not for long; whoever sleeps is woken."""
+    assert helper_works()
+    ours = team("float32")
+    end = time.monotonic() + TIMEOUT
+    while not all(ours._asleep) and time.monotonic() < end:
+        time.sleep(1e-3)
+    assert all(ours._asleep)
+    assert helper_works()
+    assert_all_equal([train(0)], alone[:1])
+
+
 # ---- processes -----------------------------------------------------------------------------------------------------
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -290,6 +303,20 @@ def test_children_of_a_process_that_has_trained(threads, alone):
         assert_all_equal([train(seed) for seed in range(2)], alone[:2])
         assert_all_equal(in_children(range(8)), alone)
     assert_all_equal([train(seed) for seed in range(8)], alone)
+
+
+def test_a_process_may_end_while_its_helpers_are_awake():
+    code = """
+import numpy as np, fastbp
+fastbp.set_num_threads(2)
+net = fastbp.MLP([200, 300, 10], seed=0)
+for _ in range(3):
+    net.loss_and_grad(np.ones((2000, 200)), np.ones((2000, 10)))
+print("done")
+"""
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
 @forks

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from patience import attempts
 
 import fastbp
-from fastbp import MLP, optim
+from fastbp import MLP, graph, optim
 from fastbp.backends import executable
-from fastbp.backends.cpu import caches
+from fastbp.backends.cpu import binding, caches
+from fastbp.backends.cpu.executable import CpuExecutable
 from fastbp.backends.cpu.machine import team
 from fastbp.training import RowOrder
 
@@ -339,3 +340,43 @@ def test_parameters_beyond_the_cache_are_updated_to_the_same_bits(batch, dtype, 
         found.append(train())
     assert [by_rows for _, by_rows in found] == [True, False]
     np.testing.assert_array_equal(found[0][0], found[1][0])
+
+
+ALWAYS = {"FAR": -1, "PACKED_K": 1, "SHORT_PACKED_K": 1, "PACKED_ROWS": 1, "PACKED_COLUMNS": 1, "COPIED_FROM": (1, 1)}
+NEVER = dict.fromkeys(("FAR", "PACKED_K", "SHORT_PACKED_K"), 1 << 40)
+
+
+@pytest.mark.parametrize("k", [1, 3, 4, 7, 32, 131, 515])
+@pytest.mark.parametrize(("m", "n"), [(6, 32), (20, 17), (97, 128), (200, 50)])
+@pytest.mark.parametrize("transposed", [False, True], ids=["A B", "Aᵀ B"])
+def test_a_product_does_not_depend_on_what_was_copied(transposed, m, n, k, dtype, monkeypatch):
+    """Loops that are unrolled for copied operands, and those for any others, with every number of steps left over."""
+    rng = np.random.default_rng(k)
+    a, b = rng.normal(size=(k, m) if transposed else (m, k)), rng.normal(size=(k, n))
+    x, w = (graph.input("x", m), graph.input("w", n)) if transposed else (graph.input("x", k), graph.param("w", (k, n)))
+    program = graph.compile(x.matmul(w, ta=transposed), dtype=dtype).program
+    values = {"x": a.astype(dtype), "w": b.astype(dtype)}
+    found, copied = [], []
+    for settings_, stay in ((NEVER, 1 << 40), (ALWAYS, 0)):
+        for name, value in settings_.items():
+            monkeypatch.setattr(binding, name, value)
+        monkeypatch.setattr(caches, "rows_that_stay", lambda level, stride, stay=stay: stay)
+        run = CpuExecutable(program, dtype)
+        rows = k if transposed else m
+        (out,) = run.run(values, rows).values()
+        found.append(out.tobytes())
+        copied.append("packed" in " ".join(line.schedule for line in run.bound(rows).lines))
+    assert found[0] == found[1]
+    assert not copied[0]
+    assert copied[1] or k == 1
+
+
+def test_one_summand_is_the_same_in_few_columns_and_many(dtype):
+    """Signs of zeros, infinities and NaN too: products with K = 1 go row by row where there are several panels."""
+    x = np.array([[0.0], [-0.0], [-1.5], [np.inf], [np.nan]], dtype)
+    w = np.resize(np.array([0.0, -0.0, 2.5, -np.inf, 1e-40, -3.0, 7.0], dtype), (1, 97))
+    x = np.resize(x, (600, 1))
+    product = fastbp.function(lambda x, w: x @ w)
+    with np.errstate(invalid="ignore"):
+        few = [product(x, np.ascontiguousarray(w[:, j : j + 8])) for j in range(0, 97, 8)]
+    np.testing.assert_array_equal(product(x, w).view(f"i{x.itemsize}"), np.hstack(few).view(f"i{x.itemsize}"))

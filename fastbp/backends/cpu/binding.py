@@ -49,8 +49,9 @@ PACKED_ROWS, PACKED_K = 64, 128
 # ... and with 16 registers. Pieces of 132, 258 or 516 rows, whole tiles, for the first number of rows that is more than
 # the product has: every row of a piece uses what is copied of B.
 SHORT_PACKED_K = 32
-TALL_PIECES = ((8 * PACKED_ROWS, 132), (16 * PACKED_ROWS, 258))
+TALL_PIECES = ((8 * PACKED_ROWS + 1, 132), (16 * PACKED_ROWS, 258))
 TALLEST_PIECE, LOWEST_PIECE = 516, 66
+UNDIVIDED = 8  # panels of a forward product: fewer are not shared by columns
 COPIED_FROM = (
     48,
     96,
@@ -648,6 +649,9 @@ class _Table:
             lowest = tall if far_b else max(LOWEST_PIECE, _ceil(m // FEW_PIECES, TILE_ROWS))
             halves = 1 if n < 2 * PACKED_COLUMNS else 2
             narrowest = _ceil(-(-n // halves), self.panel) if far_a else 4 * self.panel
+            if not far_a and n <= UNDIVIDED * self.panel:
+                narrowest = _ceil(n, self.panel)
+                lowest = min(lowest, max(TALL_PIECES[0][1], _ceil(-(-m // FEWEST_PIECES), TILE_ROWS)))
             if n <= narrowest:  # no other way to share
                 lowest = min(lowest, _ceil(-(-m // 2), TILE_ROWS))
         if 2 * k * n * self.item <= first or (turned and whole_b and m > lowest):

@@ -43,7 +43,7 @@ YIELDS_BEFORE_PARK = 400
 # A helper waits for the next run for some 0.2 ms after the last, which is how long the calls of a loop in Python are
 # apart: waking one that sleeps took 0.1 to 0.3 ms on a machine with other tenants, as long as many a call.
 YIELDS_BETWEEN_RUNS = 5
-EXIT_SECONDS = 0.5  # until helpers sleep, when the process ends
+EXIT_SECONDS = 0.5  # for helpers to fall asleep in, when the process ends
 
 sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
@@ -197,10 +197,13 @@ class Team:
 
     def _send_to_sleep(self) -> None:
         """A thread that comes back to Python from compiled code when Python is gone would end in the middle of it."""
+        if not self._busy.acquire(timeout=EXIT_SECONDS):
+            return  # a daemon thread's run, which ends with the process
         self._words()[OPEN] = 0
         end = time.monotonic() + EXIT_SECONDS
         while not all(self._asleep) and time.monotonic() < end:
             time.sleep(1e-4)
+        self._busy.release()
 
     def _words(self) -> np.ndarray:
         """The control block, from its first aligned word on."""

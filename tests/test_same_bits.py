@@ -342,7 +342,10 @@ def test_parameters_beyond_the_cache_are_updated_to_the_same_bits(batch, dtype, 
     np.testing.assert_array_equal(found[0][0], found[1][0])
 
 
-ALWAYS = {"FAR": -1, "PACKED_K": 1, "SHORT_PACKED_K": 1, "PACKED_ROWS": 1, "PACKED_COLUMNS": 1, "COPIED_FROM": (1, 1)}
+ALWAYS = {
+    "FAR": -1,
+    **dict.fromkeys(("PACKED_K", "SHORT_PACKED_K", "PACKED_ROWS", "PACKED_COLUMNS", "COPIED_WITH_A", "COPIED_NEAR"), 1),
+}
 NEVER = dict.fromkeys(("FAR", "PACKED_K", "SHORT_PACKED_K"), 1 << 40)
 
 

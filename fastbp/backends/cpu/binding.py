@@ -51,11 +51,10 @@ PACKED_ROWS, PACKED_K = 64, 128
 SHORT_PACKED_K = 32
 TALL_PIECES = ((8 * PACKED_ROWS + 1, 132), (16 * PACKED_ROWS, 258))
 TALLEST_PIECE, LOWEST_PIECE = 516, 66
-UNDIVIDED = 8  # panels of a forward product: fewer are not shared by columns
-COPIED_FROM = (
-    48,
-    96,
-)  # rows from which on a copied panel of B pays, if A is packed too; and if B would stay in the cache
+UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows alone
+# Rows from which on copying a panel of B pays for the loops that know where it lies: where A is packed too, and where
+# B would stay in the first level anyway.
+COPIED_WITH_A, COPIED_NEAR = 48, 96
 PACKED_COLUMNS = 96  # copying a line of A costs about 8 cycles, and 96 columns use it for 96
 
 Operand = tuple[int, int, int, int]
@@ -665,10 +664,10 @@ class _Table:
             block = block_of(k, n)
             longest = min(longest, block * max(1, second // (2 * (height + width) * self.item) // block))
         strip = max(1, m_block)
-        if (far_b and height >= PACKED_ROWS) or (near_b and height >= COPIED_FROM[1]):
+        if (far_b and height >= PACKED_ROWS) or (near_b and height >= COPIED_NEAR):
             how |= gemm.PACK_B
         if far_a and width >= (min(n, PACKED_COLUMNS) if gemm.NARROW else 2 * self.panel):
-            how |= gemm.PACK_A | (gemm.PACK_B if gemm.NARROW and height >= COPIED_FROM[0] else 0)
+            how |= gemm.PACK_A | (gemm.PACK_B if gemm.NARROW and height >= COPIED_WITH_A else 0)
             strip = _ceil(strip, gemm.group_of(self.panel))
         elif m <= m_block and n <= self.panel and k <= longest and m * n * self.item <= first:
             how |= gemm.SMALL | gemm.BY_STRIP
@@ -710,7 +709,7 @@ class _Table:
         """The same for columns of Aᵀ. Each of their lines serves nearly three tiles, if it stays in the first level.
 
         With 16 registers few columns are enough where the second level does not hold those lines either: 2048 x 32 on
-        1024 rows ran at 50 GFLOP/s with packing, at 19 without.
+        1024 rows ran at 37 GFLOP/s with packing, at 19 without.
         """
         if gemm.NARROW and n < PACKED_COLUMNS:
             return n > self.panel and k > caches.rows_that_stay(2, stride)

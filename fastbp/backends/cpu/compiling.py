@@ -59,8 +59,9 @@ class _PartCompiler(Compiler):  # type: ignore[misc]
 
 # Inner kernels are called from compiled code alone: without the wrappers that Python and C would need they compile
 # faster. Integer division follows NumPy, so that no division can raise.
-_options = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-kernel = njit(pipeline_class=_PartCompiler, **_options)
+kernel = njit(
+    nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_PartCompiler
+)
 
 COMPILED_SOURCES = (
     "scalars.py",

@@ -270,7 +270,7 @@ def _layouts(m: simd.VectorEmitter, columns: list[Any], mask: Any, *rest: Any) -
     if not NARROW or mask is not None or len(columns) != TILE_VECTORS:
         return []
     builder = m.builder
-    a_row, a_col, b_row = rest[5], rest[6], rest[8]
+    _, _, _, _, _, a_row, a_col, _, b_row, *_ = rest  # k, block, begun, ending, a, …, as :func:`_emit_tile` has them
 
     def are(*distances: tuple[Any, int]) -> Any:
         found = [builder.icmp_signed("==", distance, I64(known)) for distance, known in distances]

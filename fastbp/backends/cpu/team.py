@@ -30,7 +30,8 @@ from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.simd import I64, get_int, set_int
 from fastbp.backends.threads import MAX_THREADS
 
-# Words of the control block; those that different threads write lie in cache lines of their own.
+# Words of the control block; those that different threads write lie in cache lines of their own. OPEN is the number of
+# threads that may claim, RUNS whether a run is going on.
 DONE, ROW, BASES, OPEN, RUNS = 0, 16, 17, 32, 33
 RANGES = 48  # a line a thread: its word, and the number of pieces that it has done
 LINE = 16

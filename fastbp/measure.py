@@ -129,7 +129,9 @@ def _emit_fma_chains(typingctx: Any, turns: Any, one: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         m = simd.VectorEmitter(builder, str(sig.return_type))
-        chains = [cgutils.alloca_once_value(builder, m.constant(float(k))) for k in range(_CHAINS)]
+        # from numbers that LLVM does not know: it saw that a chain which began with 1 stayed there, and left it out
+        start = m.splat(arguments[1])
+        chains = [cgutils.alloca_once_value(builder, (start * float(k)).value) for k in range(_CHAINS)]
         with cgutils.for_range(builder, arguments[0]):
             values = [simd.Vector(m, builder.load(chain)) for chain in chains]
             for _ in range(_LINKS):

@@ -8,14 +8,17 @@ import functools
 import importlib.util
 import io
 import itertools
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numba import njit, types
 
 from fastbp import backends, measure
+from fastbp.backends.cpu import simd
 from fastbp.errors import DataError, InputError, MissingExtraError
 from fastbp.measure import NETWORKS, Network, Report
 from fastbp.program import place
@@ -138,6 +141,18 @@ def test_the_fma_chains_compute(dtype: str) -> None:
     entry = measure._fma_entry(dtype)
     assert entry(0, one) == pytest.approx(sum(range(measure._CHAINS)))
     assert entry(10_000, one) == pytest.approx(measure._CHAINS, rel=1e-3)
+
+
+@pytest.mark.skipif(not simd.HAS_FMA, reason="multiplies, then adds")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_fma_chain_is_left_out(dtype: str) -> None:
+    """A peak of which a chain had been optimised away would be too high."""
+    entry = njit(nogil=True, error_model="numpy")(measure._make_fma_entry(""))
+    entry.compile((types.int64, getattr(types, dtype)))
+    (assembly,) = entry.inspect_asm().values()
+    found = len(re.findall(r"^\s*(?:vfmadd|fmla)", assembly, re.MULTILINE))
+    assert found > 0
+    assert found % (measure._CHAINS * measure._LINKS) == 0
 
 
 # ---- the report ----------------------------------------------------------------------------------------------------

@@ -344,7 +344,8 @@ def test_parameters_beyond_the_cache_are_updated_to_the_same_bits(batch, dtype, 
 
 ALWAYS = {
     "FAR": -1,
-    **dict.fromkeys(("PACKED_K", "SHORT_PACKED_K", "PACKED_ROWS", "PACKED_COLUMNS", "COPIED_WITH_A", "COPIED_NEAR"), 1),
+    **dict.fromkeys(("PACKED_K", "SHORT_PACKED_K", "PACKED_ROWS", "PACKED_COLUMNS"), 1),
+    **dict.fromkeys(("COPIED_FARTHEST", "COPIED_FAR", "COPIED_NEAR", "COPIED_FOR_SUMS", "COPIED_WITH_A"), 1),
 }
 NEVER = dict.fromkeys(("FAR", "PACKED_K", "SHORT_PACKED_K"), 1 << 40)
 

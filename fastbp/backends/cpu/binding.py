@@ -46,15 +46,18 @@ FAR = 2048
 # that a row of the output has the same bits in a batch of any size; and sums over so many rows.
 PAIRED_PARAMETERS, PAIRED_K = 65_536, 32
 PACKED_ROWS, PACKED_K = 64, 128
-# ... and with 16 registers. Pieces of 132, 258 or 516 rows, whole tiles, for the first number of rows that is more than
-# the product has: every row of a piece uses what is copied of B.
+# ... and with 16 registers. A piece of a forward product has rows enough that each uses what is copied of B often, and
+# its last tile is whole.
 SHORT_PACKED_K = 32
-TALL_PIECES = ((8 * PACKED_ROWS + 1, 132), (16 * PACKED_ROWS, 258))
-TALLEST_PIECE, LOWEST_PIECE = 516, 66
-UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows alone
-# Rows from which on copying a panel of B pays for the loops that know where it lies: where A is packed too, and where
-# B would stay in the first level anyway.
-COPIED_WITH_A, COPIED_NEAR = 48, 96
+TALL_PIECE, TALLEST_PIECE, LOWEST_PIECE = 132, 516, 66
+TALL_PIECES = ((513, TALL_PIECE), (1024, 258))  # of Aᵀ B, for the first number of rows that is more than it has
+COLUMN_PANELS = 4  # of a piece of a forward product, at least
+UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows alone, if there are two tall pieces
+# Rows from which on copying panels of B pays for the loops that know where they lie: where the second level does not
+# hold a panel, where the first does not, where B would stay in it anyway; of Aᵀ B where it would, and where A is packed
+# too.
+COPIED_FARTHEST, COPIED_FAR, COPIED_NEAR, COPIED_FOR_SUMS, COPIED_WITH_A = 12, 24, 48, 96, 48
+NEVER = 1 << 40
 PACKED_COLUMNS = 96  # copying a line of A costs about 8 cycles, and 96 columns use it for 96
 
 Operand = tuple[int, int, int, int]
@@ -632,27 +635,26 @@ class _Table:
             return
         first, second = caches.first_level(), caches.second_level()
         longest = longest_of(k, n, self.panel, self.item)
-        far_b = (
-            not turned and b_panel == self.panel and n > self.panel and self._is_far_b(b_row * self.item, k, a_row != 1)
-        )
-        far_a = a_row == 1 and self._is_far_a(a_col * self.item, k, n)
-        near_b = gemm.NARROW and a_row != 1 and not turned and b_panel == self.panel and n > self.panel
-        near_b = near_b and not far_b and k >= SHORT_PACKED_K
-        if self.in_chunk:
-            far_a = far_b = near_b = False  # few rows, and no memory to pack into
+        plain_b = not turned and b_panel == self.panel and n > self.panel and not self.in_chunk
+        far_b, copied_from = self._copies_of_b(b_row * self.item, k, a_row != 1) if plain_b else (False, NEVER)
+        far_a = a_row == 1 and not self.in_chunk and self._is_far_a(a_col * self.item, k, n)
         whole_b = 2 * k * _ceil(n, self.panel) * self.item <= second  # all of B fits the second-level cache
-        lowest = 4 * PACKED_ROWS if far_b or far_a or turned else LOWEST_PIECE if near_b else TILE_ROWS
+        lowest = 4 * PACKED_ROWS if far_b or far_a or turned else LOWEST_PIECE if copied_from != NEVER else TILE_ROWS
         narrowest = _ceil(-(-n // 2), self.panel) if far_a else self.panel
-        if gemm.NARROW and (far_a or far_b):
-            tall = next((piece for rows, piece in TALL_PIECES if m < rows), TALLEST_PIECE)
-            lowest = tall if far_b else max(LOWEST_PIECE, _ceil(m // FEW_PIECES, TILE_ROWS))
+        if gemm.NARROW and far_a:
             halves = 1 if n < 2 * PACKED_COLUMNS else 2
-            narrowest = _ceil(-(-n // halves), self.panel) if far_a else 4 * self.panel
-            if not far_a and n <= UNDIVIDED * self.panel:
+            narrowest = _ceil(-(-n // halves), self.panel)
+            lowest = max(LOWEST_PIECE, _ceil(m // FEW_PIECES, TILE_ROWS))
+            if far_b:
+                lowest = next((piece for rows, piece in TALL_PIECES if m < rows), TALLEST_PIECE)
+        elif gemm.NARROW and (far_b or (turned and not whole_b)):
+            narrowest = COLUMN_PANELS * self.panel
+            if n <= UNDIVIDED * self.panel and m >= 2 * TALL_PIECE:
                 narrowest = _ceil(n, self.panel)
-                lowest = min(lowest, max(TALL_PIECES[0][1], _ceil(-(-m // FEWEST_PIECES), TILE_ROWS)))
-            if n <= narrowest:  # no other way to share
-                lowest = min(lowest, _ceil(-(-m // 2), TILE_ROWS))
+            down = -(-FEWEST_PIECES // -(-n // narrowest))  # pieces below each other, if there shall be a few
+            lowest = min(TALLEST_PIECE, max(TALL_PIECE, _ceil(-(-m // down), TILE_ROWS)))
+        if gemm.NARROW and (far_a or far_b) and n <= narrowest:  # no other way to share
+            lowest = min(lowest, _ceil(-(-m // 2), TILE_ROWS))
         if 2 * k * n * self.item <= first or (turned and whole_b and m > lowest):
             narrowest = _ceil(n, self.panel)  # B stays in a cache: whole rows, one after the other
         # with a long K every piece reads much of A and B, which do not stay in a cache
@@ -664,24 +666,25 @@ class _Table:
             block = block_of(k, n)
             longest = min(longest, block * max(1, second // (2 * (height + width) * self.item) // block))
         strip = max(1, m_block)
-        if (far_b and height >= PACKED_ROWS) or (near_b and height >= COPIED_NEAR):
+        if height >= copied_from:
             how |= gemm.PACK_B
         if far_a and width >= (min(n, PACKED_COLUMNS) if gemm.NARROW else 2 * self.panel):
             how |= gemm.PACK_A | (gemm.PACK_B if gemm.NARROW and height >= COPIED_WITH_A else 0)
             strip = _ceil(strip, gemm.group_of(self.panel))
         elif m <= m_block and n <= self.panel and k <= longest and m * n * self.item <= first:
             how |= gemm.SMALL | gemm.BY_STRIP
-        elif gemm.NARROW and how & gemm.PACK_B:
+        elif gemm.NARROW and (how & gemm.PACK_B or (turned and not whole_b)):
             how |= gemm.BY_STRIP
-            strip = max(PACKED_ROWS, min(m_block, second // (2 * max(1, width) * self.item))) // TILE_ROWS * TILE_ROWS
+            strip = _ceil(max(PACKED_ROWS, min(m_block, second // (2 * max(1, width) * self.item))), TILE_ROWS)
         elif not how & gemm.PACK_B and k <= longest and (whole_b or 2 * k * width * self.item <= second):
             how |= gemm.BY_STRIP
-            strip = max(TILE_ROWS, first // (2 * max(1, width) * self.item) // TILE_ROWS * TILE_ROWS)
+            strips = -(-height // max(TILE_ROWS, first // (2 * max(1, width) * self.item)))
+            strip = _ceil(-(-height // max(1, strips)), TILE_ROWS)
         if how & (gemm.PACK_A | gemm.PACK_B | gemm.PACK_T):
             group = gemm.group_of(self.panel)
             groups = -(-min(strip, height) // group) if how & gemm.PACK_A else 0
             length = min(k, longest)
-            across = _ceil(width, self.panel) if turned and how & gemm.BY_STRIP else self.panel
+            across = _ceil(width, self.panel) if turned and how & gemm.BY_STRIP else gemm.TOGETHER * self.panel
             packed_a = groups * gemm.room_for_group(length, group, simd.VECTOR_BYTES // self.item)
             room = (longest if groups else length) * across + packed_a
             self.common.scratch = max(self.common.scratch, room * self.item)
@@ -695,15 +698,26 @@ class _Table:
         notes = [word for bit, word in signs if how & bit]
         self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, what, notes)
 
-    def _is_far_b(self, stride: int, k: int, forward: bool) -> bool:
-        """Whether rows of B lie so far apart, in bytes, that a panel is copied to where they follow each other.
+    def _copies_of_b(self, stride: int, k: int, forward: bool) -> tuple[bool, int]:
+        """Whether rows of B lie far apart, and from how many rows on its panels are copied to where they do not.
 
-        With 16 registers also where the second-level cache would not hold a panel, because its rows share a few sets:
-        512 x 512 on 256 rows ran at 0.78 of the peak with packing, at 0.63 without.
+        Far is ``stride`` bytes, if each row is on a page of its own, or all lie in a few sets of the caches.
+        With 16 registers copies pay sooner, since a loop that knows where they lie takes fewer instructions: 512 x 784
+        on 24 rows ran at 0.72 of the peak with packing, at 0.51 without; 128 x 300 at 0.79 and 0.86, and on 48 rows at
+        0.87 and 0.86.
         """
-        if gemm.NARROW and k >= SHORT_PACKED_K and k > caches.rows_that_stay(1 if forward else 2, stride):
-            return True
-        return stride > FAR and k >= PACKED_K
+        far = stride > FAR and k >= PACKED_K
+        if not gemm.NARROW:
+            return far, PACKED_ROWS if far else NEVER
+        if k < SHORT_PACKED_K:
+            return False, NEVER
+        if not forward:
+            far = far or k > caches.rows_that_stay(2, stride)
+            return far, PACKED_ROWS if far else COPIED_FOR_SUMS
+        if k > 2 * caches.rows_that_stay(2, stride):
+            return True, COPIED_FARTHEST
+        far = far or k > caches.rows_that_stay(1, stride)
+        return far, COPIED_FAR if far else COPIED_NEAR
 
     def _is_far_a(self, stride: int, k: int, n: int) -> bool:
         """The same for columns of Aᵀ. Each of their lines serves nearly three tiles, if it stays in the first level.

@@ -982,6 +982,14 @@ def lanes_of(typingctx: Any, like: Any) -> Any:
     return types.int64(like), codegen
 
 
+def prefetch(builder: Any, place: Any, level: int, *, to_write: bool = False) -> None:
+    """Ask for the line of a place, which need not be a valid address, into the cache of a level: 1 or 2."""
+    byte = ir.IntType(8).as_pointer()
+    signature = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    builder.call(function, [builder.bitcast(place, byte), I32(int(to_write)), I32(4 - level), I32(1)])  # 1: data
+
+
 @intrinsic
 def copy_and_prefetch(typingctx: Any, words: Any, out: Any, source: Any, next_source: Any) -> Any:
     """Copy words of 4 bytes, and ask for as many at ``next_source``, which need not be a valid address."""
@@ -991,13 +999,10 @@ def copy_and_prefetch(typingctx: Any, words: Any, out: Any, source: Any, next_so
         words, *addresses = arguments
         m = VectorEmitter(builder, "float32")
         out, source, coming = (builder.inttoptr(a, m.element.as_pointer()) for a in addresses)
-        fetch = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, fetch, "llvm.prefetch.p0")
 
         def body(i: Any, mask: Any) -> None:
             m.store(m.load(_offset(builder, source, i), mask), _offset(builder, out, i), mask)
-            place = builder.bitcast(_offset(builder, coming, i), ir.IntType(8).as_pointer())
-            builder.call(function, [place, I32(0), I32(2), I32(1)])  # to read, into the second-level cache, data
+            prefetch(builder, _offset(builder, coming, i), level=2)
 
         vector_loop(m, words, body)
         return context.get_dummy_value()

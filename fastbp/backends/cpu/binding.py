@@ -205,7 +205,8 @@ class _Binder:
     def _depth_first(self, division: Division, chunks: schedule.Chunks) -> tuple[_Table, int, int]:
         """Head, chunks, the sums over the pieces, tail; bytes of workspace and of private memory.
 
-        The workspace begins with a slot of sums a piece; all temps without rows follow, then transposed parameters.
+        The workspace begins with a slot of sums a piece; all temps without rows follow, then parameters transposed or
+        copied into panels.
         """
         common, program, n = self.common, self.program, self.n
         pieces = -(-n // chunks.piece)
@@ -219,13 +220,16 @@ class _Binder:
         table.emit(division.head)
         workspace += table.scratch_needed
         table.scratch, table.scratch_needed = workspace, 0
-        transposed: dict[int, Operand] = {}
+        ready: dict[tuple[int, bool], Operand] = {}
         for i in division.body:
-            if i.op == "matmul" and i.tb and i.ins[1] not in transposed and min(program.shape(i.ins[1], n)) > 1:
-                transposed[i.ins[1]] = table.transposed(i)
+            if i.op != "matmul" or i.ta or (i.ins[1], i.tb) in ready:
+                continue
+            rows, cols = program.shape(i.ins[1], n)
+            if min(rows, cols) > 1 if i.tb else gemm.NARROW and rows >= SHORT_PACKED_K and cols > common.panel:
+                ready[i.ins[1], i.tb] = table.transposed(i) if i.tb else table.in_panels(i)
                 table.scratch += _ceil(table.scratch_size, ALIGNMENT)
                 table.scratch_size = 0
-        private = self._chunks(table, division, chunks, transposed, in_slot, slot_bytes)
+        private = self._chunks(table, division, chunks, ready, in_slot, slot_bytes)
         updated = table.add_pieces(division, in_slot, pieces, slot_bytes // common.item)
         table.emit(division.tail, updated=updated)
         return table, table.scratch + max(table.scratch_size, table.scratch_needed), private
@@ -244,7 +248,7 @@ class _Binder:
         table: _Table,
         division: Division,
         chunks: schedule.Chunks,
-        transposed: dict[int, Operand],
+        ready: dict[tuple[int, bool], Operand],
         in_slot: dict[int, int],
         slot_bytes: int,
     ) -> int:
@@ -277,7 +281,7 @@ class _Binder:
         for rows in 2 * (chunks.rows, n % chunks.rows or chunks.rows):
             del common.lines[number + 1 :]  # all do the same
             common.places |= {index: (cpu.PRIVATE, scratch + offset) for index, offset in temps.items()}
-            inner = _Table(common, rows, transposed=transposed, sums=sums)
+            inner = _Table(common, rows, ready=ready, sums=sums)
             inner.emit(division.body)
             scratch = max(scratch, _ceil(common.scratch, ALIGNMENT))
             tables.append(inner.words())
@@ -390,10 +394,15 @@ class _Table:
         common: _Common,
         n: int,
         scratch: int = 0,
-        transposed: dict[int, Operand] | None = None,
+        ready: dict[tuple[int, bool], Operand] | None = None,
         sums: dict[int, tuple[int, int]] | None = None,
     ) -> None:
-        """For n rows. The last two are for the tables of chunks: operands already transposed, and where sums go."""
+        """For n rows. The last two are for the tables of chunks.
+
+        Args:
+            ready: right operands that are in panels already, by buffer and whether as their transpose.
+            sums: where sums go.
+        """
         self.common = common
         self.program = common.program
         self.item = common.item
@@ -401,8 +410,8 @@ class _Table:
         self.n = n
         self.scratch = scratch
         self.scratch_size = self.scratch_needed = 0
-        self.in_chunk = transposed is not None
-        self.ready = transposed or {}
+        self.in_chunk = ready is not None
+        self.ready = ready or {}
         self.sums = sums or {}
         self.rows: list[list[int]] = []
         self.divided: set[int] = set()  # buffers that threads have written together
@@ -529,8 +538,8 @@ class _Table:
         b, b_panel, how = self._operand(i.ins[1]), self.panel, 0
         if i.tb and min(n, k) == 1:
             b = (*b[:2], n, 1)
-        elif i.ins[1] in self.ready and i.tb:
-            b, b_panel = self.ready[i.ins[1]], k * self.panel
+        elif (i.ins[1], i.tb) in self.ready:
+            b, b_panel = self.ready[i.ins[1], i.tb], k * self.panel
         elif i.tb:
             how = gemm.PACK_T
         operands = {cpu.OUT: self._operand(out), cpu.A: a, cpu.B: b}
@@ -796,6 +805,18 @@ class _Table:
         self.scratch_size = max(self.scratch_size, cols * _ceil(rows, self.panel) * self.item)
         out = (cpu.WORKSPACE, self.scratch, self.panel, 1)
         self._transposition(index, out, cols * self.panel, "transpose")
+        return out
+
+    def in_panels(self, i: Instruction) -> Operand:
+        """B of a product as a matrix in panels, in the scratch that follows the temps."""
+        self.instruction, index = i, i.ins[1]
+        rows, cols = self._shape(index)
+        self.scratch_size = max(self.scratch_size, rows * _ceil(cols, self.panel) * self.item)
+        out = (cpu.WORKSPACE, self.scratch, self.panel, 1)
+        operands, blocking = {cpu.OUT: out, cpu.A: self._operand(index)}, (0, 0, 0, 0, rows * self.panel)
+        cost = 2 * self.item * rows * cols // COPIED
+        block = (max(1, PIECE_ELEMENTS // cols), cols)
+        self._row(cpu.PANELS, (rows, cols, 0), block, cost, operands, blocking=blocking, what="into panels")
         return out
 
     def _transposition(self, index: int, out: Operand, panel: int, what: str = "") -> None:

@@ -32,12 +32,14 @@ from fastbp.backends.cpu.gemm import (
     apply_binary,
     apply_unary,
     apply_update,
+    copy_panel,
     panel_of,
     product,
     product_of_pairs,
     product_update,
     row_of_ones,
     small_product,
+    vectors_for,
 )
 from fastbp.backends.cpu.simd import (
     LOG_SUM_EXP,
@@ -82,9 +84,10 @@ PRODUCT, MAP_UNARY, MAP_BINARY, SOFTMAX, ONEHOT, TRANSPOSE, GATHER, SCATTER, UPD
 PRODUCT_UPDATE = 9  # a gradient's product and the update of what it is the gradient of
 CHUNKS = 10
 CHAIN = 11  # see chain.py
+PANELS = 12  # copy a matrix into panels
 # words of a row; M, N, K are sizes, a piece is M_BLOCK rows by N_BLOCK columns
 OP, CODE, THEN, M, N, K, M_BLOCK, N_BLOCK, PIECES, SHARED = range(10)
-# of a product (see gemm.py); PANEL also of a transposition
+# of a product (see gemm.py); PANEL also of a transposition and a copy into panels
 BLOCK, LONGEST, STRIP, HOW, PANEL = range(10, 15)
 SUMS = 15  # 1 where the output is a sum over the rows of a chunk, which adds to those of the chunks before
 NUMBER = 16  # of the instruction, for the clock
@@ -398,6 +401,19 @@ def _run_block(row, bases, piece, accumulate, thread, one):
         _onehot(row, bases, i, m, one)
     elif op == TRANSPOSE:
         _transpose(row, bases, i, j, m, n, one)
+    elif op == PANELS:
+        _into_panels(row, bases, i, j, m, n, one)
+
+
+@kernel
+def _into_panels(row, bases, i, j, m, n, one):
+    """Rows i … and columns j … of a matrix, to where a product finds a panel's rows one behind the other."""
+    panel, wide = panel_of(one), get_int(row, PANEL)
+    out_row, x_row = _operand(row, OUT, ROW_STRIDE), _operand(row, A, ROW_STRIDE)
+    for c in range(j, j + n, panel):
+        out = pointer(_address(row, bases, OUT), c // panel * wide + i * out_row, one)
+        cols = min(panel, j + n - c)
+        copy_panel(m, vectors_for(cols, lanes_of(one)), cols, out, out_row, _element(row, bases, A, i, c, one), x_row)
 
 
 @kernel

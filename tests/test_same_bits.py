@@ -365,6 +365,7 @@ def test_a_product_does_not_depend_on_what_was_copied(transposed, m, n, k, dtype
         for name, value in settings_.items():
             monkeypatch.setattr(binding, name, value)
         monkeypatch.setattr(caches, "rows_that_stay", lambda level, stride, stay=stay: stay)
+        monkeypatch.setattr(caches, "second_level", lambda stay=stay: max(stay, 1 << 19))
         run = CpuExecutable(program, dtype)
         rows = k if transposed else m
         (out,) = run.run(values, rows).values()

@@ -49,14 +49,14 @@ PACKED_ROWS, PACKED_K = 64, 128
 # ... and with 16 registers. A piece of a forward product has rows enough that each uses what is copied of B often, and
 # its last tile is whole.
 SHORT_PACKED_K = 32
-TALL_PIECE, TALLEST_PIECE, LOWEST_PIECE = 132, 516, 66
+TALL_PIECE, TALLEST_PIECE, LOWEST_PIECE, LOWEST_OF_SUMS = 132, 516, 66, 36
 TALL_PIECES = ((513, TALL_PIECE), (1024, 258))  # of Aᵀ B, for the first number of rows that is more than it has
-COLUMN_PANELS = 4  # of a piece of a forward product, at least
+COLUMN_PANELS = 4  # of a piece, at least
 UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows alone, if there are two tall pieces
-# Rows from which on copying panels of B pays for the loops that know where they lie: where the second level does not
-# hold a panel, where the first does not, where B would stay in it anyway; of Aᵀ B where it would, and where A is packed
-# too.
-COPIED_FARTHEST, COPIED_FAR, COPIED_NEAR, COPIED_FOR_SUMS, COPIED_WITH_A = 12, 24, 48, 96, 48
+# Rows from which on copying panels of B pays for the loops that know where they lie: where the second level holds
+# neither B nor a panel, where the first does not, where B would stay in it anyway; of Aᵀ B where it would, and where A
+# is packed too.
+COPIED_FARTHEST, COPIED_FAR, COPIED_NEAR, COPIED_FOR_SUMS, COPIED_WITH_A = 5, 24, 48, 96, 12
 NEVER = 1 << 40
 PACKED_COLUMNS = 96  # copying a line of A costs about 8 cycles, and 96 columns use it for 96
 
@@ -644,16 +644,21 @@ class _Table:
             return
         first, second = caches.first_level(), caches.second_level()
         longest = longest_of(k, n, self.panel, self.item)
+        forward = a_row != 1
         plain_b = not turned and b_panel == self.panel and n > self.panel and not self.in_chunk
-        far_b, copied_from = self._copies_of_b(b_row * self.item, k, a_row != 1) if plain_b else (False, NEVER)
-        far_a = a_row == 1 and not self.in_chunk and self._is_far_a(a_col * self.item, k, n)
+        far_b, copied_from = self._copies_of_b(b_row * self.item, n, k, forward) if plain_b else (False, NEVER)
+        far_a = a_row == 1 and not self.in_chunk and self._is_far_a(a_col * self.item, m, n, k)
         whole_b = 2 * k * _ceil(n, self.panel) * self.item <= second  # all of B fits the second-level cache
-        lowest = 4 * PACKED_ROWS if far_b or far_a or turned else LOWEST_PIECE if copied_from != NEVER else TILE_ROWS
+        lowest = 4 * PACKED_ROWS if far_b or far_a or turned else TILE_ROWS
         narrowest = _ceil(-(-n // 2), self.panel) if far_a else self.panel
-        if gemm.NARROW and far_a:
+        if copied_from == COPIED_NEAR:
+            lowest = LOWEST_PIECE
+        elif copied_from == COPIED_FOR_SUMS and not far_a:
+            lowest, narrowest = LOWEST_OF_SUMS, COLUMN_PANELS * self.panel
+        elif gemm.NARROW and far_a:
             halves = 1 if n < 2 * PACKED_COLUMNS else 2
             narrowest = _ceil(-(-n // halves), self.panel)
-            lowest = max(LOWEST_PIECE, _ceil(m // FEW_PIECES, TILE_ROWS))
+            lowest = max(LOWEST_PIECE, _ceil(-(-m // FEWEST_PIECES), TILE_ROWS))
             if far_b:
                 lowest = next((piece for rows, piece in TALL_PIECES if m < rows), TALLEST_PIECE)
         elif gemm.NARROW and (far_b or (turned and not whole_b)):
@@ -678,7 +683,9 @@ class _Table:
         if height >= copied_from:
             how |= gemm.PACK_B
         if far_a and width >= (min(n, PACKED_COLUMNS) if gemm.NARROW else 2 * self.panel):
-            how |= gemm.PACK_A | (gemm.PACK_B if gemm.NARROW and height >= COPIED_WITH_A else 0)
+            how |= gemm.PACK_A
+            if gemm.NARROW and height >= COPIED_WITH_A and n >= self.panel:
+                how |= gemm.PACK_B
             strip = _ceil(strip, gemm.group_of(self.panel))
         elif m <= m_block and n <= self.panel and k <= longest and m * n * self.item <= first:
             how |= gemm.SMALL | gemm.BY_STRIP
@@ -707,13 +714,14 @@ class _Table:
         notes = [word for bit, word in signs if how & bit]
         self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, what, notes)
 
-    def _copies_of_b(self, stride: int, k: int, forward: bool) -> tuple[bool, int]:
+    def _copies_of_b(self, stride: int, n: int, k: int, forward: bool) -> tuple[bool, int]:
         """Whether rows of B lie far apart, and from how many rows on its panels are copied to where they do not.
 
         Far is ``stride`` bytes, if each row is on a page of its own, or all lie in a few sets of the caches.
         With 16 registers copies pay sooner, since a loop that knows where they lie takes fewer instructions: 512 x 784
         on 24 rows ran at 0.72 of the peak with packing, at 0.51 without; 128 x 300 at 0.79 and 0.86, and on 48 rows at
-        0.87 and 0.86.
+        0.87 and 0.86. Panels of a B beyond the second level come faster four at a time, even for few rows: 1089 x 1978
+        on 5, 8 and 19 rows took 0.7, 0.6 and 0.5 of the time.
         """
         far = stride > FAR and k >= PACKED_K
         if not gemm.NARROW:
@@ -723,22 +731,27 @@ class _Table:
         if not forward:
             far = far or k > caches.rows_that_stay(2, stride)
             return far, PACKED_ROWS if far else COPIED_FOR_SUMS
-        if k > 2 * caches.rows_that_stay(2, stride):
+        if k > 2 * caches.rows_that_stay(2, stride) or n * k * self.item > 2 * caches.second_level():
             return True, COPIED_FARTHEST
         far = far or k > caches.rows_that_stay(1, stride)
         return far, COPIED_FAR if far else COPIED_NEAR
 
-    def _is_far_a(self, stride: int, k: int, n: int) -> bool:
+    def _is_far_a(self, stride: int, m: int, n: int, k: int) -> bool:
         """The same for columns of Aᵀ. Each of their lines serves nearly three tiles, if it stays in the first level.
 
-        With 16 registers few columns are enough where the second level does not hold those lines either: 2048 x 32 on
-        1024 rows ran at 37 GFLOP/s with packing, at 19 without.
+        With 16 registers and few columns, copying A costs much of what the product does, and pays only where those
+        lines are not even in the second level, or so many that they leave the first and A is large: 1395 x 79 on 911
+        rows ran at 0.65 of the peak with packing, at 0.21 without; 784 x 48 on 512 at 0.71 and 0.65; 256 x 64 on 128 at
+        0.71 and 0.79.
         """
-        if gemm.NARROW and n < PACKED_COLUMNS:
-            return n > self.panel and k > caches.rows_that_stay(2, stride)
-        if gemm.NARROW:
+        if not gemm.NARROW:
+            return stride > FAR and k >= 4 * PACKED_K and n >= 2 * self.panel
+        if n >= PACKED_COLUMNS:
             return k >= SHORT_PACKED_K and 2 * k > caches.rows_that_stay(1, stride)
-        return stride > FAR and k >= 4 * PACKED_K and n >= 2 * self.panel
+        if n > self.panel:
+            large = 2 * m * k * self.item >= caches.second_level() and k * caches.LINE >= caches.first_level()
+            return large or k > caches.rows_that_stay(2, stride)
+        return k > caches.second_level() // (8 * caches.LINE)
 
     def _product_with_few_rows(
         self,

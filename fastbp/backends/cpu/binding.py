@@ -684,7 +684,7 @@ class _Table:
             how |= gemm.PACK_B
         if far_a and width >= (min(n, PACKED_COLUMNS) if gemm.NARROW else 2 * self.panel):
             how |= gemm.PACK_A
-            if gemm.NARROW and height >= COPIED_WITH_A and n >= self.panel:
+            if gemm.NARROW and height >= COPIED_WITH_A and n >= self.panel and not turned:
                 how |= gemm.PACK_B
             strip = _ceil(strip, gemm.group_of(self.panel))
         elif m <= m_block and n <= self.panel and k <= longest and m * n * self.item <= first:

@@ -52,7 +52,7 @@ UNROLLED = 4  # steps of K
 # Panels of B that are packed at once: 256 bytes of each row. Lines of rows that are 4 KB apart took 5 ns each alone and
 # 2.7 ns four at a time; copying all of B straight on took 4.6 (1024 x 1024, a core with AVX2).
 TOGETHER = 4 if NARROW else 1
-GROUPS_TOGETHER = 8 if NARROW else 1 << 30  # of A, three cache lines of each row in float32
+GROUPS_TOGETHER = 8  # of A, if they have TILE_ROWS columns: three cache lines of each row in float32
 OUTER_ELEMENTS = 2048  # of a product with K = 1, which are made before their epilogue
 HEIGHTS = (8, 4, 2, 1) if simd.VECTOR_REGISTERS == 32 else (6, 5, 4, 3, 2, 1)  # of the tiles that there are
 
@@ -240,8 +240,8 @@ def _emit_tile(
     final = builder.icmp_signed("<=", left, block)
     length = builder.select(final, left, block)
     line, column = builder.gep(b, [builder.mul(at, b_row)]), builder.gep(of_a, [builder.mul(at, a_col)])
-    coming = (of_out, out_row)
-    sums = _emit_sums(m, multiply, rows, columns, mask, layouts, coming, length, column, a_row, a_col, line, b_row)
+    of_b = (line, b_row)
+    sums = _emit_sums(m, multiply, rows, columns, mask, layouts, (of_out, out_row), length, column, a_row, a_col, *of_b)
     adds = builder.or_(builder.icmp_signed(">", at, zero), builder.icmp_signed("!=", begun, zero))
     bits = builder.or_(builder.select(adds, I64(ADD), zero), builder.select(final, ending, zero))
     to, to_row = builder.select(final, of_out, of_c), builder.select(final, out_row, c_row)
@@ -546,12 +546,11 @@ def _copy_groups(typingctx: Any, rows: Any, out: Any, apart: Any, x: Any, x_row:
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         rows, out, apart, x, x_row = arguments
         m = simd.VectorEmitter(builder, str(sig.args[1].dtype))
-        groups = range(min(GROUPS_TOGETHER, 8))
-        starts = [builder.gep(out, [builder.mul(apart, I64(g))]) for g in groups]
+        starts = [builder.gep(out, [builder.mul(apart, I64(g))]) for g in range(GROUPS_TOGETHER)]
         with cgutils.for_range(builder, rows) as loop:
             here = builder.gep(x, [builder.mul(loop.index, x_row)])
             at = builder.mul(loop.index, I64(TILE_ROWS))
-            for g, start in zip(groups, starts, strict=True):
+            for g, start in enumerate(starts):
                 for j in range(0, TILE_ROWS, m.lanes):
                     value = m.load(builder.gep(here, [I64(g * TILE_ROWS + j)]))
                     m.store(value, builder.gep(start, [builder.add(at, I64(j))]))
@@ -742,16 +741,13 @@ def product(
         while start == 0 or start < k:  # once for K = 0 too, which writes zeros
             length = min(k - start, longest)
             last = start + length >= k
-            packed_a = scratch + longest * TOGETHER * panel * item
+            packed_a, room = scratch + longest * TOGETHER * panel * item, room_for_group(length, group, lanes)
             if how & PACK_A:
-                room = room_for_group(length, group, lanes)
                 begun = top  # columns before it are packed
-                while bottom - begun >= GROUPS_TOGETHER * group + lanes:
-                    to, source = (
-                        packed_a + (begun - top) // group * room * item,
-                        a + (begun * a_row + start * a_col) * item,
-                    )
-                    copy_groups(length, pointer(to, 0, one), room, pointer(source, 0, one), a_col)
+                while in_tiles and bottom - begun >= GROUPS_TOGETHER * group + lanes:
+                    to = packed_a + (begun - top) // group * room * item
+                    source = pointer(a, begun * a_row + start * a_col, one)
+                    copy_groups(length, pointer(to, 0, one), room, source, a_col)
                     begun += GROUPS_TOGETHER * group
                 stride = a_col * item
                 together = max(FEWEST_TOGETHER, min(MOST_TOGETHER, FIRST_LEVEL // max(1, stride & -stride)))
@@ -791,7 +787,6 @@ def product(
                     rows = min(bottom - i, step)
                     of_a, tile_a, row_a, col_a = a + (i * a_row + start * a_col) * item, a_row, a_row, a_col
                     if how & PACK_A:
-                        room = room_for_group(length, group, lanes)
                         of_a = packed_a + (i - top) // group * room * item
                         tile_a, row_a, col_a = room // group if in_tiles else int64(1), int64(1), group
                         if rows > group:

@@ -194,7 +194,7 @@ class VectorEmitter(Emitter):
     def _scaled(self, x: Vector, count: Vector, *, up: bool = True) -> Vector:
         """X 2^n for n as :meth:`_reduced` counts it, rounded once where the result is subnormal.
 
-        Without ``up``, n is at most 0 and x about 1: a loop over sigmoids takes 30 instructions then with AVX2, else 36.
+        Without ``up``, n is at most 0 and x about 1: a loop of sigmoids takes 30 instructions then (AVX2), else 36.
         """
         b = self.builder
         if HAS_SCALEF:

@@ -18,6 +18,7 @@ from fastbp.backends import Machine, gpu
 from fastbp.errors import DeviceMemoryError, InputError
 
 Array = npt.NDArray[Any]  # or CuPy's, which has the same methods
+_BLOCK = 65_536  # elements that stay in a cache between two looks at them
 
 # ---- kinds -----------------------------------------------------------------------------------------------------------
 
@@ -240,6 +241,16 @@ def finite(name: str, array: Array) -> None:
             raise InputError(
                 f"{name} must be finite; row {row}, column {col} is {array[row, col]} ({len(bad)} such values)"
             )
+
+
+def in_unit_interval(name: str, array: Array, what: str) -> None:
+    """Refuse numbers outside [0, 1], NaN too. On the host a block after the other, read from memory once."""
+    rows = max(1, _BLOCK // max(1, array.shape[1])) if isinstance(array, np.ndarray) else len(array)
+    for first in range(0, len(array) if array.size else 0, rows):
+        block = array[first : first + rows]
+        if not (block.min() >= 0.0 and block.max() <= 1.0):
+            finite(name, array)
+            raise InputError(f"{name}: {what} must lie in [0, 1], got {array.min()} … {array.max()}")
 
 
 def labels(name: str, value: Array, classes: int, what: str = "labels") -> Array:

@@ -484,11 +484,10 @@ class Network:
         arrays.same_rows(name, found, rows, x_name)
         if not reads:
             return {label: found}
-        arrays.finite(name, found)
-        if loss.logits and found.size and (found.min() < 0.0 or found.max() > 1.0):
-            raise InputError(
-                f"{name}: targets of loss={loss.name!r} must lie in [0, 1], got {found.min()} … {found.max()}"
-            )
+        if loss.logits:
+            arrays.in_unit_interval(name, found, f"targets of loss={loss.name!r}")
+        else:
+            arrays.finite(name, found)
         return {label: found}
 
     def _outputs(self, X: Any, what: str, letter: str) -> list[Array]:

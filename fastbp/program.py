@@ -91,6 +91,8 @@ class Instruction:
     logsumexp               log Σ exp of every row
     softmax, log_softmax    a row at a time
     log_softmax_grad        g - exp(y) Σg, from (g, y), a row at a time
+    cross_entropy           Σ t log_softmax(z) of every row, from (z, t); its gradient with respect to z too, times c,
+                            from (z, t, c), if then is "grad"; t as labels if code is "labels". The CPU machine's alone
     onehot                  labels to rows of 0 and 1
     transpose               out = xᵀ
     gather                  out_i = x[order_i]; take: the same of a table in a graph
@@ -124,6 +126,8 @@ class Instruction:
         """The operation with its functions, "matmul Bᵀ mul_sigmoid_grad"; of a chain how many: "chain of 4"."""
         if self.op == "chain":
             return f"chain of {len(self.steps) + sum(bool(r.how) for r in self.results)}"
+        if self.op == "cross_entropy":
+            return self.op
         return " ".join(filter(None, (self.op, "Aᵀ" * self.ta, "Bᵀ" * self.tb, self.code, self.then)))
 
 
@@ -209,6 +213,8 @@ class Program:
                 return (each + sum(bool(r.how) for r in instruction.results)) * rows.at(n) * cols.at(n)
             case "softmax" | "log_softmax" | "log_softmax_grad":
                 return (ops.OPERATIONS["exp"] + 3) * out
+            case "cross_entropy":
+                return (ops.OPERATIONS["exp"] + (8 if instruction.then else 5)) * self.size(instruction.ins[0], n)
             case "logsumexp":
                 return (ops.OPERATIONS["exp"] + 2) * self.size(instruction.ins[0], n)
             case "scatter_add":

@@ -43,6 +43,7 @@ HOUSE = [
     "backends.cpu.schedule",
     "backends.cpu.chain_table",
     "backends.cpu.binding",
+    "backends.cpu.cross_entropy",
     "backends.cpu.executable",
     "backends.cuda.codes",
     "backends.cuda.table",

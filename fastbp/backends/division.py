@@ -114,7 +114,9 @@ def _stays_in_its_rows(program: Program, i: Instruction) -> bool:
             return i.domain[0] == N and _sums_add_up(i)
         case "matmul":
             return not i.ta and not _has_rows(program, i.ins[1])
-        case "map" | "softmax" | "log_softmax" | "log_softmax_grad" | "logsumexp" | "onehot" | "gather":
+        case (
+            "map" | "softmax" | "log_softmax" | "log_softmax_grad" | "logsumexp" | "onehot" | "gather" | "cross_entropy"
+        ):
             return True
         case "concat" | "columns" | "pad":
             return True

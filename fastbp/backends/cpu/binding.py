@@ -1002,6 +1002,16 @@ class _Table:
     _log_softmax = _softmax
     _log_softmax_grad = _softmax
 
+    def _cross_entropy(self, i: Instruction) -> None:
+        m, n = self._shape(i.ins[0])
+        operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self._operand(i.ins[0]), cpu.B: self._operand(i.ins[1])}
+        code = simd.BY_LABELS if i.code == "labels" else 0
+        if i.then == "grad":
+            code |= simd.WITH_GRADIENT
+            operands |= {cpu.OUT2: self._operand(i.outs[1]), cpu.EXTRA: self._operand(i.ins[2])}
+        block = (PIECE_ELEMENTS // max(n, 1), n)
+        self._row(cpu.CROSS_ENTROPY, (m, n, 0), block, self._cost(i), operands, code)
+
     def _logsumexp(self, i: Instruction) -> None:
         if self._shape(i.ins[0])[1]:
             self._softmax(i)

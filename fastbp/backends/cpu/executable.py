@@ -12,6 +12,7 @@ import numpy as np
 
 from fastbp.backends.cpu import machine
 from fastbp.backends.cpu.binding import ALIGNMENT, Bound, Slots, bind
+from fastbp.backends.cpu.cross_entropy import with_cross_entropy
 from fastbp.backends.threads import get_num_threads
 from fastbp.ops import N
 from fastbp.program import Program
@@ -31,7 +32,7 @@ class CpuExecutable:
     """Runs a Program with the compiled kernels. Safe to call from several Python threads at once."""
 
     def __init__(self, program: Program, dtype: str, precision: str = "highest") -> None:
-        self.program = program
+        self.program = program = with_cross_entropy(program)
         self.precision = precision
         self.dtype = np.dtype(dtype)
         self.slots = Slots(program)

@@ -42,9 +42,14 @@ from fastbp.backends.cpu.gemm import (
     vectors_for,
 )
 from fastbp.backends.cpu.simd import (
+    BY_LABELS,
     LOG_SUM_EXP,
     LOGARITHMS_GRAD,
+    STACK_VECTORS,
+    WITH_GRADIENT,
     copy_and_prefetch,
+    cross_entropy_lanes,
+    cross_entropy_row,
     float_at,
     get_int,
     itemsize_of,
@@ -53,9 +58,10 @@ from fastbp.backends.cpu.simd import (
     nanoseconds,
     pointer,
     set_int,
+    shifted,
     softmax_lanes,
     softmax_row,
-    stack_square,
+    stack_vectors,
     store_at,
     transpose_tile,
 )
@@ -85,6 +91,7 @@ PRODUCT_UPDATE = 9  # a gradient's product and the update of what it is the grad
 CHUNKS = 10
 CHAIN = 11  # see chain.py
 PANELS = 12  # copy a matrix into panels
+CROSS_ENTROPY = 13  # and its gradient, see cross_entropy.py
 # words of a row; M, N, K are sizes, a piece is M_BLOCK rows by N_BLOCK columns
 OP, CODE, THEN, M, N, K, M_BLOCK, N_BLOCK, PIECES, SHARED = range(10)
 # of a product (see gemm.py); PANEL also of a transposition and a copy into panels
@@ -285,20 +292,73 @@ def _softmax(row, bases, i, m, one):
     """
     lanes = lanes_of(one)
     code, n = get_int(row, CODE), get_int(row, N)
-    if n > lanes:
+    if n > STACK_VECTORS:
         for r in range(i, i + m):
             out, z = _element(row, bases, OUT, r, 0, one), _element(row, bases, A, r, 0, one)
             softmax_row(code, n, out, z, _element(row, bases, B, r, 0, one))
         return
-    z, y = stack_square(one), stack_square(one)
+    z, y = stack_vectors(one), stack_vectors(one)
     for r in range(i, i + m, lanes):
         rows = min(lanes, i + m - r)
-        transpose_tile(rows, n, z, lanes, _element(row, bases, A, r, 0, one), n)
+        _into_lanes(rows, n, z, _element(row, bases, A, r, 0, one), one)
         if code == LOGARITHMS_GRAD:
-            transpose_tile(rows, n, y, lanes, _element(row, bases, B, r, 0, one), n)
+            _into_lanes(rows, n, y, _element(row, bases, B, r, 0, one), one)
         softmax_lanes(code, n, z, y)
-        wide = 1 if code == LOG_SUM_EXP else n
-        transpose_tile(wide, rows, _element(row, bases, OUT, r, 0, one), wide, z, lanes)
+        _out_of_lanes(rows, int64(1) if code == LOG_SUM_EXP else n, _element(row, bases, OUT, r, 0, one), z, one)
+
+
+@kernel
+def _into_lanes(rows, n, out, x, one):
+    """At most a vector of rows (rows, n) as n vectors, row r in lane r. The last tile ends with the row."""
+    lanes = lanes_of(one)
+    for c in range(0, n, lanes):
+        first = max(int64(0), min(c, n - lanes))
+        transpose_tile(rows, min(n, lanes), shifted(out, first * lanes), lanes, shifted(x, first), n)
+
+
+@kernel
+def _out_of_lanes(rows, n, out, x, one):
+    """What :func:`_into_lanes` did, back."""
+    lanes = lanes_of(one)
+    for c in range(0, n, lanes):
+        first = max(int64(0), min(c, n - lanes))
+        transpose_tile(min(n, lanes), rows, shifted(out, first), n, shifted(x, first * lanes), lanes)
+
+
+@kernel
+def _cross_entropy(row, bases, i, m, one):
+    """Rows of a cross entropy, and of its gradient; narrow ones with a row in each lane."""
+    lanes = lanes_of(one)
+    code, n = get_int(row, CODE), get_int(row, N)
+    scale = load_at(pointer(_address(row, bases, EXTRA), int64(0), one), 0) if code & WITH_GRADIENT else one
+    labels = _address(row, bases, B)
+    if n > STACK_VECTORS:
+        label = int64(-1)
+        for r in range(i, i + m):
+            if code & BY_LABELS:
+                label = get_int(labels, r)
+            out, z = _element(row, bases, OUT2, r, 0, one), _element(row, bases, A, r, 0, one)
+            sums = _element(row, bases, OUT, r, 0, one)
+            t = z if code & BY_LABELS else _element(row, bases, B, r, 0, one)
+            store_at(sums, 0, cross_entropy_row(code, n, out, z, t, label, scale))
+        return
+    d, z, t = stack_vectors(one), stack_vectors(one), stack_vectors(one)
+    for r in range(i, i + m, lanes):
+        rows = min(lanes, i + m - r)
+        _into_lanes(rows, n, z, _element(row, bases, A, r, 0, one), one)
+        if code & BY_LABELS:
+            for k in range(n * lanes):
+                store_at(t, k, one - one)
+            for k in range(rows):
+                label = get_int(labels, r + k)
+                if 0 <= label < n:
+                    store_at(t, label * lanes + k, one)
+        else:
+            _into_lanes(rows, n, t, _element(row, bases, B, r, 0, one), one)
+        cross_entropy_lanes(code & WITH_GRADIENT, n, d, z, t, scale)
+        transpose_tile(int64(1), rows, _element(row, bases, OUT, r, 0, one), int64(1), z, lanes)
+        if code & WITH_GRADIENT:
+            _out_of_lanes(rows, n, _element(row, bases, OUT2, r, 0, one), d, one)
 
 
 @kernel
@@ -395,6 +455,8 @@ def _run_block(row, bases, piece, accumulate, thread, one):
         _gather(row, bases, i, m)
     elif op == SOFTMAX:
         _softmax(row, bases, i, m, one)
+    elif op == CROSS_ENTROPY:
+        _cross_entropy(row, bases, i, m, one)
     elif op == SCATTER:
         _scatter(row, bases, i, m, one)
     elif op == ONEHOT:

@@ -84,7 +84,7 @@ class Magnitude(Vector):
 
 
 class Descent(Vector):
-    """-|x|, which is never above 0."""
+    """What is never above 0, as -|x| is, or a logarithm of a probability."""
 
 
 class VectorEmitter(Emitter):
@@ -239,8 +239,10 @@ class VectorEmitter(Emitter):
 
     def exp(self, x: Vector) -> Vector:
         low, high = _EXP_SPAN[self.dtype]
-        count, e = self._reduced(self.where(x > high, high, self.where(x < low, low, x)))
-        return self._scaled(e + 1.0, count, up=not isinstance(x, Descent))
+        up = not isinstance(x, Descent)
+        inside = self.where(x < low, low, x)
+        count, e = self._reduced(self.where(x > high, high, inside) if up else inside)
+        return self._scaled(e + 1.0, count, up=up)
 
     def expm1(self, x: Vector) -> Vector:
         """e^x - 1, infinite from the last whole power of e on: the formulas need it for x <= 0."""
@@ -732,6 +734,23 @@ def add(x: Vector, y: Vector) -> Vector:
 PROBABILITIES, LOGARITHMS, LOGARITHMS_GRAD, LOG_SUM_EXP = range(4)
 
 
+def _higher(total: Vector, z: Vector) -> Vector:
+    """The larger one; of NaN and a number the number, in one instruction: its exponential will be NaN anyway."""
+    return total.m.where(z > total, z, total)
+
+
+def _below(m: VectorEmitter, z: Vector, top: Vector) -> Vector:
+    """e^(z - top) with z <= top."""
+    return m.exp(Descent(m, (z - top).value))
+
+
+def _logarithm(m: VectorEmitter, z: Vector, top: Vector, shift: Vector) -> Vector:
+    """Z - top - shift, but finite for z = -inf, which would make 0 · log 0 of a cross entropy NaN."""
+    lowest = m.constant(float(np.finfo(m.numpy).min))
+    d = z - top
+    return m.where(d > Vector(m, lowest), d, Vector(m, lowest)) - shift  # NaN, if there is any, is in shift
+
+
 def _emit_softmax(
     m: VectorEmitter,
     code: Any,
@@ -745,24 +764,23 @@ def _emit_softmax(
     ``write(formula)`` stores formula(z, y) for every element, y being a function that loads it; ``write_one`` stores a
     number a row.
     """
-    lowest = float(np.finfo(m.numpy).min)  # -inf would make 0 · log 0 of the cross entropy NaN
 
     def probabilities() -> None:
-        top = over_row(-float("inf"), m.maximum)
-        r = 1.0 / over_row(0.0, lambda total, z: total + m.exp(z - top))
-        write(lambda z, y: m.exp(z - top) * r)
+        top = over_row(-float("inf"), _higher)
+        r = 1.0 / over_row(0.0, lambda total, z: total + _below(m, z, top))
+        write(lambda z, y: _below(m, z, top) * r)
 
     def logarithms() -> None:
-        top = over_row(-float("inf"), m.maximum)
-        shift = m.log(over_row(0.0, lambda total, z: total + m.exp(z - top)))
-        write(lambda z, y: m.maximum(z - top, lowest) - shift)
+        top = over_row(-float("inf"), _higher)
+        shift = m.log(over_row(0.0, lambda total, z: total + _below(m, z, top)))
+        write(lambda z, y: _logarithm(m, z, top, shift))
 
     def handed_back() -> None:
         total = over_row(0.0, add)
-        write(lambda z, y: z - m.exp(y()) * total)
+        write(lambda z, y: z - m.exp(Descent(m, y().value)) * total)
 
     def log_sum_exp() -> None:
-        top = over_row(-float("inf"), m.maximum)
+        top = over_row(-float("inf"), _higher)
         size = m.abs(top)
         shift = m.where(size < float("inf"), top, m.where(size > 0.0, 0.0, top))  # inf - inf would be NaN
         write_one(m.log(over_row(0.0, lambda total, z: total + m.exp(z - shift))) + shift)
@@ -783,7 +801,7 @@ def softmax_row(typingctx: Any, code: Any, n: Any, out: Any, z: Any, y: Any) -> 
             return m.load(_offset(builder, pointer, i), mask)
 
         def over_row(start: float, step: Callable[[Vector, Vector], Vector]) -> Vector:
-            combine = m.maximum if start else add
+            combine = _higher if start else add
             total = fold(m, n, start, lambda old, i, mask: step(old, at(z, i, mask)), combine)
             return m.splat(m.reduce(total, combine))
 
@@ -833,13 +851,156 @@ def softmax_lanes(typingctx: Any, code: Any, n: Any, z: Any, y: Any) -> Any:
     return signature, codegen
 
 
+# What a cross entropy does, bits of a code: T as labels; the gradient too.
+BY_LABELS, WITH_GRADIENT = 1, 2
+
+
 @intrinsic
-def stack_square(typingctx: Any, like: Any) -> Any:
-    """Room for as many vectors as one has lanes, on the stack of the calling function."""
+def cross_entropy_row(typingctx: Any, code: Any, n: Any, out: Any, z: Any, t: Any, label: Any, scale: Any) -> Any:
+    """Σ t log_softmax(z) of one row of n contiguous elements; out = scale (t - softmax(z) Σt), its gradient, if asked.
+
+    Exponentials stand in out until their sum is known, so that each is computed once. By labels, t is 1 at ``label``
+    and 0 elsewhere, everywhere if there is no such class.
+    """
+    signature = z.dtype(types.int64, types.int64, out, z, t, types.int64, scale)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        code, n, out, z, t, label, scale = arguments
+        m = _emitter(builder, sig.args[3])
+        result = cgutils.alloca_once(builder, m.element)
+
+        def at(pointer: Any, i: Any, mask: Any = None) -> Vector:
+            return m.load(_offset(builder, pointer, i), mask)
+
+        def over_row(start: float, step: Callable[..., Vector], combine: Callable[[Vector, Vector], Vector]) -> Vector:
+            return m.splat(m.reduce(fold(m, n, start, step, combine), combine))
+
+        def exponentials(top: Vector, keep: bool) -> Vector:
+            def step(total: Vector, i: Any, mask: Any) -> Vector:
+                e = _below(m, at(z, i, mask), top)
+                if keep:
+                    m.store(e, _offset(builder, out, i), mask)
+                return total + e
+
+            return over_row(0.0, step, add)
+
+        def by_targets(gradient: bool) -> Callable[[], None]:
+            def run() -> None:
+                top = over_row(-float("inf"), lambda old, i, mask: _higher(old, at(z, i, mask)), _higher)
+                total = exponentials(top, gradient)
+                shift, factor = m.log(total), m.splat(scale)
+                if gradient:
+                    targets = over_row(0.0, lambda old, i, mask: old + at(t, i, mask), add)
+                    share = targets * factor / total
+
+                def step(old: Vector, i: Any, mask: Any) -> Vector:
+                    target = at(t, i, mask)
+                    if gradient:
+                        place = _offset(builder, out, i)
+                        m.store(target * factor - m.load(place, mask) * share, place, mask)
+                    return m.fma(_logarithm(m, at(z, i, mask), top, shift), target, old)
+
+                builder.store(m.reduce(fold(m, n, 0.0, step, add), add), result)
+
+            return run
+
+        def by_label(gradient: bool) -> Callable[[], None]:
+            def run() -> None:
+                known = builder.icmp_unsigned("<", label, n)
+                top = over_row(-float("inf"), lambda old, i, mask: _higher(old, at(z, i, mask)), _higher)
+                total = exponentials(top, gradient)
+                nothing = ir.Constant(m.element, 0.0)
+                place = builder.select(known, label, I64(0))
+                logarithm = _logarithm(m, m.splat(builder.load(_offset(builder, z, place))), top, m.log(total))
+                found = builder.extract_element(logarithm.value, I32(0))
+                builder.store(builder.select(known, found, nothing), result)
+                if not gradient:
+                    return
+                factor = builder.select(known, scale, nothing)
+                share = m.splat(factor) / total
+
+                def body(i: Any, mask: Any) -> None:
+                    here = _offset(builder, out, i)
+                    m.store(-(m.load(here, mask) * share), here, mask)
+
+                vector_loop(m, n, body)
+                own = _offset(builder, out, place)
+                builder.store(builder.fadd(builder.load(own), factor), own)
+
+            return run
+
+        switch(builder, code, [by_targets(False), by_label(False), by_targets(True), by_label(True)])
+        return builder.load(result)
+
+    return signature, codegen
+
+
+@intrinsic
+def cross_entropy_lanes(typingctx: Any, gradient: Any, n: Any, out: Any, z: Any, t: Any, scale: Any) -> Any:
+    """As many rows of :func:`cross_entropy_row` as a vector has lanes, a row in each, by targets: n vectors each.
+
+    The sums come to stand in the first vector of z.
+    """
+    signature = types.void(types.int64, types.int64, out, z, t, scale)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        gradient, n, out, z, t, scale = arguments
+        m = _emitter(builder, sig.args[2])
+        zero = m.constant(0.0)
+
+        def at(pointer: Any, k: Any) -> Any:
+            return _offset(builder, pointer, builder.mul(k, I64(m.lanes)))
+
+        def over_rows(starts: list[Any], step: Callable[..., list[Vector]]) -> list[Vector]:
+            totals = [cgutils.alloca_once(builder, m.type) for _ in starts]
+            for total, start in zip(totals, starts, strict=True):
+                builder.store(start, total)
+            with cgutils.for_range(builder, n) as loop:
+                old = [Vector(m, builder.load(total)) for total in totals]
+                new = step(old, *(at(vectors, loop.index) for vectors in (out, z, t)))
+                for total, value in zip(totals, new, strict=True):
+                    builder.store(value.value, total)
+            return [Vector(m, builder.load(total)) for total in totals]
+
+        def higher(old: list[Vector], of_out: Any, of_z: Any, of_t: Any) -> list[Vector]:
+            return [_higher(old[0], m.load(of_z))]
+
+        def exponentials(old: list[Vector], of_out: Any, of_z: Any, of_t: Any) -> list[Vector]:
+            e = _below(m, m.load(of_z), top)
+            m.store(e, of_out)
+            return [old[0] + e]
+
+        def sums(old: list[Vector], of_out: Any, of_z: Any, of_t: Any) -> list[Vector]:
+            target = m.load(of_t)
+            return [m.fma(_logarithm(m, m.load(of_z), top, shift), target, old[0]), old[1] + target]
+
+        def hand_back(old: list[Vector], of_out: Any, of_z: Any, of_t: Any) -> list[Vector]:
+            m.store(m.load(of_t) * factor - m.load(of_out) * share, of_out)
+            return []
+
+        (top,) = over_rows([m.constant(-float("inf"))], higher)
+        (total,) = over_rows([zero], exponentials)
+        shift, factor = m.log(total), m.splat(scale)
+        result, targets = over_rows([zero, zero], sums)
+        with builder.if_then(builder.icmp_signed("!=", gradient, I64(0))):
+            share = targets * factor / total
+            over_rows([], hand_back)
+        m.store(result, z)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+STACK_VECTORS = 32
+
+
+@intrinsic
+def stack_vectors(typingctx: Any, like: Any) -> Any:
+    """Room for STACK_VECTORS vectors on the stack of the calling function."""
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         m = VectorEmitter(builder, str(sig.args[0]))
-        room = cgutils.alloca_once(builder, ir.ArrayType(m.type, m.lanes))
+        room = cgutils.alloca_once(builder, ir.ArrayType(m.type, STACK_VECTORS))
         return builder.bitcast(room, context.get_value_type(sig.return_type))
 
     return types.CPointer(like)(like), codegen
@@ -893,9 +1054,13 @@ def transpose_tile(typingctx: Any, rows: Any, cols: Any, out: Any, out_stride: A
                 for column, place in zip(columns, places, strict=True):
                     m.store(column, place)
             with ragged:
-                high = builder.icmp_signed(">=", rows, lanes)
+                # rows of the output without a gap may run over into the next one, which is written later
+                gapless = builder.icmp_signed("==", out_stride, rows)
+                end = builder.select(gapless, builder.mul(cols, rows), I64(0))
                 for c, (column, place) in enumerate(zip(columns, places, strict=True)):
                     inside_c = builder.icmp_signed("<", I64(c), cols)
+                    fits = builder.icmp_signed("<=", builder.add(builder.mul(rows, I64(c)), lanes), end)
+                    high = builder.or_(builder.icmp_signed(">=", rows, lanes), fits)
                     with builder.if_then(inside_c), builder.if_else(high) as (all_rows, some):
                         with all_rows:
                             m.store(column, place)

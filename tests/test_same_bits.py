@@ -17,7 +17,7 @@ from patience import attempts
 import fastbp
 from fastbp import MLP, graph, optim
 from fastbp.backends import executable
-from fastbp.backends.cpu import binding, caches
+from fastbp.backends.cpu import binding, caches, few_rows
 from fastbp.backends.cpu.executable import CpuExecutable
 from fastbp.backends.cpu.machine import team
 from fastbp.training import RowOrder
@@ -161,6 +161,20 @@ def test_optimisers_with_threads(way, dtype, rule):
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [(30, 300, 200, 7), (5, 40, 17, 33, 2), (3, 700, 400, 130)], ids=str)
+def test_a_row_and_its_deltas_are_the_same_in_a_small_batch(layers, dtype):
+    """With few rows products are made in other ways: by rows of B, by squares of Bᵀ."""
+    net = MLP(layers, activation="tanh", loss="sse", dtype=dtype, seed=0)
+    x, t = RNG.normal(size=(300, layers[0])), RNG.normal(size=(300, layers[-1]))
+    whole, whole_deltas = net.forward(x), net.deltas(x, t)
+    for n in range(1, 20):
+        rows = slice(7 * n, 8 * n)
+        np.testing.assert_array_equal(net.forward(x[rows]), whole[rows])
+        for got, expected in zip(net.deltas(x[rows], t[rows]), whole_deltas, strict=True):
+            np.testing.assert_array_equal(got, expected[rows])
+
 
 BATCHES = (1, 2, 7, 16, 255, 256, 257, 1023, 1024, 1025, 1279, 1281, 8191, 20_000)
 
@@ -322,9 +336,9 @@ def test_results_do_not_depend_on_the_caches(way, dtype, rule, sizes, monkeypatc
         np.testing.assert_array_equal(got, one)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 4])
-def test_parameters_beyond_the_cache_are_updated_to_the_same_bits(batch, dtype, monkeypatch):
-    """Row by row in the order of memory, or a tile after the other: the sizes of caches change no result."""
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 7, 10])
+def test_parameters_are_updated_row_by_row_to_the_same_bits(batch, dtype, monkeypatch):
+    """In the order of memory, or a tile after the other."""
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(3 * batch, 401)).astype(dtype), rng.normal(size=(3 * batch, 3)).astype(dtype)
 
@@ -335,8 +349,8 @@ def test_parameters_beyond_the_cache_are_updated_to_the_same_bits(batch, dtype, 
         return net.theta, any("row by row" in line.schedule and "sgd" in line.schedule for line in lines)
 
     found = []
-    for size in (1 << 18, 1 << 30):
-        monkeypatch.setattr(caches, "second_level", lambda size=size: size)
+    for most in (few_rows.MOST_SUMMANDS, 0):
+        monkeypatch.setattr(few_rows, "MOST_SUMMANDS", most)
         found.append(train())
     assert [by_rows for _, by_rows in found] == [True, False]
     np.testing.assert_array_equal(found[0][0], found[1][0])
@@ -346,6 +360,7 @@ ALWAYS = {
     "FAR": -1,
     **dict.fromkeys(("PACKED_K", "SHORT_PACKED_K", "PACKED_ROWS", "PACKED_COLUMNS"), 1),
     **dict.fromkeys(("COPIED_FARTHEST", "COPIED_FAR", "COPIED_NEAR", "COPIED_FOR_SUMS", "COPIED_WITH_A"), 1),
+    **dict.fromkeys(("MOST_TURNED", "SHORT_TURNED"), 0),
 }
 NEVER = dict.fromkeys(("FAR", "PACKED_K", "SHORT_PACKED_K"), 1 << 40)
 

@@ -58,6 +58,8 @@ UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows al
 # is packed too.
 COPIED_FARTHEST, COPIED_FAR, COPIED_NEAR, COPIED_FOR_SUMS, COPIED_WITH_A = 5, 24, 48, 96, 12
 NEVER = 1 << 40
+FEW_SUMMANDS = 6  # up to which a gradient with SGD is made row by row, if rows are short
+MOST_TURNED, SHORT_TURNED = 8, 32  # rows of A up to which Bᵀ is not copied; K up to which they are few_rows.MOST_ROWS
 PACKED_COLUMNS = 96  # copying a line of A costs about 8 cycles, and 96 columns use it for 96
 
 Operand = tuple[int, int, int, int]
@@ -587,7 +589,7 @@ class _Table:
                 self._product((1, m, k), turned, self.panel, self._cost(i), how, code, then)
             return
         turned[cpu.B] = (*a[:2], a[2], 1)
-        self._product_with_few_rows((1, m, k), turned, self._cost(i), how | gemm.PACK_T, code, then)
+        self._product_with_few_rows((1, m, k), turned, self._cost(i), how | gemm.PACK_T | gemm.DOTS, code, then)
 
     def _updating(
         self, i: Instruction, sizes: tuple[int, int, int], operands: dict[int, Operand], panel: int, how: int = 0
@@ -602,8 +604,8 @@ class _Table:
             slot, offset = self._where(index)
             operands[which] = (slot, offset + first * self.item, n, 1)
         operands[cpu.EXTRA] = self._operand(hyper)
-        far = 2 * sizes[0] * n * self.item > caches.second_level()  # to the same bits as tiles, in memory's order
-        if update.code == "sgd" and far and 0 < sizes[2] <= few_rows.MOST_ROWS and n > self.panel:
+        most = few_rows.MOST_SUMMANDS if n >= COLUMN_PANELS * self.panel else FEW_SUMMANDS
+        if update.code == "sgd" and 0 < sizes[2] <= most and n > self.panel:  # to the same bits as tiles
             pieces = FEWEST_PIECES if self._is_far_larger(sizes[0] * n) else 1
             blocking = (block_of(sizes[2], n), 0, 0, how | gemm.SGD | gemm.FEW_ROWS, self.panel)
             notes = ("sgd", "row by row", *(["with db"] if how & gemm.ONES else []))
@@ -638,8 +640,8 @@ class _Table:
             self._product_of_pairs(sizes, operands, cost, how, code, then)
             return
         turned = bool(how & gemm.PACK_T)
-        few = m <= few_rows.MOST_ROWS and a_row != 1 and not how & (gemm.SGD | gemm.ONES) and not self.in_chunk
-        if few and (k >= PACKED_K if turned else b_panel == self.panel and n > self.panel):
+        free = a_row != 1 and not how & (gemm.SGD | gemm.ONES) and not self.in_chunk
+        if free and self._has_few_rows(sizes, turned, b_panel):
             self._product_with_few_rows(sizes, operands, cost, how, code, then, what)
             return
         first, second = caches.first_level(), caches.second_level()
@@ -753,6 +755,20 @@ class _Table:
             return large or k > caches.rows_that_stay(2, stride)
         return k > caches.second_level() // (8 * caches.LINE)
 
+    def _has_few_rows(self, sizes: tuple[int, int, int], turned: bool, b_panel: int) -> bool:
+        """Whether a product is done by few_rows.py.
+
+        Where panels of Bᵀ would be copied for few rows: 4 x 300 x 100 takes a third of the time then, 8 x 300 x 300
+        two thirds, 12 x 300 x 300 as long. By rows of B where it is beyond the second level, or there is one row of A:
+        3 x 629 x 958 takes a third of the time, but 3 x 71 x 296 1.8 times as long.
+        """
+        m, n, k = sizes
+        if turned:
+            return m <= (few_rows.MOST_ROWS if k < SHORT_TURNED else MOST_TURNED)
+        if m > few_rows.MOST_ROWS or b_panel != self.panel or n <= self.panel:
+            return False
+        return n > COLUMN_PANELS * self.panel if m == 1 else k * n * self.item > caches.second_level()
+
     def _product_with_few_rows(
         self,
         sizes: tuple[int, int, int],
@@ -765,12 +781,12 @@ class _Table:
     ) -> None:
         """A product that is shared by columns, if at all; see few_rows.py."""
         m, n, k = sizes
-        if how & gemm.PACK_T and how & gemm.BIAS:  # dot products leave it to the epilogue
+        if how & gemm.PACK_T and how & gemm.BIAS:  # left to the epilogue
             how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
         n_block = max(self.panel, _ceil(-(-n // 4), self.panel)) if self._is_far_larger(k * n) else n  # long rows
-        self.common.scratch = max(self.common.scratch, n_block * self.item)
+        self.common.scratch = max(self.common.scratch, m * n_block * self.item)
         blocking = (block_of(k, n), 0, 0, how | gemm.FEW_ROWS, self.panel)
-        note = "dot products" if how & gemm.PACK_T else "row by row"
+        note = "dot products" if how & gemm.DOTS else "B turned" if how & gemm.PACK_T else "row by row"
         self._row(cpu.PRODUCT, sizes, (m, n_block), cost, operands, code, then, blocking, what, (note,))
 
     def _product_of_pairs(

@@ -1,12 +1,12 @@
-"""Products with few rows of A, where B is read once and nothing of it can be used again: as fast as it is read.
+"""Products with few rows of A, where B is read once and little of it can be used again: as fast as it is read.
 
 Register tiles would walk down B a panel at a time, a new page of memory for every row of it. Here whole rows of B
-follow each other, as memory likes it. Products row by row have the bits that tiles would give; dot products, which
-only deltas and products with one column are made of, add up in an order of their own.
+follow each other, as memory likes it, and a transposed B needs no copy. All has the bits that tiles would give.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,17 +18,44 @@ from fastbp import scalars
 from fastbp.backends.cpu import simd
 from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.gemm import BIAS, apply_binary, epilogue
-from fastbp.backends.cpu.simd import BINARY_CODES, I64, pointer
+from fastbp.backends.cpu.simd import BINARY_CODES, I64, lanes_of, load_at, pointer
 from fastbp.backends.llvm import switch
 
 MOST_ROWS = 4
+MOST_SUMMANDS = 10  # rows of B whose factors are in registers
 _TOGETHER = 4  # rows of B in one pass over a row of C
+TURNED = (2, 2, 1, 1, 1, 1)  # vectors of columns that are done at once, for one row of A, two, …
 _ADD = BINARY_CODES["add"]
+
+
+def _over_row(m: simd.VectorEmitter, n: Any, place: Any, compute: Callable[[Any, Any], simd.Vector]) -> None:
+    """compute(i, mask) for all vectors of n contiguous elements, stored from ``place`` on, which it may read.
+
+    The last vector ends with the last element and overlaps the one before it, so it is computed before anything is
+    stored: masked stores take some 20 cycles each on AMD's cores with AVX2. A row shorter than a vector is masked.
+    """
+    builder, lanes = m.builder, I64(m.lanes)
+    whole = builder.mul(builder.sdiv(n, lanes), lanes)
+    ragged, wide = builder.icmp_signed("<", whole, n), builder.icmp_signed(">=", n, lanes)
+    overlapping, last = builder.and_(ragged, wide), builder.sub(n, lanes)
+    early = cgutils.alloca_once(builder, m.type)
+    with builder.if_then(overlapping):
+        m.store(compute(last, None), early)
+    with cgutils.for_range_slice(builder, I64(0), whole, lanes) as (i, _):
+        m.store(compute(i, None), builder.gep(place, [i]))
+    with builder.if_then(overlapping):
+        m.store(m.load(early), builder.gep(place, [last]))
+    with builder.if_then(builder.and_(ragged, builder.not_(wide))):
+        mask = m.mask(n)
+        m.store(compute(I64(0), mask), place, mask)
 
 
 @intrinsic
 def _add_rows(typingctx: Any, count: Any, n: Any, fresh: Any, a: Any, a_col: Any, b: Any, b_row: Any, out: Any) -> Any:
-    """out (1, n) goes on with a chain of fused multiply-adds over ``count`` <= 4 rows of B; from 0 if ``fresh``."""
+    """out (1, n) goes on with a chain of fused multiply-adds over ``count`` <= 4 rows of B; from 0 if ``fresh``.
+
+    The rows after them are asked for meanwhile.
+    """
     i64 = types.int64
     signature = types.void(i64, i64, i64, a, i64, b, i64, out)
 
@@ -36,20 +63,22 @@ def _add_rows(typingctx: Any, count: Any, n: Any, fresh: Any, a: Any, a_col: Any
         count, n, fresh, a, a_col, b, b_row, out = arguments
         m = simd.VectorEmitter(builder, str(sig.args[3].dtype))
         starts_at_0 = builder.icmp_signed("!=", fresh, I64(0))
+        coming = [builder.gep(b, [builder.mul(I64(_TOGETHER + c), b_row)]) for c in range(_TOGETHER)]
 
         def rows(number: int) -> None:
             factors = [m.splat(builder.load(builder.gep(a, [builder.mul(I64(c), a_col)]))) for c in range(number)]
             lines = [builder.gep(b, [builder.mul(I64(c), b_row)]) for c in range(number)]
 
-            def body(i: Any, mask: Any) -> None:
-                place = builder.gep(out, [i])
-                before = m.load(place, mask).value
+            def compute(i: Any, mask: Any) -> simd.Vector:
+                before = m.load(builder.gep(out, [i]), mask).value
                 total = simd.Vector(m, builder.select(starts_at_0, m.constant(0.0), before))
                 for factor, line in zip(factors, lines, strict=True):
                     total = m.fma(factor, m.load(builder.gep(line, [i]), mask), total)
-                m.store(total, place, mask)
+                for line in coming if mask is None and number == _TOGETHER else ():
+                    simd.prefetch(builder, builder.gep(line, [i]), level=2)
+                return total
 
-            simd.vector_loop(m, n, body)
+            _over_row(m, n, out, compute)
 
         switch(builder, builder.sub(count, I64(1)), [partial(rows, k) for k in range(1, _TOGETHER + 1)])
         return context.get_dummy_value()
@@ -58,18 +87,124 @@ def _add_rows(typingctx: Any, count: Any, n: Any, fresh: Any, a: Any, a_col: Any
 
 
 @intrinsic
-def _dot(typingctx: Any, n: Any, x: Any, y: Any) -> Any:
-    """The dot product of two contiguous rows, in an order that n alone decides."""
-    signature = x.dtype(types.int64, x, y)
+def _turned(
+    typingctx: Any, m: Any, n: Any, k: Any, block: Any, a: Any, a_row: Any, b: Any, b_row: Any, out: Any, out_row: Any
+) -> Any:
+    """out (m, n) = A Bᵀ with B (n, k), for m <= len(TURNED): squares of B transposed in registers.
+
+    The order of the sums is that of gemm.py: a chain of fused multiply-adds for every block of K. The last columns
+    overlap those before them if they are fewer than a vector has lanes.
+    """
+    i64 = types.int64
+    signature = types.void(i64, i64, i64, i64, a, i64, b, i64, out, i64)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        n, x, y = arguments
-        m = simd.VectorEmitter(builder, str(sig.return_type))
+        m_rows, n, k, block, a, a_row, b, b_row, out, out_row = arguments
+        m = simd.VectorEmitter(builder, str(sig.args[4].dtype))
+        lanes = I64(m.lanes)
+        narrow = builder.icmp_signed("<", n, lanes)
+        in_line = [builder.mul(I64(r), b_row) for r in range(m.lanes)]
+        repeating = [builder.mul(_least(builder, I64(r), builder.sub(n, I64(1))), b_row) for r in range(m.lanes)]
 
-        def step(total: simd.Vector, i: Any, mask: Any) -> simd.Vector:
-            return m.fma(m.load(builder.gep(x, [i]), mask), m.load(builder.gep(y, [i]), mask), total)
+        def columns(rows: int, places: list[Any], to_row: list[Any]) -> None:
+            """Rows of A with as many columns as a vector has lanes from each of ``places`` on."""
+            lines = [builder.gep(b, [builder.mul(j, b_row)]) for j in places]
+            tile = [(i, g) for g in range(len(places)) for i in range(rows)]
+            sums = {place: cgutils.alloca_once(builder, m.type) for place in tile}
+            totals = {place: cgutils.alloca_once(builder, m.type) for place in tile}
+            for total in totals.values():
+                builder.store(m.constant(0.0), total)
 
-        return m.reduce(simd.fold(m, n, 0.0, step, simd.add), simd.add)
+            def steps(at: Any, count: int, mask: Any) -> None:
+                """``count`` steps of K."""
+                for g, line in enumerate(lines):
+                    # opaque: else pointers for each row step from square to square, and squares wait for each other
+                    square = simd.opaque(builder, builder.gep(line, [at]))
+                    places = [builder.gep(a, [builder.add(builder.mul(I64(i), a_row), at)]) for i in range(rows)]
+                    here = [simd.opaque(builder, place) for place in places]
+                    values = [m.load(builder.gep(square, [row]), mask) for row in to_row]
+                    for c, column in enumerate(simd.transposed(m, values)[:count]):
+                        for i in range(rows):
+                            factor = m.splat(builder.load(builder.gep(here[i], [I64(c)])))
+                            old = simd.Vector(m, builder.load(sums[i, g]))
+                            builder.store(m.fma(factor, column, old).value, sums[i, g])
+
+            with cgutils.for_range_slice(builder, I64(0), k, block) as (start, _):
+                length = _least(builder, block, builder.sub(k, start))
+                for place in sums.values():
+                    builder.store(m.constant(0.0), place)
+                whole = builder.mul(builder.sdiv(length, lanes), lanes)
+                with cgutils.for_range_slice(builder, I64(0), whole, lanes) as (q, _):
+                    steps(builder.add(start, q), m.lanes, None)
+                rest = builder.sub(length, whole)
+                at = builder.add(start, whole)
+                switch(builder, rest, [partial(steps, at, c, m.mask(rest)) for c in range(m.lanes)])
+                is_first = builder.icmp_signed("==", start, I64(0))
+                for place, total in totals.items():
+                    new = simd.Vector(m, builder.load(sums[place]))
+                    added = simd.Vector(m, builder.load(total)) + new
+                    builder.store(builder.select(is_first, new.value, added.value), total)
+            for (i, g), total in totals.items():
+                place = builder.gep(out, [builder.add(builder.mul(I64(i), out_row), places[g])])
+                with builder.if_else(narrow) as (masked, full):
+                    with masked:
+                        m.store(m.load(total), place, m.mask(n))
+                    with full:
+                        m.store(m.load(total), place)
+
+        def case(rows: int, together: int) -> None:
+            stride = I64(together * m.lanes)
+            wide = builder.mul(builder.sdiv(n, stride), stride)
+            with cgutils.for_range_slice(builder, I64(0), wide, stride) as (j, _):
+                columns(rows, [builder.add(j, I64(g * m.lanes)) for g in range(together)], in_line)
+            with cgutils.for_range_slice(builder, wide, n, lanes) as (j, _):
+                start = builder.select(narrow, I64(0), _least(builder, j, builder.sub(n, lanes)))
+                columns(rows, [start], repeating)
+
+        cases = [partial(case, rows, together) for rows, together in enumerate(TURNED, 1)]
+        switch(builder, builder.sub(m_rows, I64(1)), cases)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _least(builder: Any, x: Any, y: Any) -> Any:
+    return builder.select(builder.icmp_signed("<", x, y), x, y)
+
+
+@intrinsic
+def _dots(typingctx: Any, count: Any, n: Any, x: Any, y: Any, y_row: Any, out: Any) -> Any:
+    """The dot products of a contiguous row with ``count`` others, at most a vector's lanes, into contiguous ``out``.
+
+    A vector of sums for each, which are then added pairwise: in an order that n alone decides.
+    """
+    signature = types.void(types.int64, types.int64, x, y, types.int64, out)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        count, n, x, y, y_row, out = arguments
+        m = simd.VectorEmitter(builder, str(sig.args[2].dtype))
+        last = builder.sub(count, I64(1))  # again for those that are not there
+        lines = [builder.gep(y, [builder.mul(_least(builder, I64(r), last), y_row)]) for r in range(m.lanes)]
+        totals = [cgutils.alloca_once(builder, m.type) for _ in lines]
+        for total in totals:
+            builder.store(m.constant(0.0), total)
+
+        def body(i: Any, mask: Any) -> None:
+            factor = m.load(builder.gep(x, [i]), mask)
+            for line, total in zip(lines, totals, strict=True):
+                old = simd.Vector(m, builder.load(total))
+                builder.store(m.fma(factor, m.load(builder.gep(line, [i]), mask), old).value, total)
+
+        simd.vector_loop(m, n, body)
+        sums = simd.transposed(m, [simd.Vector(m, builder.load(total)) for total in totals])
+        while len(sums) > 1:
+            sums = [x + y for x, y in zip(sums[::2], sums[1::2], strict=True)]
+        with builder.if_else(builder.icmp_signed("==", count, I64(m.lanes))) as (all_rows, some):
+            with all_rows:
+                m.store(sums[0], out)
+            with some:
+                m.store(sums[0], out, m.mask(count))
+        return context.get_dummy_value()
 
     return signature, codegen
 
@@ -89,7 +224,7 @@ def _update_rows(
     theta_row: Any,
     rate: Any,
 ) -> Any:
-    """theta (m, n) -= rate A B, with ``count`` <= 4 columns of A and rows of B."""
+    """theta (m, n) -= rate A B, with ``count`` <= MOST_SUMMANDS columns of A and rows of B."""
     i64 = types.int64
     signature = types.void(i64, i64, i64, a, i64, i64, b, i64, theta, i64, rate)
 
@@ -107,17 +242,16 @@ def _update_rows(
                 columns = [builder.gep(here, [builder.mul(I64(c), a_col)]) for c in range(number)]
                 factors = [m.splat(builder.load(column)) for column in columns]
 
-                def body(i: Any, mask: Any) -> None:
+                def compute(i: Any, mask: Any) -> simd.Vector:
                     total = simd.Vector(m, m.constant(0.0))
                     for factor, line in zip(factors, lines, strict=True):
                         total = m.fma(factor, m.load(builder.gep(line, [i]), mask), total)
-                    place = builder.gep(own, [i])
-                    (new,) = rule(m, h, m.load(place, mask), total)
-                    m.store(new, place, mask)
+                    new: simd.Vector = rule(m, h, m.load(builder.gep(own, [i]), mask), total)[0]
+                    return new
 
-                simd.vector_loop(m, n, body)
+                _over_row(m, n, own, compute)
 
-        switch(builder, builder.sub(count, I64(1)), [partial(rows, k) for k in range(1, MOST_ROWS + 1)])
+        switch(builder, builder.sub(count, I64(1)), [partial(rows, k) for k in range(1, MOST_SUMMANDS + 1)])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -125,7 +259,7 @@ def _update_rows(
 
 @kernel
 def update_by_rows(m, n, k, a, a_row, a_col, b, b_row, theta, theta_row, rate, one):
-    """theta (m, n) -= rate A B with k <= MOST_ROWS: a row of theta after the other, in the order of memory."""
+    """theta (m, n) -= rate A B with k <= MOST_SUMMANDS: a row of theta after the other, in the order of memory."""
     start, line = pointer(a, int64(0), one), pointer(theta, int64(0), one)
     _update_rows(k, m, n, start, a_row, a_col, pointer(b, int64(0), one), b_row, line, theta_row, rate)
 
@@ -140,42 +274,59 @@ def product_by_rows(
     m, n, k, block, how, a, a_row, a_col, b, b_row, out, out_row, code, y, y_row, y_step,
     then, out2, out2_row, scratch, one,
 ):  # fmt: skip
-    """:func:`fastbp.backends.cpu.gemm.product`, to the same bits. ``scratch`` has room for a row of C."""
-    sums = pointer(scratch, 0, one)
-    for i in range(m):
-        line = pointer(out, i * out_row, one)
-        if k == 0:
-            for c in range(n):
-                simd.store_at(line, c, one - one)
-        at = 0
-        while at < k:
-            length = min(block, k - at)
-            to = sums if at else line
-            q = 0
-            while q < length:
-                here = pointer(a, i * a_row + (at + q) * a_col, one)
+    """:func:`fastbp.backends.cpu.gemm.product`, to the same bits. ``scratch`` has room for C."""
+    at = int64(0)
+    bias = pointer(y, 0, one)
+    for i in range(m if k == 0 else 0):
+        for c in range(n):
+            simd.store_at(pointer(out, i * out_row, one), c, load_at(bias, c) if how & BIAS else one - one)
+    while at < k:
+        length = min(block, k - at)
+        q = 0
+        while q < length:
+            for i in range(m):
+                to = pointer(scratch, i * n, one) if at else pointer(out, i * out_row, one)
                 add_rows(
-                    min(length - q, _TOGETHER), n, int64(q == 0), here, a_col, pointer(b, (at + q) * b_row, one),
-                    b_row, to,
+                    min(length - q, _TOGETHER), n, int64(q == 0), pointer(a, i * a_row + (at + q) * a_col, one), a_col,
+                    pointer(b, (at + q) * b_row, one), b_row, to,
                 )  # fmt: skip
-                q += _TOGETHER
+            q += _TOGETHER
+        for i in range(m):
+            line = pointer(out, i * out_row, one)
             if at:
-                apply_binary(int64(_ADD), n, line, line, int64(1), sums, int64(1), one)
-            at += block
-        if how & BIAS:
-            apply_binary(int64(_ADD), n, line, line, int64(1), pointer(y, 0, one), int64(1), one)
+                apply_binary(int64(_ADD), n, line, line, int64(1), pointer(scratch, i * n, one), int64(1), one)
+            if how & BIAS and at + length == k:
+                apply_binary(int64(_ADD), n, line, line, int64(1), bias, int64(1), one)
+        at += block
     if code >= 0 or then >= 0:
         epilogue(m, n, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one)
 
 
 @kernel
-def product_by_dots(
-    m, n, k, a, a_row, b, b_row, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one,
+def product_turned(
+    m, n, k, block, a, a_row, b, b_row, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one,
 ):  # fmt: skip
-    """epilogue(A Bᵀ, Y) with B (N, K): its rows one after the other, all dot products with it at once."""
-    for j in range(n):
-        line = pointer(b, j * b_row, one)
-        for i in range(m):
-            simd.store_at(pointer(out, i * out_row, one), j, _dot(k, pointer(a, i * a_row, one), line))
+    """epilogue(A Bᵀ, Y) with B (N, K): :func:`fastbp.backends.cpu.gemm.product`, to the same bits."""
+    parts = (m + len(TURNED) - 1) // len(TURNED)
+    for part in range(parts):
+        i = m * part // parts
+        rows = m * (part + 1) // parts - i
+        _turned(
+            rows, n, k, block, pointer(a, i * a_row, one), a_row, pointer(b, int64(0), one), b_row,
+            pointer(out, i * out_row, one), out_row,
+        )  # fmt: skip
     if code >= 0 or then >= 0:
         epilogue(m, n, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one)
+
+
+@kernel
+def product_by_dots(n, k, a, b, b_row, out, code, y, y_step, then, out2, one):
+    """epilogue(A Bᵀ, Y) with one row of A, and B (N, K): a few of its rows after the others.
+
+    In an order of its own: nothing but products with one column is made so, whether it has few rows or many.
+    """
+    for j in range(0, n, lanes_of(one)):
+        count = min(lanes_of(one), n - j)
+        _dots(count, k, pointer(a, int64(0), one), pointer(b, j * b_row, one), b_row, pointer(out, j, one))
+    if code >= 0 or then >= 0:
+        epilogue(int64(1), n, out, n, code, y, n, y_step, then, out2, n, one)

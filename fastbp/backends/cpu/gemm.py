@@ -65,8 +65,9 @@ BY_STRIP = 32  # the epilogue comes after a strip of rows, not after each tile
 PACK_T = 64  # B is given as its transpose, row by row, and packed panel by panel
 ONES = 128  # A has one more row, of ones: the sums of B's columns, which are the gradient of a bias
 PAIRS = 256  # A and B are rounded to bfloat16, see bf16.py
-FEW_ROWS = 512  # done by few_rows.py: by rows of B, or by dot products with them if B is given transposed
+FEW_ROWS = 512  # done by few_rows.py: by rows of B, or without a copy of it if it is given transposed
 SMALL = 1024  # one strip, one stretch of K, one panel of columns, only a transposed B packed
+DOTS = 2048  # dot products of one row of A with rows of B, which is given transposed
 
 
 Multiply = Callable[[simd.VectorEmitter, simd.Vector, simd.Vector, simd.Vector], simd.Vector]

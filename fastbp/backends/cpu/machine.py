@@ -21,8 +21,9 @@ from numba import int64, types
 
 from fastbp.backends.cpu.chain import ADD, run_chain
 from fastbp.backends.cpu.compiling import compile_entry, kernel, source_stamp
-from fastbp.backends.cpu.few_rows import product_by_dots, product_by_rows, update_by_rows
+from fastbp.backends.cpu.few_rows import product_by_dots, product_by_rows, product_turned, update_by_rows
 from fastbp.backends.cpu.gemm import (
+    DOTS,
     FEW_ROWS,
     ONES,
     PACK_T,
@@ -210,9 +211,11 @@ def _few_rows(row, bases, j, n, thread, one):
     out2, out2_row = _address(row, bases, OUT2) + j * item, _operand(row, OUT2, ROW_STRIDE)
     code, then = get_int(row, CODE), get_int(row, THEN)
     y += j * y_step * item
-    if how & PACK_T:
-        product_by_dots(
-            m, n, k, a, a_row, b + j * b_row * item, b_row, out, out_row, code, y, y_row, y_step,
+    if how & DOTS:
+        product_by_dots(n, k, a, b + j * b_row * item, b_row, out, code, y, y_step, then, out2, one)
+    elif how & PACK_T:
+        product_turned(
+            m, n, k, get_int(row, BLOCK), a, a_row, b + j * b_row * item, b_row, out, out_row, code, y, y_row, y_step,
             then, out2, out2_row, one,
         )  # fmt: skip
     else:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from llvmlite import ir
 from numba import int64, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -103,10 +104,10 @@ def _turned(
         m = simd.VectorEmitter(builder, str(sig.args[4].dtype))
         lanes = I64(m.lanes)
         narrow = builder.icmp_signed("<", n, lanes)
-        in_line = [builder.mul(I64(r), b_row) for r in range(m.lanes)]
-        repeating = [builder.mul(_least(builder, I64(r), builder.sub(n, I64(1))), b_row) for r in range(m.lanes)]
+        kept = builder.bitcast(cgutils.alloca_once(builder, ir.ArrayType(m.type, m.lanes)), m.element.as_pointer())
+        to_row = [builder.mul(_least(builder, I64(r), builder.sub(n, I64(1))), b_row) for r in range(m.lanes)]
 
-        def columns(rows: int, places: list[Any], to_row: list[Any]) -> None:
+        def columns(rows: int, places: list[Any]) -> None:
             """Rows of A with as many columns as a vector has lanes from each of ``places`` on."""
             lines = [builder.gep(b, [builder.mul(j, b_row)]) for j in places]
             tile = [(i, g) for g in range(len(places)) for i in range(rows)]
@@ -115,19 +116,30 @@ def _turned(
             for total in totals.values():
                 builder.store(m.constant(0.0), total)
 
-            def steps(at: Any, count: int, mask: Any) -> None:
-                """``count`` steps of K."""
+            def add(i: int, g: int, place: Any, column: simd.Vector) -> None:
+                old = simd.Vector(m, builder.load(sums[i, g]))
+                builder.store(m.fma(m.splat(builder.load(place)), column, old).value, sums[i, g])
+
+            def steps(at: Any, rest: Any = None) -> None:
+                """As many steps of K as a vector has lanes, or ``rest`` of them."""
                 for g, line in enumerate(lines):
                     # opaque: else pointers for each row step from square to square, and squares wait for each other
                     square = simd.opaque(builder, builder.gep(line, [at]))
                     places = [builder.gep(a, [builder.add(builder.mul(I64(i), a_row), at)]) for i in range(rows)]
                     here = [simd.opaque(builder, place) for place in places]
-                    values = [m.load(builder.gep(square, [row]), mask) for row in to_row]
-                    for c, column in enumerate(simd.transposed(m, values)[:count]):
+                    mask = None if rest is None else m.mask(rest)
+                    columns = simd.transposed(m, [m.load(builder.gep(square, [row]), mask) for row in to_row])
+                    if rest is None:
+                        for c, column in enumerate(columns):
+                            for i in range(rows):
+                                add(i, g, builder.gep(here[i], [I64(c)]), column)
+                        continue
+                    for c, column in enumerate(columns):
+                        m.store(column, builder.gep(kept, [I64(c * m.lanes)]))
+                    with cgutils.for_range(builder, rest) as loop:
+                        column = m.load(builder.gep(kept, [builder.mul(loop.index, lanes)]))
                         for i in range(rows):
-                            factor = m.splat(builder.load(builder.gep(here[i], [I64(c)])))
-                            old = simd.Vector(m, builder.load(sums[i, g]))
-                            builder.store(m.fma(factor, column, old).value, sums[i, g])
+                            add(i, g, builder.gep(here[i], [loop.index]), column)
 
             with cgutils.for_range_slice(builder, I64(0), k, block) as (start, _):
                 length = _least(builder, block, builder.sub(k, start))
@@ -135,10 +147,10 @@ def _turned(
                     builder.store(m.constant(0.0), place)
                 whole = builder.mul(builder.sdiv(length, lanes), lanes)
                 with cgutils.for_range_slice(builder, I64(0), whole, lanes) as (q, _):
-                    steps(builder.add(start, q), m.lanes, None)
+                    steps(builder.add(start, q))
                 rest = builder.sub(length, whole)
-                at = builder.add(start, whole)
-                switch(builder, rest, [partial(steps, at, c, m.mask(rest)) for c in range(m.lanes)])
+                with builder.if_then(builder.icmp_signed(">", rest, I64(0))):
+                    steps(builder.add(start, whole), rest)
                 is_first = builder.icmp_signed("==", start, I64(0))
                 for place, total in totals.items():
                     new = simd.Vector(m, builder.load(sums[place]))
@@ -154,12 +166,12 @@ def _turned(
 
         def case(rows: int, together: int) -> None:
             stride = I64(together * m.lanes)
-            wide = builder.mul(builder.sdiv(n, stride), stride)
-            with cgutils.for_range_slice(builder, I64(0), wide, stride) as (j, _):
-                columns(rows, [builder.add(j, I64(g * m.lanes)) for g in range(together)], in_line)
+            wide = builder.mul(builder.sdiv(n, stride), stride) if together > 1 else I64(0)
+            if together > 1:
+                with cgutils.for_range_slice(builder, I64(0), wide, stride) as (j, _):
+                    columns(rows, [builder.add(j, I64(g * m.lanes)) for g in range(together)])
             with cgutils.for_range_slice(builder, wide, n, lanes) as (j, _):
-                start = builder.select(narrow, I64(0), _least(builder, j, builder.sub(n, lanes)))
-                columns(rows, [start], repeating)
+                columns(rows, [builder.select(narrow, I64(0), _least(builder, j, builder.sub(n, lanes)))])
 
         cases = [partial(case, rows, together) for rows, together in enumerate(TURNED, 1)]
         switch(builder, builder.sub(m_rows, I64(1)), cases)
@@ -196,14 +208,12 @@ def _dots(typingctx: Any, count: Any, n: Any, x: Any, y: Any, y_row: Any, out: A
                 builder.store(m.fma(factor, m.load(builder.gep(line, [i]), mask), old).value, total)
 
         simd.vector_loop(m, n, body)
-        sums = simd.transposed(m, [simd.Vector(m, builder.load(total)) for total in totals])
-        while len(sums) > 1:
-            sums = [x + y for x, y in zip(sums[::2], sums[1::2], strict=True)]
+        sums = simd.sums_of_lanes(m, [simd.Vector(m, builder.load(total)) for total in totals])
         with builder.if_else(builder.icmp_signed("==", count, I64(m.lanes))) as (all_rows, some):
             with all_rows:
-                m.store(sums[0], out)
+                m.store(sums, out)
             with some:
-                m.store(sums[0], out, m.mask(count))
+                m.store(sums, out, m.mask(count))
         return context.get_dummy_value()
 
     return signature, codegen

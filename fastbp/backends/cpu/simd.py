@@ -11,7 +11,7 @@ instructions as a full one, so that an element's value never depends on where in
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -868,68 +868,63 @@ def cross_entropy_row(typingctx: Any, code: Any, n: Any, out: Any, z: Any, t: An
         code, n, out, z, t, label, scale = arguments
         m = _emitter(builder, sig.args[3])
         result = cgutils.alloca_once(builder, m.element)
+        wants_gradient = builder.icmp_signed("!=", builder.and_(code, I64(WITH_GRADIENT)), I64(0))
+        unwanted = builder.bitcast(cgutils.alloca_once(builder, m.type), out.type)
+        zero = ir.Constant(m.element, 0.0)
 
         def at(pointer: Any, i: Any, mask: Any = None) -> Vector:
             return m.load(_offset(builder, pointer, i), mask)
 
-        def over_row(start: float, step: Callable[..., Vector], combine: Callable[[Vector, Vector], Vector]) -> Vector:
-            return m.splat(m.reduce(fold(m, n, start, step, combine), combine))
+        def over_row(start: float, step: Callable[..., Vector], combine: Callable[[Vector, Vector], Vector]) -> Any:
+            total = cgutils.alloca_once(builder, m.type)
+            builder.store(m.constant(start), total)
 
-        def exponentials(top: Vector, keep: bool) -> Vector:
-            def step(total: Vector, i: Any, mask: Any) -> Vector:
-                e = _below(m, at(z, i, mask), top)
-                if keep:
-                    m.store(e, _offset(builder, out, i), mask)
-                return total + e
+            def body(i: Any, mask: Any) -> None:
+                old = Vector(m, builder.load(total))
+                new = step(old, i, mask).value
+                builder.store(new if mask is None else builder.select(mask, new, old.value), total)
 
-            return over_row(0.0, step, add)
+            vector_loop(m, n, body)
+            return m.reduce(Vector(m, builder.load(total)), combine)
 
-        def by_targets(gradient: bool) -> Callable[[], None]:
-            def run() -> None:
-                top = over_row(-float("inf"), lambda old, i, mask: _higher(old, at(z, i, mask)), _higher)
-                total = exponentials(top, gradient)
-                shift, factor = m.log(total), m.splat(scale)
-                if gradient:
-                    targets = over_row(0.0, lambda old, i, mask: old + at(t, i, mask), add)
-                    share = targets * factor / total
+        def exponential(total: Vector, i: Any, mask: Any) -> Vector:
+            e = _below(m, at(z, i, mask), top)
+            m.store(e, builder.select(wants_gradient, _offset(builder, out, i), unwanted), mask)
+            return total + e
 
-                def step(old: Vector, i: Any, mask: Any) -> Vector:
-                    target = at(t, i, mask)
-                    if gradient:
-                        place = _offset(builder, out, i)
-                        m.store(target * factor - m.load(place, mask) * share, place, mask)
-                    return m.fma(_logarithm(m, at(z, i, mask), top, shift), target, old)
+        top = m.splat(over_row(-float("inf"), lambda old, i, mask: _higher(old, at(z, i, mask)), _higher))
+        total = m.splat(over_row(0.0, exponential, add))
+        shift = m.log(total)
 
-                builder.store(m.reduce(fold(m, n, 0.0, step, add), add), result)
+        def by_targets() -> None:
+            targets = over_row(0.0, lambda old, i, mask: old + at(t, i, mask), add)
+            factor = m.splat(scale)
+            share = m.splat(targets) * factor / total
 
-            return run
+            def step(old: Vector, i: Any, mask: Any) -> Vector:
+                target, place = at(t, i, mask), builder.select(wants_gradient, _offset(builder, out, i), unwanted)
+                m.store(target * factor - m.load(place, mask) * share, place, mask)
+                return m.fma(_logarithm(m, at(z, i, mask), top, shift), target, old)
 
-        def by_label(gradient: bool) -> Callable[[], None]:
-            def run() -> None:
-                known = builder.icmp_unsigned("<", label, n)
-                top = over_row(-float("inf"), lambda old, i, mask: _higher(old, at(z, i, mask)), _higher)
-                total = exponentials(top, gradient)
-                nothing = ir.Constant(m.element, 0.0)
-                place = builder.select(known, label, I64(0))
-                logarithm = _logarithm(m, m.splat(builder.load(_offset(builder, z, place))), top, m.log(total))
-                found = builder.extract_element(logarithm.value, I32(0))
-                builder.store(builder.select(known, found, nothing), result)
-                if not gradient:
-                    return
-                factor = builder.select(known, scale, nothing)
+            builder.store(over_row(0.0, step, add), result)
+
+        def by_label() -> None:
+            known = builder.icmp_unsigned("<", label, n)
+            own = builder.select(known, label, I64(0))
+            found = _logarithm(m, m.splat(builder.load(_offset(builder, z, own))), top, shift)
+            builder.store(builder.select(known, builder.extract_element(found.value, I32(0)), zero), result)
+            with builder.if_then(wants_gradient):
+                factor = builder.select(known, scale, zero)
                 share = m.splat(factor) / total
 
                 def body(i: Any, mask: Any) -> None:
-                    here = _offset(builder, out, i)
-                    m.store(-(m.load(here, mask) * share), here, mask)
+                    m.store(-(at(out, i, mask) * share), _offset(builder, out, i), mask)
 
                 vector_loop(m, n, body)
-                own = _offset(builder, out, place)
-                builder.store(builder.fadd(builder.load(own), factor), own)
+                place = _offset(builder, out, own)
+                builder.store(builder.fadd(builder.load(place), factor), place)
 
-            return run
-
-        switch(builder, code, [by_targets(False), by_label(False), by_targets(True), by_label(True)])
+        switch(builder, builder.and_(code, I64(BY_LABELS)), [by_targets, by_label])
         return builder.load(result)
 
     return signature, codegen
@@ -1006,44 +1001,56 @@ def stack_vectors(typingctx: Any, like: Any) -> Any:
     return types.CPointer(like)(like), codegen
 
 
-def transposed(m: VectorEmitter, rows: list[Vector]) -> list[Vector]:
-    """The columns of as many vectors as one has lanes, of which 16 bytes are moved by single instructions.
+def _halves(m: VectorEmitter, block: int) -> tuple[Any, Any]:
+    """Shuffles of two vectors a, b: of every two blocks of so many lanes the first of a, that of b; the second ones.
 
-    First the squares that fit 16 bytes: 4 x 4 of float32 in two stages, by interleaving pairs of rows, then halves.
-    Then Eklundh's exchange: 16 bytes, 32, … change places between pairs of rows.
+    Within 16 bytes blocks of one lane are interleaved, a0 b0 a1 b1 and a2 b2 a3 b3, for which there are instructions.
     """
     count, few = m.lanes, 16 // m.itemsize
-
-    def shuffle(x: Any, y: Any, order: list[int]) -> Any:
-        """Lanes by number, those of y from ``count`` on."""
-        return m.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, count), order))
-
-    def in_16_bytes(order: list[int]) -> list[int]:
-        """The same in every 16 bytes; numbers from ``few`` on are of y."""
-        return [k % few + first + k // few * count for first in range(0, count, few) for k in order]
-
-    values = [row.value for row in rows]
-    if few == 4:
-        low, high = in_16_bytes([0, 4, 1, 5]), in_16_bytes([2, 6, 3, 7])
-        for i in range(0, count, 4):
-            a, b, c, d = values[i : i + 4]
-            values[i : i + 4] = shuffle(a, b, low), shuffle(a, b, high), shuffle(c, d, low), shuffle(c, d, high)
-    half = few // 2
-    low = in_16_bytes([*range(half), *range(few, few + half)])
-    high = in_16_bytes([*range(half, few), *range(few + half, 2 * few)])
-    for i in range(0, count, few):
-        pairs = [(values[i + k], values[i + k + half]) for k in range(half)]
-        values[i : i + few] = [shuffle(*pair, order) for pair in pairs for order in (low, high)]
-    block = few
-    while block < count:
+    if block == 1 and few == 4:
+        low = [first + k for first in range(0, count, 4) for k in (0, count, 1, count + 1)]
+        high = [k + 2 for k in low]
+    else:
         low = [j if not j & block else count + j - block for j in range(count)]
-        high = [j + block if not j & block else count + j for j in range(count)]
-        for i in range(count):
-            if not i & block:
-                pair = values[i], values[i + block]
-                values[i], values[i + block] = shuffle(*pair, low), shuffle(*pair, high)
+        high = [j + block for j in low]
+    kind = ir.VectorType(I32, count)
+    return ir.Constant(kind, low), ir.Constant(kind, high)
+
+
+def _of_pairs(m: VectorEmitter, rows: list[Vector], block: int, distance: int) -> Iterator[tuple[int, Vector, Vector]]:
+    """Rows i and i + distance, shuffled as :func:`_halves` says, with i."""
+    low, high = _halves(m, block)
+    for i in range(len(rows)):
+        if not i & distance:
+            pair = rows[i].value, rows[i + distance].value
+            first, second = (Vector(m, m.builder.shuffle_vector(*pair, order)) for order in (low, high))
+            yield i, first, second
+
+
+def transposed(m: VectorEmitter, rows: list[Vector]) -> list[Vector]:
+    """The columns of as many vectors as one has lanes.
+
+    Eklundh's exchange: element blocks of 1, 2, 4, … change places between pairs of rows. Blocks of one lane are
+    interleaved, so that what four rows have in 16 bytes comes out with its middle columns exchanged.
+    """
+    columns, block = list(rows), 1
+    while block < m.lanes:
+        for i, low, high in _of_pairs(m, columns, block, block):
+            columns[i], columns[i + block] = low, high
+        if block == 2 and m.itemsize == 4:
+            for i in range(0, m.lanes, 4):
+                columns[i + 1], columns[i + 2] = columns[i + 2], columns[i + 1]
         block *= 2
-    return [Vector(m, value) for value in values]
+    return columns
+
+
+def sums_of_lanes(m: VectorEmitter, rows: list[Vector]) -> Vector:
+    """The sums of the lanes of as many vectors as one has lanes, a vector: pairs of lanes, pairs of those, …"""
+    block = 1
+    while block < m.lanes:
+        rows = [low + high for _, low, high in _of_pairs(m, rows, block, 1)]
+        block *= 2
+    return rows[0]
 
 
 @intrinsic

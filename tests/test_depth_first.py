@@ -185,7 +185,7 @@ def test_chunks_of_narrow_networks(n, piece):
 @pytest.mark.parametrize(
     ("layers", "rows"),
     # 32,000 elements of forward products
-    [((64, 64, 64, 64), 160), ((9, 100, 100, 100, 9), 96), ((8, 1500, 8), 16), ((1, 4000, 1), 16), ((256, 64, 3), 256)],
+    [((64, 64, 64, 64), 160), ((9, 100, 100, 100, 9), 96), ((8, 1500, 8), 32), ((1, 4000, 1), 32), ((256, 64, 3), 256)],
 )
 def test_chunks_shrink_with_the_width(layers, rows):
     found = chunks(layers, 10**5)
@@ -253,7 +253,7 @@ def test_sums_of_a_last_chunk_of_one_row(d, dtype):
     expected = backends.executable(program, "numpy", "float64").run(values, n)
     got = backends.executable(program, "cpu", dtype).run({k: v.astype(dtype) for k, v in values.items()}, n)
     for name, value in expected.items():
-        assert relative_error(got[name], value, 1e-3) < (1e-12 if dtype == "float64" else 2e-5), name
+        assert relative_error(got[name], value, 1e-3) < (1e-12 if dtype == "float64" else 5e-5), name  # sums cancel
 
 
 def random_case(seed, layers, n, activation, loss, kind, reduction):

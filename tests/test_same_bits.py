@@ -356,6 +356,24 @@ def test_parameters_are_updated_row_by_row_to_the_same_bits(batch, dtype, monkey
     np.testing.assert_array_equal(found[0][0], found[1][0])
 
 
+@pytest.mark.parametrize("rule", ["sgd", "momentum"])
+def test_gradients_of_one_row_are_the_same_by_rows_and_by_tiles(rule, dtype, monkeypatch):
+    """Of a layer with one unit, and of one with one input, with all of their biases."""
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(200, 3)).astype(dtype), rng.normal(size=(200, 301)).astype(dtype)
+    found, by_rows = [], []
+    for size, panels in ((1 << 10, binding.COLUMN_PANELS), (1 << 30, 1 << 20)):
+        monkeypatch.setattr(caches, "first_level", lambda size=size: size)
+        monkeypatch.setattr(binding, "COLUMN_PANELS", panels)
+        net = MLP([3, 259, 1, 301], activation="tanh", loss="mse", dtype=dtype, seed=0)
+        net.fit(x, t, epochs=2, batch_size=100, optimizer=optim.OPTIMIZERS[rule](0.01), shuffle=False)
+        lines = net.training_step(("X", "T"), optim.OPTIMIZERS[rule](0.01), False).bound(100).lines
+        found.append(net.theta)
+        by_rows.append(sum("matmul Aᵀ" in line.what and "row by row" in line.schedule for line in lines))
+    assert by_rows == [2, 0]
+    np.testing.assert_array_equal(*found)
+
+
 ALWAYS = {
     "FAR": -1,
     **dict.fromkeys(("PACKED_K", "SHORT_PACKED_K", "PACKED_ROWS", "PACKED_COLUMNS"), 1),

@@ -607,7 +607,7 @@ class _Table:
         most = few_rows.MOST_SUMMANDS if n >= COLUMN_PANELS * self.panel else FEW_SUMMANDS
         if update.code == "sgd" and 0 < sizes[2] <= most and n > self.panel:  # to the same bits as tiles
             pieces = FEWEST_PIECES if self._is_far_larger(sizes[0] * n) else 1
-            blocking = (block_of(sizes[2], n), 0, 0, how | gemm.SGD | gemm.FEW_ROWS, self.panel)
+            blocking = (block_of(sizes[2], n), 0, 0, how | gemm.SGD | gemm.SUMMANDS, self.panel)
             notes = ("sgd", "row by row", *(["with db"] if how & gemm.ONES else []))
             block = (-(-sizes[0] // pieces), n)
             self._row(cpu.PRODUCT, sizes, block, self._cost(i), operands, blocking=blocking, notes=notes)
@@ -640,8 +640,7 @@ class _Table:
             self._product_of_pairs(sizes, operands, cost, how, code, then)
             return
         turned = bool(how & gemm.PACK_T)
-        free = a_row != 1 and not how & (gemm.SGD | gemm.ONES) and not self.in_chunk
-        if free and self._has_few_rows(sizes, turned, b_panel):
+        if not self.in_chunk and self._has_few_rows(sizes, turned, b_panel, a_row != 1):
             self._product_with_few_rows(sizes, operands, cost, how, code, then, what)
             return
         first, second = caches.first_level(), caches.second_level()
@@ -755,18 +754,21 @@ class _Table:
             return large or k > caches.rows_that_stay(2, stride)
         return k > caches.second_level() // (8 * caches.LINE)
 
-    def _has_few_rows(self, sizes: tuple[int, int, int], turned: bool, b_panel: int) -> bool:
+    def _has_few_rows(self, sizes: tuple[int, int, int], turned: bool, b_panel: int, forward: bool) -> bool:
         """Whether a product is done by few_rows.py.
 
         Where panels of Bᵀ would be copied for few rows: 4 x 300 x 100 takes a third of the time then, 8 x 300 x 300
         two thirds, 12 x 300 x 300 as long. By rows of B where it is beyond the second level, or there is one row of A:
-        3 x 629 x 958 takes a third of the time, but 3 x 71 x 296 1.8 times as long.
+        3 x 629 x 958 takes a third of the time, but 3 x 71 x 296 1.8 times as long. Of one row of Aᵀ where the first
+        level does not keep it: 1 x 508 x 612 takes 0.55 of the time, three rows longer than by tiles.
         """
         m, n, k = sizes
         if turned:
-            return m <= (few_rows.MOST_ROWS if k < SHORT_TURNED else MOST_TURNED)
+            return forward and m <= (few_rows.MOST_ROWS if k < SHORT_TURNED else MOST_TURNED)
         if m > few_rows.MOST_ROWS or b_panel != self.panel or n <= self.panel:
             return False
+        if not forward:
+            return m == 1 and k * n * self.item > caches.first_level()
         return n > COLUMN_PANELS * self.panel if m == 1 else k * n * self.item > caches.second_level()
 
     def _product_with_few_rows(
@@ -784,10 +786,11 @@ class _Table:
         if how & gemm.PACK_T and how & gemm.BIAS:  # left to the epilogue
             how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
         n_block = max(self.panel, _ceil(-(-n // 4), self.panel)) if self._is_far_larger(k * n) else n  # long rows
-        self.common.scratch = max(self.common.scratch, m * n_block * self.item)
+        self.common.scratch = max(self.common.scratch, 2 * m * n_block * self.item)
         blocking = (block_of(k, n), 0, 0, how | gemm.FEW_ROWS, self.panel)
-        note = "dot products" if how & gemm.DOTS else "B turned" if how & gemm.PACK_T else "row by row"
-        self._row(cpu.PRODUCT, sizes, (m, n_block), cost, operands, code, then, blocking, what, (note,))
+        notes = ["dot products" if how & gemm.DOTS else "B turned" if how & gemm.PACK_T else "row by row"]
+        notes += [word for bit, word in ((gemm.SGD, "sgd"), (gemm.ONES, "with db")) if how & bit]
+        self._row(cpu.PRODUCT, sizes, (m, n_block), cost, operands, code, then, blocking, what, notes)
 
     def _product_of_pairs(
         self, sizes: tuple[int, int, int], operands: dict[int, Operand], cost: int, how: int, code: int, then: int

@@ -18,15 +18,15 @@ from numba.extending import intrinsic
 from fastbp import scalars
 from fastbp.backends.cpu import simd
 from fastbp.backends.cpu.compiling import kernel
-from fastbp.backends.cpu.gemm import BIAS, apply_binary, epilogue
-from fastbp.backends.cpu.simd import BINARY_CODES, I64, lanes_of, load_at, pointer
+from fastbp.backends.cpu.gemm import BIAS, SGD, apply_binary, apply_update, epilogue
+from fastbp.backends.cpu.simd import BINARY_CODES, I64, UPDATE_CODES, itemsize_of, lanes_of, load_at, pointer
 from fastbp.backends.llvm import switch
 
 MOST_ROWS = 4
 MOST_SUMMANDS = 10  # rows of B whose factors are in registers
 _TOGETHER = 4  # rows of B in one pass over a row of C
 TURNED = (2, 2, 1, 1, 1, 1)  # vectors of columns that are done at once, for one row of A, two, …
-_ADD = BINARY_CODES["add"]
+_ADD, _SGD = BINARY_CODES["add"], UPDATE_CODES["sgd"]
 
 
 def _over_row(m: simd.VectorEmitter, n: Any, place: Any, compute: Callable[[Any, Any], simd.Vector]) -> None:
@@ -282,32 +282,38 @@ def add_rows(count, n, fresh, a, a_col, b, b_row, out):
 @kernel
 def product_by_rows(
     m, n, k, block, how, a, a_row, a_col, b, b_row, out, out_row, code, y, y_row, y_step,
-    then, out2, out2_row, scratch, one,
+    then, out2, out2_row, hyper, scratch, one,
 ):  # fmt: skip
-    """:func:`fastbp.backends.cpu.gemm.product`, to the same bits. ``scratch`` has room for C."""
+    """:func:`fastbp.backends.cpu.gemm.product`, to the same bits. ``scratch`` has room for C twice."""
     at = int64(0)
     bias = pointer(y, 0, one)
+    to, to_row = out, out_row
+    if how & SGD:
+        to, to_row = scratch + m * n * itemsize_of(one), n
     for i in range(m if k == 0 else 0):
         for c in range(n):
-            simd.store_at(pointer(out, i * out_row, one), c, load_at(bias, c) if how & BIAS else one - one)
+            simd.store_at(pointer(to, i * to_row, one), c, load_at(bias, c) if how & BIAS else one - one)
     while at < k:
         length = min(block, k - at)
         q = 0
         while q < length:
             for i in range(m):
-                to = pointer(scratch, i * n, one) if at else pointer(out, i * out_row, one)
                 add_rows(
                     min(length - q, _TOGETHER), n, int64(q == 0), pointer(a, i * a_row + (at + q) * a_col, one), a_col,
-                    pointer(b, (at + q) * b_row, one), b_row, to,
+                    pointer(b, (at + q) * b_row, one), b_row,
+                    pointer(scratch, i * n, one) if at else pointer(to, i * to_row, one),
                 )  # fmt: skip
             q += _TOGETHER
         for i in range(m):
-            line = pointer(out, i * out_row, one)
+            line = pointer(to, i * to_row, one)
             if at:
                 apply_binary(int64(_ADD), n, line, line, int64(1), pointer(scratch, i * n, one), int64(1), one)
             if how & BIAS and at + length == k:
                 apply_binary(int64(_ADD), n, line, line, int64(1), bias, int64(1), one)
         at += block
+    for i in range(m if how & SGD else 0):
+        theta = pointer(out, i * out_row, one)
+        apply_update(int64(_SGD), n, theta, pointer(to, i * to_row, one), theta, theta, pointer(hyper, int64(0), 1.0))
     if code >= 0 or then >= 0:
         epilogue(m, n, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one)
 

@@ -30,6 +30,7 @@ from fastbp.backends.cpu.gemm import (
     PAIRS,
     SGD,
     SMALL,
+    SUMMANDS,
     apply_binary,
     apply_unary,
     apply_update,
@@ -221,7 +222,8 @@ def _few_rows(row, bases, j, n, thread, one):
     else:
         product_by_rows(
             m, n, k, get_int(row, BLOCK), how, a, a_row, _operand(row, A, COL_STRIDE), b + j * item, b_row,
-            out, out_row, code, y, y_row, y_step, then, out2, out2_row, _private(bases, thread), one,
+            out, out_row, code, y, y_row, y_step, then, out2, out2_row, _address(row, bases, EXTRA),
+            _private(bases, thread), one,
         )  # fmt: skip
 
 
@@ -430,7 +432,7 @@ def _run_block(row, bases, piece, accumulate, thread, one):
         adds, first = accumulate and get_int(row, SUMS), get_int(bases, FIRST_ROW)
         run_chain(code, bases, own, piece, i, j, m, n, adds, first, one)
     elif op == PRODUCT:
-        if get_int(row, HOW) & FEW_ROWS and get_int(row, HOW) & SGD:
+        if get_int(row, HOW) & SUMMANDS:
             _few_summands(row, bases, i, m, n, one)
         elif get_int(row, HOW) & FEW_ROWS:
             _few_rows(row, bases, j, n, thread, one)

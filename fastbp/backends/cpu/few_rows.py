@@ -1,7 +1,7 @@
 """Products with few rows of A, where B is read once and little of it can be used again: as fast as it is read.
 
 Register tiles would walk down B a panel at a time, a new page of memory for every row of it. Here whole rows of B
-follow each other, as memory likes it, and a transposed B needs no copy. All has the bits that tiles would give.
+follow each other, as memory likes it, and a transposed B needs no copy. All but dot products has the bits of tiles.
 """
 
 from __future__ import annotations

@@ -245,8 +245,8 @@ def finite(name: str, array: Array) -> None:
 
 def in_unit_interval(name: str, array: Array, what: str) -> None:
     """Refuse numbers outside [0, 1], NaN too. On the host a block after the other, read from memory once."""
-    rows = max(1, _BLOCK // max(1, array.shape[1])) if isinstance(array, np.ndarray) else len(array)
-    for first in range(0, len(array) if array.size else 0, rows):
+    rows = _BLOCK // max(1, array.shape[1]) if isinstance(array, np.ndarray) else len(array)
+    for first in range(0, len(array) if array.size else 0, max(1, rows)):
         block = array[first : first + rows]
         if not (block.min() >= 0.0 and block.max() <= 1.0):
             finite(name, array)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -142,3 +144,36 @@ def test_networks_train_by_it():
     names = [i.op for i in step.program.instructions]
     assert "cross_entropy" in names
     assert not {"onehot", "log_softmax", "log_softmax_grad", "map"} & set(names)
+
+
+@pytest.mark.parametrize("n", [1, 3, 400])
+def test_rows_that_are_not_the_batchs(n, dtype):
+    """Of a parameter of five rows, whatever the batch has; with its gradient before or after the loss."""
+    z, t, x = graph.param("z", (5, 40)), graph.param("t", (5, 40)), graph.input("x", 2)
+    total = -(z.log_softmax() * t).sum()
+    rng = np.random.default_rng(0)
+    values = {"z": rng.normal(size=(5, 40)), "t": rng.random((5, 40)), "x": rng.normal(size=(n, 2))}
+    typed = {name: value.astype(dtype) for name, value in values.items()}
+    (dz,) = graph.gradients(total, [z])
+    for outputs in ({"loss": total, "dz": dz, "y": x * 2.0}, {"dz": dz, "y": x * 2.0, "loss": total}):
+        program = plan(outputs)
+        machine = CpuExecutable(program, dtype)
+        assert "cross_entropy" in [i.op for i in machine.program.instructions]
+        found, expected = machine.run(typed, n), backends.executable(program, "numpy", "float64").run(values, n)
+        for name, value in expected.items():
+            assert checks.relative_error(found[name], value) <= (4e-6 if dtype == "float32" else 1e-14), name
+
+
+def test_a_gradient_that_is_made_first_does_not_wait_for_the_loss():
+    z, t = graph.input("z", 3), graph.input("t", 3)
+    total = losses.get("cross_entropy").total(z, t)
+    program = plan({"loss": total, "dz": graph.gradients(total, [z])[0].square()})
+    (chain,) = (i for i in program.instructions if i.op == "chain" and i.results[0].how)
+    others = [i for i in program.instructions if i is not chain]
+    program = dataclasses.replace(program, instructions=(*others, chain))
+    values = {"z": np.random.default_rng(0).normal(size=(9, 3)), "t": np.eye(3)[[0, 1, 2] * 3]}
+    machine = CpuExecutable(program, "float64")
+    assert "cross_entropy" in [i.op for i in machine.program.instructions]
+    found, expected = machine.run(values, 9), backends.executable(program, "numpy", "float64").run(values, 9)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)

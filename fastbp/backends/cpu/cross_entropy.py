@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from fastbp.ops import ONE, SCALAR, N
+from fastbp.ops import ONE, SCALAR
 from fastbp.program import Buffer, Instruction, Program, Result
 
 
@@ -34,10 +34,11 @@ class _Chain:
     """A chain c Σ L T -> loss; perhaps T c' -> G, too.
 
     Attributes:
-        total: the factor c of the loss, None for 1.
+        loss: where the sum goes; total: its factor c, None for 1.
         gradient, factor: G and c'.
     """
 
+    loss: int
     target: int
     total: int | None
     gradient: int | None = None
@@ -74,17 +75,19 @@ def _joined(program: Program, softmax: Instruction) -> Program:
         if i.op == "onehot" and i.outs == (target,) and _is_only_for(program, target, (*gone, chains[0])):
             gone.append(i)
             target, code = i.ins[0], "labels"
+    column = Buffer(f"cross_entropy{outs[0]}", "temp", (program.buffers[z].shape[0], ONE))
     rows = Instruction("cross_entropy", tuple(outs), (z, target, *ins), code, "grad" if grads else "")
     whole = Result(0, "sum", None, -1 if found.total is None else 1)
     reads = (outs[0],) if found.total is None else (outs[0], found.total)
-    total = Instruction("chain", chains[0].outs[:1], reads, domain=(N, ONE), results=(whole,))
+    total = Instruction("chain", (found.loss,), reads, domain=column.shape, results=(whole,))
     instructions: list[Instruction] = []
     for i in program.instructions:
+        if rows not in instructions and any(i is first for first in (chains[0], *grads)):
+            instructions.append(rows)  # the gradient may be made before the loss, or after it
         if i is chains[0]:
-            instructions += [rows, total]
+            instructions.append(total)
         elif not any(i is other for other in gone):
             instructions.append(i)
-    column = Buffer(f"cross_entropy{outs[0]}", "temp", (N, ONE))
     return replace(program, buffers=(*program.buffers, column), instructions=tuple(instructions))
 
 
@@ -121,12 +124,10 @@ def _parsed(program: Program, chain: Instruction, log: int) -> _Chain | None:
                 return None
             if total is not None and buffers[total].shape != SCALAR:
                 return None
-            found = _Chain(target, total)
+            found = _Chain(chain.outs[chain.results.index(result)], target, total)
         elif found is not None and found.gradient is None and not result.how:
             gradient = chain.outs[chain.results.index(result)]
             found = replace(found, gradient=gradient, factor=_other(pair, found.target))
         else:
             return None
-    if found is None or made or chain.results[0].how != "sum":
-        return None
-    return found
+    return None if made else found

@@ -129,7 +129,9 @@ def replays(
     return {"networks": found}
 
 
-def captures(device: Device, names: Sequence[str] = SMALL_NETWORKS, counts: Sequence[int] = CAPTURES) -> dict[str, Any]:
+def captures(
+    device: Device, names: Sequence[str] = SMALL_NETWORKS, counts: Sequence[int] = CAPTURES, repeats: int = 3
+) -> dict[str, Any]:
     """From how many steps on it pays to capture a graph: a first call of run_steps, with and without."""
     found = {}
     for name in names:
@@ -141,7 +143,7 @@ def captures(device: Device, names: Sequence[str] = SMALL_NETWORKS, counts: Sequ
             us[count] = {}
             for way, limit in (("graph", 1), ("launches", NEVER)):
                 with setting(executable, WORTH_A_GRAPH=limit):
-                    us[count][way] = 1e6 * min(_first_call(device, program, values, n, count) for _ in range(3))
+                    us[count][way] = 1e6 * min(_first_call(device, program, values, n, count) for _ in range(repeats))
         found[name] = {"us": us, "best": first_worth(us)}
     return {"constant": "WORTH_A_GRAPH", "now": executable.WORTH_A_GRAPH, "networks": found}
 
@@ -203,6 +205,7 @@ def pieces(
     wanted: Sequence[int] = WANTED,
     shortest: Sequence[int] = SHORTEST,
     steps: int = 20,
+    repeats: int = 3,
 ) -> dict[str, Any]:
     """Gradients of weights, cut along their rows in several ways."""
     rng = np.random.default_rng(0)
@@ -218,7 +221,7 @@ def pieces(
                 run = CudaExecutable(program, "float32", precision)
                 cut = tuple(one.blocks for one in run.bound(n).bound.launches)
                 if cut not in measured:  # many choices cut in the same way
-                    measured[cut] = us_a_step(device, run, values, n, steps, 3)
+                    measured[cut] = us_a_step(device, run, values, n, steps, repeats)
             here[name_of(choice)] = measured[cut]
     best, losses = choice_for_all(times)
     now = name_of((binding.WANTED_BLOCKS, binding.SHORTEST))

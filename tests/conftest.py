@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import sys
@@ -31,6 +32,12 @@ def pytest_report_header() -> list[str]:
     lines += [f"skipped: backend {name} on a GPU: {gpu.missing(name)}" for name in ON_DEVICE if name not in available]
     lines += [f"skipped: {why}" for package, why in REASONS.items() if importlib.util.find_spec(package) is None]
     return lines
+
+
+def pytest_collection_finish() -> None:
+    """The collector need not look through thousands of collected tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=ON_HOST)

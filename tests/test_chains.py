@@ -124,11 +124,11 @@ def test_many_values_alive_at_once():
 def test_a_very_long_chain():
     x = graph.input("x", 2)
     node = x
-    for _ in range(30_000):
+    for _ in range(10_000):
         node = node * 0.5 + x
     program = plan({"y": node})
     (chain,) = program.instructions
-    assert len(chain.steps) == 60_000
+    assert len(chain.steps) == 20_000
     got = backends.executable(program, "cpu", "float64").run({"x": np.array([[1.0, 3.0]])}, 1)
     np.testing.assert_allclose(got["y"], [[2.0, 6.0]], rtol=1e-15)
 

@@ -134,10 +134,10 @@ def test_a_long_chain():
     """Iterative: no recursion limit."""
     x = graph.input("x", 1)
     node = x
-    for _ in range(100_000):
+    for _ in range(20_000):
         node = node + x
     (dx,) = graph.gradients(node.sum(), [x])
-    assert evaluate({"dx": dx}, {"x": np.ones((1, 1))})["dx"] == 100_001
+    assert evaluate({"dx": dx}, {"x": np.ones((1, 1))})["dx"] == 20_001
 
 
 def test_only_nodes_between_are_visited():

@@ -206,7 +206,7 @@ def test_outputs_that_have_rows_are_not_made_by_one_block():
 def test_networks_are_trained_by_one_block():
     """Through MLP.fit: as by a launch an instruction, to the last bit but for sums over rows."""
     rng = np.random.default_rng(0)
-    X, labels = rng.normal(size=(11, 3)).astype(np.float32), rng.integers(0, 3, 11)
+    X, labels = rng.normal(size=(7, 3)).astype(np.float32), rng.integers(0, 3, 7)
     found = []
     for operations in (blocks.WHOLE_OPERATIONS, 0):
         with pytest.MonkeyPatch.context() as patch:
@@ -231,7 +231,7 @@ def test_an_ensemble_is_trained_by_a_block_each(monkeypatch):
     def nets():
         return [MLP([3, 4, 2], loss="mse", output="identity", backend="cuda", seed=s) for s in range(3)]
 
-    asked = {"epochs": 2, "batch_size": 4}
+    asked = {"epochs": 1, "batch_size": 4}
     alone, together = nets(), nets()
     expected = [net.fit(X, T, optimizer=optim.SGD(r), seed=7 + k, **asked)
                 for k, (net, r) in enumerate(zip(alone, rates[:2], strict=False))]  # fmt: skip

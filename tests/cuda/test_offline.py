@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -33,15 +34,28 @@ def test_the_table_has_every_kernel():
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_kernel(name, dtype):
-    """On all targets in one test, which share what they can."""
+    """On all targets in one test, which share the PTX; one's instructions say what all have."""
     for target in offline.TARGETS:
-        read = target != "sm_90a"  # the same text as for sm_90, but for the name of the target
-        if name.startswith("blocks") and not read:
-            continue  # half a minute in all for what the other kernels show, too: that the name changes nothing
-        found = offline.resources(KERNELS[dtype][name].function, dtype, target, opcodes=read)
+        if target == "sm_90a" and name.startswith("blocks"):
+            continue  # half a minute in all for what the other kernels show, too: that the letter changes nothing
+        found = offline.resources(KERNELS[dtype][name].function, dtype, target, opcodes=target == "sm_90")
         check(name, dtype, target, found)
-        if read:
+        if target == "sm_90":
             check_opcodes(name, KERNELS[dtype][name].wide, found)
+
+
+@pytest.mark.parametrize("name", ["combine", "product_large"])
+def test_targets_have_the_same_ptx(name):
+    """But for their names, which count what was compiled: so it is made once for all of them."""
+
+    def plain(ptx):
+        numbers = {}
+        return re.sub(r"_Z\w+", lambda found: f"name {numbers.setdefault(found[0], len(numbers))}", ptx)
+
+    function = KERNELS["float32"][name].function
+    first, other = (plain(offline.ptx(function, "float32", capability)) for capability in ((8, 0), (9, 0)))
+    assert other.count(".target sm_90") == 1
+    assert first == other.replace(".target sm_90", ".target sm_80")
 
 
 def test_the_letter_changes_nothing():

@@ -36,7 +36,7 @@ def test_steps_and_captures():
     found = gpu_sweeps.replays(DEVICE, ["2-4-1"], 2, 1)["networks"]["2-4-1"]
     assert found["kernels"] > 4
     assert found["us"].keys() == {"graph", "launches"}
-    found = gpu_sweeps.captures(DEVICE, ["2-4-1"], [1])
+    found = gpu_sweeps.captures(DEVICE, ["2-4-1"], [1], repeats=1)
     assert found["now"] == executable.WORTH_A_GRAPH
     assert list(found["networks"]["2-4-1"]["us"]) == [1]
 
@@ -66,7 +66,7 @@ def test_pieces_are_cut_as_asked(monkeypatch):
         return us(device, run, values, n, count, repeats)
 
     monkeypatch.setattr(gpu_sweeps, "us_a_step", noted)
-    found = gpu_sweeps.pieces(DEVICE, "highest", [96], [(2, 3)], wanted=[2, 8], shortest=[32, 64], steps=1)
+    found = gpu_sweeps.pieces(DEVICE, "highest", [96], [(2, 3)], wanted=[2, 8], shortest=[32, 64], steps=1, repeats=1)
     assert seen == [1, 3, 2]  # two of the four choices do not cut
     (times,) = (s["us"] for s in found["shapes"].values())
     assert list(times) == ["2, 32", "2, 64", "8, 32", "8, 64"]

@@ -12,21 +12,19 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from numba import cuda
 from numba.cuda import dispatcher, types
 
 from fastbp.backends.cuda.kernels import KERNELS
 
-# ampere, hopper; "a" has what later cards need not have
-TARGETS: Mapping[str, tuple[Any, ...]] = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_90a": (9, 0, "a")}
+TARGETS = ("sm_80", "sm_90", "sm_90a")  # ampere, hopper; "a" has what later cards need not have
 _OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]+)", re.MULTILINE)
 
 
@@ -52,7 +50,7 @@ class Resources:
 
 
 @contextmanager
-def _pretending(capability: tuple[Any, ...]) -> Iterator[None]:
+def _pretending(capability: tuple[int, int]) -> Iterator[None]:
     """Functions that kernels call ask for the current device's capability."""
     asked = dispatcher.get_current_device
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
@@ -63,26 +61,22 @@ def _pretending(capability: tuple[Any, ...]) -> Iterator[None]:
 
 
 @cache
-def _ptx(function: Callable[..., None], dtype: str, capability: tuple[Any, ...]) -> str:
-    """A kernel's PTX, which says the same for 9.0a as for 9.0 but for the target: no kernel has what only "a" has."""
-    if capability[2:]:
-        return _ptx(function, dtype, capability[:2]).replace(
-            f".target sm_{capability[0]}{capability[1]}", f".target sm_{''.join(map(str, capability))}"
-        )
+def ptx(function: Callable[..., None], dtype: str, capability: tuple[int, int] = (8, 0)) -> str:
+    """A kernel of (words, slots, one) as PTX, which is the same for every target but for the target's name."""
     signature = types.void(types.int64, types.int64, getattr(types, dtype))
     with _pretending(capability):
-        ptx, _ = cuda.compile(function, signature, cc=capability, device=False, abi="numba", output="ptx")
-    return str(ptx)
+        made, _ = cuda.compile(function, signature, cc=capability, device=False, abi="numba", output="ptx")
+    return str(made)
 
 
 def resources(function: Callable[..., None], dtype: str, target: str, opcodes: bool = True) -> Resources:
     """Compile a kernel of (words, slots, one) for a target of TARGETS; counting its opcodes takes a second."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
-    ptx = _ptx(function, dtype, TARGETS[target])
     options = LinkerOptions(arch=target, verbose=True, ptxas_options=["-v"])
-    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
-    code = linker.link("cubin").code
+    code = ptx(function, dtype).replace(".target sm_80", f".target {target}")
+    linker = Linker(ObjectCode.from_ptx(code.encode()), options=options)
+    cubin = linker.link("cubin").code
     log = linker.get_info_log() or ""
 
     def bytes_of(pattern: str) -> int:
@@ -92,7 +86,7 @@ def resources(function: Callable[..., None], dtype: str, target: str, opcodes: b
     assert found, log
     spills = bytes_of("bytes spill stores") + bytes_of("bytes spill loads")
     return Resources(
-        int(found[1]), bytes_of("stack,"), bytes_of("bytes lmem"), spills, _opcodes(code) if opcodes else Counter()
+        int(found[1]), bytes_of("stack,"), bytes_of("bytes lmem"), spills, _opcodes(cubin) if opcodes else Counter()
     )
 
 

@@ -25,6 +25,7 @@ from fastbp.backends.cpu.few_rows import product_by_dots, product_by_rows, produ
 from fastbp.backends.cpu.gemm import (
     DOTS,
     FEW_ROWS,
+    NARROW,
     ONES,
     PACK_T,
     PAIRS,
@@ -413,7 +414,7 @@ def _scatter(row, bases, i, m, one):
 
 @kernel
 def _run_block(row, bases, piece, accumulate, thread, one):
-    """One piece of any instruction but CHUNKS: M_BLOCK x N_BLOCK of its output, pieces going down the rows first."""
+    """One piece of any instruction but CHUNKS: M_BLOCK x N_BLOCK of its output."""
     op = get_int(row, OP)
     code = get_int(row, CODE)
     if op == PRODUCT and get_int(row, HOW) & SMALL:
@@ -422,9 +423,12 @@ def _run_block(row, bases, piece, accumulate, thread, one):
             _row_of_ones(row, bases, int64(0), get_int(row, N), accumulate, one)
         return
     m_block, n_block = get_int(row, M_BLOCK), get_int(row, N_BLOCK)
-    down = max(1, (get_int(row, M) + m_block - 1) // m_block)
-    i = (piece % down) * m_block
-    j = (piece // down) * n_block
+    if NARROW:  # pieces go across first: their rows of A stay in the third-level cache, if no nearer
+        across = max(1, (get_int(row, N) + n_block - 1) // n_block)
+        i, j = piece // across * m_block, piece % across * n_block
+    else:
+        down = max(1, (get_int(row, M) + m_block - 1) // m_block)
+        i, j = piece % down * m_block, piece // down * n_block
     m = min(m_block, get_int(row, M) - i)
     n = min(n_block, get_int(row, N) - j)
     if op == CHAIN:

@@ -32,7 +32,7 @@ def chunks_for(program: Program, division: Division, n: int) -> Chunks | None:
     with and without an update or gathered rows.
     """
     products = [i for i in division.body if i.op == "matmul"]
-    forward = [i for i in products if not i.ta and not i.tb]
+    forward = [i for i in products if not i.ta and not i.tb] or [i for i in products if not i.ta]
     across = sum(program.buffers[i.outs[0]].shape[1].fixed for i in forward)
     shared = sum(program.size(i.ins[1], n) for i in forward)
     if not products or shared > MOST_PARAMETERS:

@@ -49,9 +49,10 @@ PACKED_ROWS, PACKED_K = 64, 128
 # ... and with 16 registers. A piece of a forward product has rows enough that each uses what is copied of B often, and
 # its last tile is whole.
 SHORT_PACKED_K = 32
-TALL_PIECE, TALLEST_PIECE, LOWEST_PIECE, LOWEST_OF_SUMS = 132, 516, 66, 36
-TALL_PIECES = ((513, TALL_PIECE), (1024, 258))  # of Aᵀ B, for the first number of rows that is more than it has
+TALL_PIECE, TALLEST_PIECE, LOWEST_PIECE, LOWEST_OF_SUMS = 132, 1032, 66, 36
+TALL_PIECES = ((513, TALL_PIECE), (2048, 258), (1 << 40, 516))  # of Aᵀ B, for the first number that is above its rows
 COLUMN_PANELS = 4  # of a piece, at least
+UNDIVIDED_ROWS = 1024  # of Aᵀ B, from which on pieces have whole rows: each line of B that is copied serves more then
 UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows alone, if there are two tall pieces
 # Rows from which on copying panels of B pays for the loops that know where they lie: where the second level holds
 # neither B nor a panel, where the first does not, where B would stay in it anyway; of Aᵀ B where it would, and where A
@@ -657,11 +658,11 @@ class _Table:
         elif copied_from == COPIED_FOR_SUMS and not far_a:
             lowest, narrowest = LOWEST_OF_SUMS, COLUMN_PANELS * self.panel
         elif gemm.NARROW and far_a:
-            halves = 1 if n < 2 * PACKED_COLUMNS else 2
+            halves = 1 if n < 2 * PACKED_COLUMNS or m >= UNDIVIDED_ROWS else 2
             narrowest = _ceil(-(-n // halves), self.panel)
             lowest = max(LOWEST_PIECE, _ceil(-(-m // FEWEST_PIECES), TILE_ROWS))
             if far_b:
-                lowest = next((piece for rows, piece in TALL_PIECES if m < rows), TALLEST_PIECE)
+                lowest = next(piece for rows, piece in TALL_PIECES if m < rows)
         elif gemm.NARROW and (far_b or (turned and not whole_b)):
             narrowest = COLUMN_PANELS * self.panel
             if n <= UNDIVIDED * self.panel and m >= 2 * TALL_PIECE:

@@ -574,16 +574,17 @@ class _Table:
     ) -> None:
         """A product with one column, done as its transpose, one row: a column would leave most of a vector empty.
 
-        bᵀ A for Aᵀ b, to the same bits; for A b the dot products of A's rows with b.
+        bᵀ A for Aᵀ b, to the same bits, and for a column A without gaps, which is a row; for any other A b the dot
+        products of A's rows with b.
         """
         m, k = sizes
         a, b = operands[cpu.A], operands[cpu.B]
         turned = {which: (*place[:2], 0, place[2]) for which, place in operands.items()}  # a column is a row
         turned[cpu.A] = (*b[:2], 0, b[2])
-        if i.ta:
+        if i.ta or (k == 1 and a[2] == 1):
             if how & gemm.BIAS:
                 how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
-            turned[cpu.B] = (*a[:2], a[3], 1)
+            turned[cpu.B] = (*a[:2], a[3] if i.ta else m, 1)
             if id(i) in self.fused:
                 self._updating(i, (1, m, k), turned, self.panel)
             else:

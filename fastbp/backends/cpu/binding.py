@@ -28,6 +28,7 @@ SHARE_FROM = 20_000
 # are far apart, since half of its operands came from the other one's.
 SHARE_ON = 4_000
 SCATTERED, COPIED = 16, 40  # bytes a ns of rows here and there, and of rows that are copied between matrices
+FAR_BYTES = 25  # that a core reads in a ns of what lies beyond its second-level cache
 SMALL_PIECE = 100_000  # operations of a product below which a piece is not worth the claim
 PIECE_ELEMENTS = 16_384  # of elementwise work: stays in the second-level cache, lasts several µs
 PIECE_OPERATIONS = 1 << 22  # of a product: large enough to reuse its rows of B, small enough to share
@@ -591,7 +592,9 @@ class _Table:
                 self._product((1, m, k), turned, self.panel, self._cost(i), how, code, then)
             return
         turned[cpu.B] = (*a[:2], a[2], 1)
-        self._product_with_few_rows((1, m, k), turned, self._cost(i), how | gemm.PACK_T | gemm.DOTS, code, then)
+        moved = m * k * self.item
+        cost = moved // FAR_BYTES if moved > caches.second_level() else self._cost(i)
+        self._product_with_few_rows((1, m, k), turned, cost, how | gemm.PACK_T | gemm.DOTS, code, then)
 
     def _updating(
         self, i: Instruction, sizes: tuple[int, int, int], operands: dict[int, Operand], panel: int, how: int = 0
@@ -787,7 +790,8 @@ class _Table:
         m, n, k = sizes
         if how & gemm.PACK_T and how & gemm.BIAS:  # left to the epilogue
             how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
-        n_block = max(self.panel, _ceil(-(-n // 4), self.panel)) if self._is_far_larger(k * n) else n  # long rows
+        far = self._is_far_larger(k * n) or (how & gemm.DOTS and self._is_worth_sharing(cost))
+        n_block = max(self.panel, _ceil(-(-n // 4), self.panel)) if far else n  # long rows
         self.common.scratch = max(self.common.scratch, 2 * m * n_block * self.item)
         blocking = (block_of(k, n), 0, 0, how | gemm.FEW_ROWS, self.panel)
         notes = ["dot products" if how & gemm.DOTS else "B turned" if how & gemm.PACK_T else "row by row"]

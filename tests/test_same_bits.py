@@ -163,7 +163,10 @@ def test_optimisers_with_threads(way, dtype, rule):
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layers", [(30, 300, 200, 7), (5, 40, 17, 33, 2), (3, 700, 400, 130)], ids=str)
+FEW_ROWS = [(30, 300, 200, 7), (5, 40, 17, 33, 2), (3, 700, 400, 130), (70, 3, 300, 4, 60, 2, 90), (1, 1, 9)]
+
+
+@pytest.mark.parametrize("layers", FEW_ROWS, ids=str)
 def test_a_row_and_its_deltas_are_the_same_in_a_small_batch(layers, dtype):
     """With few rows products are made in other ways: by rows of B, by squares of Bᵀ."""
     net = MLP(layers, activation="tanh", loss="sse", dtype=dtype, seed=0)
@@ -180,7 +183,7 @@ BATCHES = (1, 2, 7, 16, 255, 256, 257, 1023, 1024, 1025, 1279, 1281, 8191, 20_00
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "gelu", "relu"])
-@pytest.mark.parametrize("layers", [(4, 32, 16, 4), (1, 1), (17, 3), (50, 64, 2)], ids=str)
+@pytest.mark.parametrize("layers", [(4, 32, 16, 4), (1, 1), (17, 3), (50, 64, 2), (60, 4, 70, 3)], ids=str)
 def test_a_row_is_the_same_alone_and_depth_first(layers, activation, dtype):
     """Its output and, where the loss is a sum over the rows, its deltas."""
     net = MLP(layers, activation=activation, loss="sse", dtype=dtype, seed=0)

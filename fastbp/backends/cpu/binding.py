@@ -60,6 +60,9 @@ UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows al
 # is packed too.
 COPIED_FARTHEST, COPIED_FAR, COPIED_NEAR, COPIED_FOR_SUMS, COPIED_WITH_A = 5, 24, 48, 96, 12
 NEVER = 1 << 40
+# Columns up to which A B and A Bᵀ are dot products, from how many summands on, and rows of a piece at least: 216 x 2 x
+# 373 took 9 µs so, 22 in tiles; with Bᵀ 8 and 25; 216 x 4 x 373 18 and 22, with Bᵀ 16 and 25; 6 columns gain nothing.
+DOT_COLUMNS, DOT_COLUMNS_TURNED, DOT_SUMMANDS, NARROW_ROWS = 3, 4, 48, 64
 FEW_SUMMANDS = 6  # up to which a gradient with SGD is made row by row, if rows are short
 MOST_TURNED, SHORT_TURNED = 8, 32  # rows of A up to which Bᵀ is not copied; K up to which they are few_rows.MOST_ROWS
 PACKED_COLUMNS = 96  # copying a line of A costs about 8 cycles, and 96 columns use it for 96
@@ -229,6 +232,8 @@ class _Binder:
             if i.op != "matmul" or i.ta or (i.ins[1], i.tb) in ready:
                 continue
             rows, cols = program.shape(i.ins[1], n)
+            if i.tb and goes_by_dots(rows, cols, True):
+                continue
             if min(rows, cols) > 1 if i.tb else gemm.NARROW and rows >= SHORT_PACKED_K and cols > common.panel:
                 ready[i.ins[1], i.tb] = table.transposed(i) if i.tb else table.in_panels(i)
                 table.scratch += _ceil(table.scratch_size, ALIGNMENT)
@@ -375,6 +380,11 @@ def longest_of(k: int, n: int, panel: int, item: int) -> int:
     """The longest stretch of K, in whole blocks, of which a panel of B takes a quarter of the second-level cache."""
     block = block_of(k, n)
     return block * max(1, caches.second_level() // (4 * panel * item) // block)
+
+
+def goes_by_dots(n: int, k: int, turned: bool) -> bool:
+    """Whether a product A B or A Bᵀ with N columns is made of dot products, however many rows it has."""
+    return gemm.NARROW and 1 < n <= (DOT_COLUMNS_TURNED if turned else DOT_COLUMNS) and k >= DOT_SUMMANDS
 
 
 def _few_pieces(sizes: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
@@ -567,6 +577,8 @@ class _Table:
             self._column(i, (m, k), operands, how, code, then)
         elif id(i) in self.fused:
             self._updating(i, (m, n, k), operands, b_panel, how)
+        elif not i.ta and goes_by_dots(n, k, i.tb):
+            self._narrow_product((m, n, k), operands, self._cost(i), how | gemm.DOTS, code, then)
         else:
             self._product((m, n, k), operands, b_panel, self._cost(i), how, code, then)
 
@@ -797,6 +809,17 @@ class _Table:
         notes = ["dot products" if how & gemm.DOTS else "B turned" if how & gemm.PACK_T else "row by row"]
         notes += [word for bit, word in ((gemm.SGD, "sgd"), (gemm.ONES, "with db")) if how & bit]
         self._row(cpu.PRODUCT, sizes, (m, n_block), cost, operands, code, then, blocking, what, notes)
+
+    def _narrow_product(
+        self, sizes: tuple[int, int, int], operands: dict[int, Operand], cost: int, how: int, code: int, then: int
+    ) -> None:
+        """A product with few columns, by dot products; it is shared by rows."""
+        m, n, k = sizes
+        lanes = simd.VECTOR_BYTES // self.item
+        rows = max(NARROW_ROWS, _ceil(-(-m // MANY_PIECES), lanes)) if self._is_worth_sharing(cost) else max(1, m)
+        self.common.scratch = max(self.common.scratch, (n * k + lanes) * self.item)
+        blocking = (block_of(k, n), 0, 0, how, self.panel)
+        self._row(cpu.PRODUCT, sizes, (rows, n), cost, operands, code, then, blocking, notes=["dot products"])
 
     def _product_of_pairs(
         self, sizes: tuple[int, int, int], operands: dict[int, Operand], cost: int, how: int, code: int, then: int

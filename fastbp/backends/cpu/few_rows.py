@@ -1,4 +1,4 @@
-"""Products with few rows of A, where B is read once and little of it can be used again: as fast as it is read.
+"""Products with few rows of A, or few columns, where B or A is read once: as fast as it is read.
 
 Register tiles would walk down B a panel at a time, a new page of memory for every row of it. Here whole rows of B
 follow each other, as memory likes it, and a transposed B needs no copy. All but dot products has the bits of tiles.
@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from fastbp import scalars
 from fastbp.backends.cpu import simd
 from fastbp.backends.cpu.compiling import kernel
-from fastbp.backends.cpu.gemm import BIAS, SGD, apply_binary, apply_update, epilogue
+from fastbp.backends.cpu.gemm import BIAS, PACK_T, SGD, apply_binary, apply_update, epilogue
 from fastbp.backends.cpu.simd import BINARY_CODES, I64, UPDATE_CODES, itemsize_of, lanes_of, load_at, pointer
 from fastbp.backends.llvm import switch
 
@@ -339,10 +339,37 @@ def product_turned(
 def product_by_dots(n, k, a, b, b_row, out, code, y, y_step, then, out2, one):
     """epilogue(A Bᵀ, Y) with one row of A, and B (N, K): a few of its rows after the others.
 
-    In an order of its own: nothing but products with one column is made so, whether it has few rows or many.
+    In an order of its own: nothing but products with few columns is made so, whether they have few rows or many.
     """
     for j in range(0, n, lanes_of(one)):
         count = min(lanes_of(one), n - j)
         _dots(count, k, pointer(a, int64(0), one), pointer(b, j * b_row, one), b_row, pointer(out, j, one))
     if code >= 0 or then >= 0:
         epilogue(int64(1), n, out, n, code, y, n, y_step, then, out2, n, one)
+
+
+@kernel
+def narrow_product_by_dots(
+    m, n, k, how, a, a_row, b, b_row, out, out_row, code, y, y_row, y_step, then, out2, out2_row, scratch, one
+):  # fmt: skip
+    """epilogue(A B, Y) where B has few columns, with Bᵀ (N, K) if ``how`` has PACK_T: a vector of rows of A at a time.
+
+    A tile would leave most of each vector empty. ``scratch`` has room for B and a vector.
+    """
+    lanes = lanes_of(one)
+    sums, bias = pointer(scratch, int64(0), one), pointer(y, 0, one)
+    if not how & PACK_T:
+        turned = scratch + lanes * itemsize_of(one)
+        for q in range(0, k, lanes):
+            here, to = pointer(b, q * b_row, one), pointer(turned, q, one)
+            simd.transpose_tile(min(lanes, k - q), n, to, k, here, b_row)
+        b, b_row = turned, k
+    for i in range(0, m, lanes):
+        count = min(lanes, m - i)
+        for j in range(n):
+            _dots(count, k, pointer(b, j * b_row, one), pointer(a, i * a_row, one), a_row, sums)
+            to, added = pointer(out, i * out_row + j, one), load_at(bias, j) if how & BIAS else one - one
+            for r in range(count):
+                simd.store_at(to, r * out_row, load_at(sums, r) + added)
+    if code >= 0 or then >= 0:
+        epilogue(m, n, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one)

@@ -21,7 +21,13 @@ from numba import int64, types
 
 from fastbp.backends.cpu.chain import ADD, run_chain
 from fastbp.backends.cpu.compiling import compile_entry, kernel, source_stamp
-from fastbp.backends.cpu.few_rows import product_by_dots, product_by_rows, product_turned, update_by_rows
+from fastbp.backends.cpu.few_rows import (
+    narrow_product_by_dots,
+    product_by_dots,
+    product_by_rows,
+    product_turned,
+    update_by_rows,
+)
 from fastbp.backends.cpu.gemm import (
     DOTS,
     FEW_ROWS,
@@ -226,6 +232,20 @@ def _few_rows(row, bases, j, n, thread, one):
             out, out_row, code, y, y_row, y_step, then, out2, out2_row, _address(row, bases, EXTRA),
             _private(bases, thread), one,
         )  # fmt: skip
+
+
+@kernel
+def _few_columns(row, bases, i, m, thread, one):
+    """Rows i … of a product with few columns."""
+    item = itemsize_of(one)
+    a_row, y_row = _operand(row, A, ROW_STRIDE), _operand(row, Y, ROW_STRIDE)
+    out_row, out2_row = _operand(row, OUT, ROW_STRIDE), _operand(row, OUT2, ROW_STRIDE)
+    narrow_product_by_dots(
+        m, get_int(row, N), get_int(row, K), get_int(row, HOW), _address(row, bases, A) + i * a_row * item, a_row,
+        _address(row, bases, B), _operand(row, B, ROW_STRIDE), _address(row, bases, OUT) + i * out_row * item, out_row,
+        get_int(row, CODE), _address(row, bases, Y) + i * y_row * item, y_row, _operand(row, Y, COL_STRIDE),
+        get_int(row, THEN), _address(row, bases, OUT2) + i * out2_row * item, out2_row, _private(bases, thread), one,
+    )  # fmt: skip
 
 
 @kernel
@@ -440,6 +460,8 @@ def _run_block(row, bases, piece, accumulate, thread, one):
             _few_summands(row, bases, i, m, n, one)
         elif get_int(row, HOW) & FEW_ROWS:
             _few_rows(row, bases, j, n, thread, one)
+        elif get_int(row, HOW) & DOTS:
+            _few_columns(row, bases, i, m, thread, one)
         else:
             _product_piece(row, bases, i, j, m, n, accumulate, thread, one)
         if get_int(row, HOW) & ONES and i + m == get_int(row, M):

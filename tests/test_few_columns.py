@@ -1,0 +1,69 @@
+"""Products with few columns on the CPU, dot products among them, against plain NumPy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastbp import graph
+from fastbp.backends.cpu import binding, gemm
+from fastbp.backends.cpu.executable import CpuExecutable
+from fastbp.plan import plan
+
+ROWS = [0, 1, 2, 7, 8, 9, 15, 17, 100, 1031]
+SUMMANDS = [1, 2, 7, 47, 48, 49, 64, 373, 1009]
+LIMITS = {"float32": 2e-6, "float64": 4e-15}
+
+
+@pytest.mark.parametrize("summands", SUMMANDS)
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 5])
+def test_forward_and_deltas(columns, summands, dtype):
+    """tanh(A B + row), and A Bᵀ ⊙ tanh′(Y) with the same B as it lies in memory; A whole and a part of wider rows."""
+    rng = np.random.default_rng(columns * 10_000 + summands)
+    wide = graph.input("wide", summands + 5)
+    a, y = wide.columns(2, 2 + summands), graph.input("y", columns)
+    b, turned = graph.param("b", (summands, columns)), graph.param("turned", (columns, summands))
+    row = graph.param("row", (1, columns))
+    whole = graph.input("whole", summands)
+    outputs = {
+        "part": (a.matmul(b) + row).tanh(),
+        "whole": (whole.matmul(b) + row).tanh(),
+        "delta": whole.matmul(turned, tb=True) * (1.0 - y.square()),
+    }
+    machine = CpuExecutable(plan(outputs), dtype)
+    values = {
+        "b": rng.normal(size=(summands, columns)) / summands**0.5,
+        "row": rng.normal(size=(1, columns)),
+        "turned": rng.normal(size=(columns, summands)) / summands**0.5,
+    }
+    for n in ROWS:
+        values |= {"wide": rng.normal(size=(n, summands + 5)), "y": rng.uniform(-1, 1, (n, columns))}
+        values["whole"] = np.ascontiguousarray(values["wide"][:, 2 : 2 + summands])
+        found = machine.run({name: np.ascontiguousarray(v, dtype) for name, v in values.items()}, n)
+        plain = np.tanh(values["whole"] @ values["b"] + values["row"])
+        expected = {
+            "part": plain,
+            "whole": plain,
+            "delta": values["whole"] @ values["turned"].T * (1 - values["y"] ** 2),
+        }
+        for name, exact in expected.items():
+            assert found[name].shape == exact.shape
+            np.testing.assert_allclose(found[name], exact, rtol=0, atol=LIMITS[dtype], err_msg=f"{name}, {n} rows")
+
+
+@pytest.mark.skipif(not gemm.NARROW, reason="with 32 registers tiles do them")
+def test_which_are_dot_products():
+    x, w, v = graph.input("x", 60), graph.param("w", (60, 3)), graph.param("v", (4, 60))
+    outputs = {"forward": x.matmul(w), "delta": x.matmul(v, tb=True), "wide": x.matmul(graph.param("u", (60, 4)))}
+    lines = CpuExecutable(plan(outputs), "float32").bound(200).lines
+    assert ["dot products" in line.schedule for line in lines] == [True, True, False]
+    assert not binding.goes_by_dots(3, binding.DOT_SUMMANDS - 1, turned=True)
+
+
+def test_a_lone_product_with_a_transposed_matrix_that_no_cache_holds_goes_in_order():
+    """Depth first it took twice the time."""
+    x = graph.input("x", 400)
+    lines = CpuExecutable(plan({"y": x.matmul(graph.param("w", (500, 400)), tb=True)}), "float32").bound(4096).lines
+    assert not any(line.what == "depth first" for line in lines)
+    narrow = CpuExecutable(plan({"y": x.matmul(graph.param("w", (20, 400)), tb=True)}), "float32").bound(4096).lines
+    assert any(line.what == "depth first" for line in narrow)

@@ -50,8 +50,9 @@ PACKED_ROWS, PACKED_K = 64, 128
 # ... and with 16 registers. A piece of a forward product has rows enough that each uses what is copied of B often, and
 # its last tile is whole.
 SHORT_PACKED_K = 32
+NEVER = 1 << 40  # rows
 TALL_PIECE, TALLEST_PIECE, LOWEST_PIECE, LOWEST_OF_SUMS = 132, 1032, 66, 36
-TALL_PIECES = ((513, TALL_PIECE), (2048, 258), (1 << 40, 516))  # of Aᵀ B, for the first number that is above its rows
+TALL_PIECES = ((513, TALL_PIECE), (2048, 258), (NEVER, 516))  # of Aᵀ B, for the first number that is above its rows
 COLUMN_PANELS = 4  # of a piece, at least
 UNDIVIDED_ROWS = 1024  # of Aᵀ B, from which on pieces have whole rows: each line of B that is copied serves more then
 UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows alone, if there are two tall pieces
@@ -59,7 +60,6 @@ UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows al
 # neither B nor a panel, where the first does not, where B would stay in it anyway; of Aᵀ B where it would, and where A
 # is packed too.
 COPIED_FARTHEST, COPIED_FAR, COPIED_NEAR, COPIED_FOR_SUMS, COPIED_WITH_A = 5, 24, 48, 96, 12
-NEVER = 1 << 40
 # Columns up to which A B and A Bᵀ are dot products, from how many summands on, and rows of a piece at least: 216 x 2 x
 # 373 took 9 µs so, 22 in tiles; with Bᵀ 8 and 25; 216 x 4 x 373 18 and 22, with Bᵀ 16 and 25; 6 columns gain nothing.
 DOT_COLUMNS, DOT_COLUMNS_TURNED, DOT_SUMMANDS, NARROW_ROWS = 3, 4, 48, 64
@@ -578,7 +578,7 @@ class _Table:
         elif id(i) in self.fused:
             self._updating(i, (m, n, k), operands, b_panel, how)
         elif not i.ta and goes_by_dots(n, k, i.tb):
-            self._narrow_product((m, n, k), operands, self._cost(i), how | gemm.DOTS, code, then)
+            self._narrow_product((m, n, k), operands, self._cost(i), how | gemm.FEW_COLUMNS, code, then)
         else:
             self._product((m, n, k), operands, b_panel, self._cost(i), how, code, then)
 

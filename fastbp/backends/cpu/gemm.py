@@ -67,8 +67,9 @@ ONES = 128  # A has one more row, of ones: the sums of B's columns, which are th
 PAIRS = 256  # A and B are rounded to bfloat16, see bf16.py
 FEW_ROWS = 512  # done by few_rows.py: by rows of B, or without a copy of it if it is given transposed
 SMALL = 1024  # one strip, one stretch of K, one panel of columns, only a transposed B packed
-DOTS = 2048  # dot products: of one row of A with rows of B, which is given transposed; or few columns, see few_rows.py
+DOTS = 2048  # dot products of one row of A with rows of B, which is given transposed
 SUMMANDS = 4096  # few columns of A and rows of B, and SGD: done a row of theta after the other
+FEW_COLUMNS = 8192  # done by few_rows.py: dot products of rows of A with few columns of B
 
 
 Multiply = Callable[[simd.VectorEmitter, simd.Vector, simd.Vector, simd.Vector], simd.Vector]

@@ -30,6 +30,7 @@ from fastbp.backends.cpu.few_rows import (
 )
 from fastbp.backends.cpu.gemm import (
     DOTS,
+    FEW_COLUMNS,
     FEW_ROWS,
     NARROW,
     ONES,
@@ -460,7 +461,7 @@ def _run_block(row, bases, piece, accumulate, thread, one):
             _few_summands(row, bases, i, m, n, one)
         elif get_int(row, HOW) & FEW_ROWS:
             _few_rows(row, bases, j, n, thread, one)
-        elif get_int(row, HOW) & DOTS:
+        elif get_int(row, HOW) & FEW_COLUMNS:
             _few_columns(row, bases, i, m, thread, one)
         else:
             _product_piece(row, bases, i, j, m, n, accumulate, thread, one)

@@ -29,7 +29,7 @@ def chunks_for(program: Program, division: Division, n: int) -> Chunks | None:
     """Chunks for n rows, or None where one instruction after the other is as good.
 
     It depends on the forward products alone, so that a loss is the same with and without its gradient, and a gradient
-    with and without an update or gathered rows.
+    with and without an update or gathered rows; without any, as in a function of x Wᵀ, on those with Bᵀ.
     """
     products = [i for i in division.body if i.op == "matmul"]
     forward = [i for i in products if not i.ta and not i.tb] or [i for i in products if not i.ta]

@@ -100,7 +100,9 @@ def _of_blocks(product: Callable[..., None]) -> Callable[..., None]:
         steps = shifted(table, table[STEPS_AT])
         if table[STEPS_SLOT] != NONE:
             steps = at(outer[table[STEPS_SLOT]], np.int64(1), GLOBAL)
-        mine, ranges = (0, 1) if own else (block, np.int64(cuda.gridDim.x))
+        mine, ranges = np.int64(0), np.int64(1)
+        if not own:  # not a choice of two pairs: over that, CUDA 13.0's NVVM optimises for minutes
+            mine, ranges = block, np.int64(cuda.gridDim.x)
         for s in range(steps[2 * mine], steps[2 * mine + 1]):
             step = shifted(steps, 2 * ranges + STEP_WIDTH * s)
             for k in range(thread(), table[SLOTS], threads()):

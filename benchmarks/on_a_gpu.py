@@ -73,7 +73,9 @@ def _timings(name: str, share: float, package: str = "") -> Part:
 
 def _checker(tool: str, share: float) -> Part:
     path = shutil.which("compute-sanitizer")
-    command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", str(FOUND_ERRORS), sys.executable)
+    # calls that fail are numba-cuda's, which looks for functions that a driver may lack: what kernels do is looked at
+    calls = ("--report-api-errors", "no") if tool == "memcheck" else ()
+    command = ("compute-sanitizer", "--tool", tool, *calls, "--error-exitcode", str(FOUND_ERRORS), sys.executable)
     return Part(
         tool,
         (*command, str(HERE / "gpu_small.py")),
@@ -91,7 +93,8 @@ def verdict(tool: str, log: str) -> dict[str, Any]:
         return {"item": tool, "state": "failed", "why": f"it gave no summary: {log[-500:]}"}
     total, errors, _ = found[-1]
     count = int(errors or total)
-    said = [line for line in log.splitlines() if line.startswith("=========")]
+    said = [line for line in log.splitlines() if line.startswith("=========") and "ost backtrace" not in line]
+    said = [line for line in said if "Host Frame" not in line and line.strip("= ")]
     return {"item": tool, "state": "failed" if count else "passed", "errors": count, "why": "\n".join(said[:40])}
 
 

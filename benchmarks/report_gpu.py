@@ -362,8 +362,9 @@ LEGEND = (
 
 def short(run: Run) -> str:
     """The tables that say how fast it is."""
-    parts = ["**Training steps**", steps_table(run), "**Forward and backward, µs**", costs_table(run), LEGEND]
-    return "\n\n".join([*parts, machine_line(run)]) + "\n"
+    tables = {"Training steps": steps_table(run), "Forward and backward, µs": costs_table(run)}
+    parts = [f"**{title}**\n\n{table}" for title, table in tables.items() if table]
+    return "\n\n".join([*parts, LEGEND, machine_line(run)]) + "\n"
 
 
 def whole(run: Run) -> str:

@@ -277,6 +277,16 @@ def test_what_the_checkers_say(log, state, errors):
     assert found.get("errors") == errors
 
 
+def test_what_a_checker_found_is_told_without_the_calls_that_led_there():
+    log = "".join(
+        f"========= {line}\n"
+        for line in ("Invalid write", "    at kernel", "    Saved host backtrace up to", "        Host Frame: x", "")
+    )
+    assert (
+        on_a_gpu.verdict("memcheck", f"{log * 30}========= ERROR SUMMARY: 30 errors\n")["why"].count("at kernel") == 20
+    )
+
+
 def fabricated():
     """A run of two networks, whose figures are easy to check: peaks of 1 TFLOP/s and 1 GB/s."""
     timing = {"spread": 0.1, "rounds": 3, "way": "way 1", "first_s": 1.0, "error": 1e-6, "exact_network": True}

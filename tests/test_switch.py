@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -198,6 +199,18 @@ def test_what_cupy_finds_missing(fake_cupy, attribute, value, message):
     with pytest.raises(UnavailableError, match=message):
         fastbp.use_backend("cupy")
     assert "cupy" not in fastbp.available_backends()
+
+
+def test_a_numpy_that_numba_cuda_cannot_compile_with_is_named(fake_cupy, monkeypatch):
+    monkeypatch.setattr(gpu, "installed", lambda package: True)
+    monkeypatch.setitem(sys.modules, "numba.cuda", types.SimpleNamespace(implementation="NVIDIA"))
+    monkeypatch.setattr(gpu.importlib.metadata, "version", lambda package: "0.30.4")
+    monkeypatch.setattr(gpu, "np", types.SimpleNamespace(__version__="2.5.2"))
+    with pytest.raises(
+        UnavailableError, match=r"numba-cuda 0\.30\.4 cannot compile with NumPy 2\.5\.2: .*'numpy<2\.5'"
+    ):
+        fastbp.use_backend("cuda")
+    assert "cuda" not in fastbp.available_backends()
 
 
 def test_an_old_card_runs_the_array_code_alone(fake_cupy, monkeypatch):

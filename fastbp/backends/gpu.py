@@ -15,6 +15,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from fastbp.errors import DeviceMemoryError
 
 PACKAGES = {"cupy": ("cupy",), "cuda": ("cupy", "numba-cuda")}  # what each backend needs
@@ -103,6 +105,9 @@ def _without_numba() -> str | None:
         return f"numba.cuda cannot be imported: {error}"
     if getattr(cuda, "implementation", "") != "NVIDIA":
         return "numba-cuda is installed but not in use: install it where numba is (pip install without --target)"
+    if not hasattr(np, "row_stack"):  # which its compiler names, and it says so only when the first kernel is compiled
+        version = importlib.metadata.version("numba-cuda")
+        return f"numba-cuda {version} cannot compile with NumPy {np.__version__}: pip install 'numpy<2.5'"
     return None
 
 

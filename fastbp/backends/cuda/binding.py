@@ -20,9 +20,8 @@ from fastbp.program import Program, const_value, place
 
 MOST_BLOCKS = 1 << 16
 LARGE_TILES = 100  # cards have 80 to 170 multiprocessors; not measured yet
-# The gradient of a weight sums over all rows: where its tiles are few, rows are cut so that about WANTED_BLOCKS work,
-# each on SHORTEST rows at least. Not measured yet.
-WANTED_BLOCKS, SHORTEST = 264, 256
+# Where the tiles of a product are few, its K is cut so that about WANTED_BLOCKS work, each on SHORTEST of K at least.
+WANTED_BLOCKS, SHORTEST = 264, 128
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class _OverGrid(Rows):
     def launch(self, op: int, kernel: str, row: int, blocks: int, threads: int, shared: int) -> None:
         self.launches.append(Launch(kernel, row, min(blocks, MOST_BLOCKS), threads, shared))
 
-    def cut(self, m: int, n: int, k: int, over_rows: bool) -> Cut:
+    def cut(self, m: int, n: int, k: int) -> Cut:
         """On tensor cores if that is allowed, by tiles as large as keep a card busy."""
         large = -(-m // LARGE.bm) * -(-n // LARGE.bn) >= LARGE_TILES and self.item == 4
         size = "large" if large else "small"
@@ -150,7 +149,7 @@ class _OverGrid(Rows):
         if self.precision in TENSOR_TILES:
             kernel, tile = f"{self.precision}_{size}", TENSOR_TILES[self.precision][large]
         tiles = -(-m // tile.bm) * -(-n // tile.bn)
-        pieces = min(-(-k // SHORTEST), -(-WANTED_BLOCKS // tiles)) if over_rows and tiles < WANTED_BLOCKS // 2 else 1
+        pieces = min(-(-k // SHORTEST), -(-WANTED_BLOCKS // tiles)) if tiles < WANTED_BLOCKS // 2 else 1
         piece = -(-max(1, -(-k // max(1, pieces))) // 32) * 32  # whole steps of any tile, and aligned
         return Cut(kernel, tile, piece)
 

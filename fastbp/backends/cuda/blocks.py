@@ -301,7 +301,7 @@ class _InBlock(Rows):
         self.script.append(row)
         self.made.operation = max(self.made.operation, shared)
 
-    def cut(self, m: int, n: int, k: int, over_rows: bool) -> Cut:
+    def cut(self, m: int, n: int, k: int) -> Cut:
         """In one piece."""
         return Cut("", self.made.tile, -(-max(1, k) // 32) * 32)
 

@@ -69,8 +69,8 @@ class Rows(ABC):
         """Have the row done: by so many blocks, if the table's kernels are launched one by one."""
 
     @abstractmethod
-    def cut(self, m: int, n: int, k: int, over_rows: bool) -> Cut:
-        """How to cut a product (m, k)(k, n), which sums over the rows of the batch if ``over_rows``."""
+    def cut(self, m: int, n: int, k: int) -> Cut:
+        """How to cut a product (m, k)(k, n)."""
 
     @abstractmethod
     def cut_chain(self, work: Work) -> tuple[int, list[Part]] | None:
@@ -239,8 +239,7 @@ class Rows(ABC):
         x = replace(a.place, row=1, col=a.cols) if i.ta else a.place
         w = replace(b.place, row=1, col=b.cols) if i.tb else b.place
         finish = self._finish(i, (m, n))
-        over_rows = self.program.buffers[i.ins[0]].shape[0 if i.ta else 1].per_row > 0
-        cut = self.cut(m, n, k, over_rows)
+        cut = self.cut(m, n, k)
         tiles = -(-m // cut.tile.bm) * -(-n // cut.tile.bn)
         pieces = max(1, -(-k // cut.piece))
         kernel, threads, shared = cut.kernel, cut.tile.threads, cut.tile.shared_bytes(self.item)

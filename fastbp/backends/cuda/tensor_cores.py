@@ -123,31 +123,31 @@ def _put_tile(words, to, apart, numbers, down, copies):
 @device
 def _fragment_a(words, place, apart, tall, bf16):
     """A's fragment of 16 rows: (row g, column t), (g + 8, t), (g, t + 4), (g + 8, t + 4), columns counted in words."""
-    if tall:
-        found = ldmatrix(words, place)
-    elif bf16:
-        found = ldmatrix_trans(words, place)
+    if bf16:
+        if tall:
+            return ldmatrix(words, place)
+        return ldmatrix_trans(words, place)
+    if tall:  # one by one: over a choice of two tuples CUDA 13.0's NVVM optimises for minutes
+        x0, x1, x2, x3 = ldmatrix(words, place)
     else:
         below = place + 4 * apart
-        found = words[place], words[place + 8], words[below], words[below + 8]
-    if bf16:
-        return found
-    return to_tf32(found[0]), to_tf32(found[1]), to_tf32(found[2]), to_tf32(found[3])
+        x0, x1, x2, x3 = words[place], words[place + 8], words[below], words[below + 8]
+    return to_tf32(x0), to_tf32(x1), to_tf32(x2), to_tf32(x3)
 
 
 @device
 def _fragments_b(words, place, apart, tall, bf16):
     """B's fragments of 8 columns, two of them: (row t, column g), (t + 4, g), rows counted in words."""
-    if tall:
-        found = ldmatrix(words, place)
-    elif bf16:
-        found = ldmatrix_trans(words, place)
+    if bf16:
+        if tall:
+            return ldmatrix(words, place)
+        return ldmatrix_trans(words, place)
+    if tall:  # see above
+        x0, x1, x2, x3 = ldmatrix(words, place)
     else:
         below = place + 4 * apart
-        found = words[place], words[below], words[place + 8], words[below + 8]
-    if bf16:
-        return found
-    return to_tf32(found[0]), to_tf32(found[1]), to_tf32(found[2]), to_tf32(found[3])
+        x0, x1, x2, x3 = words[place], words[below], words[place + 8], words[below + 8]
+    return to_tf32(x0), to_tf32(x1), to_tf32(x2), to_tf32(x3)
 
 
 def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:

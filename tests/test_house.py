@@ -163,3 +163,29 @@ def test_public_things_have_docstrings(name):
 def test_no_paths_of_a_machine():
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         assert not re.search("/(home|root|work)/", path.read_text()), path
+
+
+def choices_of_tuples(source: str) -> list[int]:
+    """Lines where code chooses between tuples: by an expression, or by a name that both branches bind."""
+
+    def bound(branch: list[ast.stmt]) -> dict[str, bool]:
+        made = [b for b in branch if isinstance(b, ast.Assign) and isinstance(b.targets[0], ast.Name)]
+        return {b.targets[0].id: isinstance(b.value, ast.Tuple) for b in made}
+
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.IfExp) and any(isinstance(side, ast.Tuple) for side in (node.body, node.orelse)):
+            found.append(node.lineno)
+        if isinstance(node, ast.If):
+            one, other = bound(node.body), bound(node.orelse)
+            found += [node.lineno for name in one.keys() & other.keys() if one[name] or other[name]]
+    return found
+
+
+@pytest.mark.parametrize("name", ["gemm", "tensor_cores", "elementwise", "rowwise", "operands", "kernels"])
+def test_gpu_kernels_choose_no_tuples(name):
+    """CUDA 13.0's NVVM optimises a kernel of blocks with such a choice for minutes, without an end in sight."""
+    source = (PACKAGE / "backends" / "cuda" / f"{name}.py").read_text()
+    assert choices_of_tuples(source) == []
+    assert choices_of_tuples("x = (a, b) if c else (d, e)") == [1]
+    assert choices_of_tuples("if c:\n    x = a, b\nelse:\n    x = f()") == [1]

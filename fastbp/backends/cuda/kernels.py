@@ -175,7 +175,7 @@ def _kernels(dtype: str) -> dict[str, Kernel]:
         if name == "small" or item == 4:  # 64 sums of float64 do not fit the registers
             product = gemm.product_of(tile, TYPES[dtype])
             found[f"product_{name}"] = Kernel(_over_grid(product), tile.threads, tile.shared_bytes(item), wide=True)
-    for precision, tiles in TENSOR_TILES.items() if item == 4 else ():
+    for precision, tiles in (TENSOR_TILES if item == 4 else {}).items():
         for name, tensor_tile in zip(("small", "large"), tiles, strict=True):
             product = product_on_tensor_cores(tensor_tile)
             found[f"{precision}_{name}"] = Kernel(

@@ -101,8 +101,10 @@ def _fetch_tile(numbers, p, aligned, columns, lines, on, down, copies, zero, spa
     """The same into registers."""
     if aligned and columns >= 4:
         for c in range(copies):
-            found = load4(p, 0) if c * down < lines else (zero, zero, zero, zero)
-            numbers[c, 0], numbers[c, 1], numbers[c, 2], numbers[c, 3] = found
+            v0, v1, v2, v3 = zero, zero, zero, zero
+            if c * down < lines:
+                v0, v1, v2, v3 = load4(p, 0)
+            numbers[c, 0], numbers[c, 1], numbers[c, 2], numbers[c, 3] = v0, v1, v2, v3
             p = walked(p, on, space)
     else:
         for c in range(copies):

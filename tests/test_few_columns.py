@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastbp import graph
+import fastbp
+from fastbp import graph, optim
 from fastbp.backends.cpu import binding, gemm
 from fastbp.backends.cpu.executable import CpuExecutable
 from fastbp.plan import plan
@@ -67,3 +68,31 @@ def test_a_lone_product_with_a_transposed_matrix_that_no_cache_holds_goes_in_ord
     assert not any(line.what == "depth first" for line in lines)
     narrow = CpuExecutable(plan({"y": x.matmul(graph.param("w", (20, 400)), tb=True)}), "float32").bound(4096).lines
     assert any(line.what == "depth first" for line in narrow)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("rows", [0, 1, 2, 127, 128, 129, 1031, 9000, 70_001])
+def test_the_sum_of_a_column(rows, threads, dtype):
+    """Alone, and for a net of one output: its gradient; SGD by hand and by training give the same bits."""
+    rng = np.random.default_rng(rows)
+    x, t = rng.normal(size=(rows, 3)).astype(dtype), rng.normal(size=(rows, 1)).astype(dtype)
+    before = fastbp.get_num_threads()
+    fastbp.set_num_threads(threads)
+    try:
+        machine = CpuExecutable(plan({"sum": graph.input("t", 1).sum(axis=0)}), dtype)
+        (total,) = machine.run({"t": t}, rows)["sum"].ravel()
+        assert abs(float(total) - t.astype(np.float64).sum()) <= LIMITS[dtype] * max(1.0, np.abs(t).sum())
+        if not rows:
+            return
+        net, trained = (fastbp.MLP([3, 5, 1], loss="half_sse", dtype=dtype, seed=1) for _ in range(2))
+        _, gradient = net.loss_and_grad(x, t)
+        optimizer = optim.SGD(0.125)
+        trained.fit(x, t, epochs=1, batch_size=rows, optimizer=optimizer, shuffle=False)
+    finally:
+        fastbp.set_num_threads(before)
+    exact = fastbp.MLP([3, 5, 1], loss="half_sse", dtype="float64", seed=1, backend="numpy")
+    _, expected = exact.loss_and_grad(x.astype(np.float64), t.astype(np.float64))
+    np.testing.assert_allclose(gradient, expected, rtol=0, atol=30 * LIMITS[dtype] * np.abs(expected).max())
+    theta = net.theta.copy()
+    optimizer.update(theta, gradient, optimizer.init(theta))
+    np.testing.assert_array_equal(trained.theta, theta)

@@ -6,7 +6,7 @@ Pieces are cut by shape alone, never by the number of threads, so that results d
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,7 @@ from fastbp.backends.cpu.gemm import TILE_ROWS, TILE_VECTORS
 from fastbp.backends.cpu.team import MAX_PIECES
 from fastbp.backends.division import Division, divide
 from fastbp.ops import ONE
-from fastbp.program import Instruction, Program, const_value, place
+from fastbp.program import Instruction, Program, Result, const_value, place
 
 # An instruction is offered to other threads from SHARE_FROM ns on, as estimated at 100 operations and 100 bytes a ns:
 # a step of 784-30-10 on 10 rows took 21 µs with its two 5 µs products shared, 14 µs with them not.
@@ -63,6 +63,7 @@ COPIED_FARTHEST, COPIED_FAR, COPIED_NEAR, COPIED_FOR_SUMS, COPIED_WITH_A = 5, 24
 # Columns up to which A B and A Bᵀ are dot products, from how many summands on, and rows of a piece at least: 216 x 2 x
 # 373 took 9 µs so, 22 in tiles; with Bᵀ 8 and 25; 216 x 4 x 373 18 and 22, with Bᵀ 16 and 25; 6 columns gain nothing.
 DOT_COLUMNS, DOT_COLUMNS_TURNED, DOT_SUMMANDS, NARROW_ROWS = 3, 4, 48, 64
+LONG_COLUMN = 128  # numbers
 FEW_SUMMANDS = 6  # up to which a gradient with SGD is made row by row, if rows are short
 MOST_TURNED, SHORT_TURNED = 8, 32  # rows of A up to which Bᵀ is not copied; K up to which they are few_rows.MOST_ROWS
 PACKED_COLUMNS = 96  # copying a line of A costs about 8 cycles, and 96 columns use it for 96
@@ -326,6 +327,8 @@ def fused_updates(program: Program, n: int, panel: int, item: int) -> dict[int, 
                 continue
             k = program.shape(i.ins[0], n)[0 if i.ta or sums else 1]
             rows, cols = program.shape(i.outs[0], n)
+            if sums and is_long_column(k, cols):
+                continue
             cols = rows if cols == 1 else cols  # a column is done as a row
             later = [x for j in program.instructions[position:] if j is not update for x in j.ins]
             fits = k <= longest_of(k, cols, panel, item) and (update.code == "sgd" or cols <= panel)
@@ -380,6 +383,14 @@ def longest_of(k: int, n: int, panel: int, item: int) -> int:
     """The longest stretch of K, in whole blocks, of which a panel of B takes a quarter of the second-level cache."""
     block = block_of(k, n)
     return block * max(1, caches.second_level() // (4 * panel * item) // block)
+
+
+def is_long_column(rows: int, cols: int) -> bool:
+    """Whether a sum over rows is one of a column that is worth vectors of running sums, as a chain has them.
+
+    As a product it would add one number at a time, each after the one before.
+    """
+    return cols == 1 and rows >= LONG_COLUMN
 
 
 def goes_by_dots(n: int, k: int, turned: bool) -> bool:
@@ -1029,7 +1040,11 @@ class _Table:
         """Over rows: the product of a row of ones with x, which sums in the products' fixed order."""
         rows, cols = self._shape(i.ins[0])
         operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self.common.one, cpu.B: self._operand(i.ins[0])}
-        if id(i) in self.fused:
+        if is_long_column(rows, cols):
+            column = replace(self._in_memory(i.ins[0]), rows=1, cols=rows)
+            work = Work((1, rows), (column,), (), (Result(0, "sum", None),))
+            self._work(work, [self._in_memory(i.outs[0])], self._cost(i), i.title)
+        elif id(i) in self.fused:
             self._updating(i, (1, cols, rows), operands, self.panel)
         else:
             self._product((1, cols, rows), operands, self.panel, self._cost(i))

@@ -751,10 +751,12 @@ def test_ctrl_c_in_a_callback():
 
 
 INTERRUPTED = """
-    import sys, time
+    import signal, sys, time
     import numpy as np
     import fastbp
     from fastbp.optim import Adam
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started it all behind the scenes
 
     class Reporter:
         def __init__(self):

@@ -93,8 +93,8 @@ def verdict(tool: str, log: str) -> dict[str, Any]:
         return {"item": tool, "state": "failed", "why": f"it gave no summary: {log[-500:]}"}
     total, errors, _ = found[-1]
     count = int(errors or total)
-    said = [line for line in log.splitlines() if line.startswith("=========") and "ost backtrace" not in line]
-    said = [line for line in said if "Host Frame" not in line and line.strip("= ")]
+    said = [line for line in log.splitlines() if line.startswith("=========") and line.strip("= ")]
+    said = [line for line in said if "Host Frame" not in line and "host backtrace" not in line]
     return {"item": tool, "state": "failed" if count else "passed", "errors": count, "why": "\n".join(said[:40])}
 
 

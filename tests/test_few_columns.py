@@ -80,6 +80,8 @@ def test_the_sum_of_a_column(rows, threads, dtype):
     fastbp.set_num_threads(threads)
     try:
         machine = CpuExecutable(plan({"sum": graph.input("t", 1).sum(axis=0)}), dtype)
+        line = machine.bound(rows).lines[0]  # what adds up pieces may follow
+        assert line.shape == ((1, rows) if rows >= binding.LONG_COLUMN else (1, 1, rows))
         (total,) = machine.run({"t": t}, rows)["sum"].ravel()
         assert abs(float(total) - t.astype(np.float64).sum()) <= LIMITS[dtype] * max(1.0, np.abs(t).sum())
         if not rows:

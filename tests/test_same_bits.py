@@ -179,6 +179,38 @@ def test_a_row_and_its_deltas_are_the_same_in_a_small_batch(layers, dtype):
             np.testing.assert_array_equal(got, expected[rows])
 
 
+@pytest.mark.parametrize(("n", "k"), [(200, 300), (17, 48), (5, 700)])
+def test_a_row_times_a_transposed_matrix_is_the_same_in_any_batch(n, k, dtype):
+    """Forward, also where the same weights encode and decode; only deltas of a gradient are summed in another order."""
+    x, w = RNG.normal(size=(40, n)).astype(dtype), (RNG.normal(size=(n, k)) / k).astype(dtype)
+    decode = fastbp.function(lambda x, w: fastbp.tanh(x @ w) @ fastbp.transpose(w))
+
+    def loss(w, x):
+        return fastbp.sum((fastbp.tanh(x @ w) @ fastbp.transpose(w) - x) ** 2)
+
+    whole = decode(x, w)
+    for rows in (1, 2, 5, 9):
+        np.testing.assert_array_equal(decode(x[:rows], w), whole[:rows])
+    for row in range(40):
+        one = x[row : row + 1]
+        assert fastbp.value_and_grad(loss)(w, one)[0] == fastbp.function(loss)(w, one)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_deltas_of_one_row_are_dot_products(threads, dtype):
+    """In a gradient with and without an update, the same."""
+    net = MLP([30, 300, 200, 7], loss="mse", dtype=dtype, seed=0)
+    x, t = RNG.normal(size=(1, 30)).astype(dtype), RNG.normal(size=(1, 7)).astype(dtype)
+    program = net.training_step(("X", "T"), optim.SGD(0.01), False)
+    found = {n: [line.schedule for line in program.bound(n).lines if "Bᵀ" in line.what] for n in (1, 2)}
+    assert found == {1: ["B turned", "dot products"], 2: ["B turned", "B turned"]}  # from 7 units, and from 200
+    fastbp.set_num_threads(threads)
+    _, gradient = net.loss_and_grad(x, t)
+    before = net.theta.copy()
+    net.fit(x, t, epochs=1, batch_size=1, optimizer=optim.SGD(1.0))
+    np.testing.assert_array_equal(net.theta, before - gradient)
+
+
 BATCHES = (1, 2, 7, 16, 255, 256, 257, 1023, 1024, 1025, 1279, 1281, 8191, 20_000)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 
 import numpy as np
 
@@ -799,6 +800,13 @@ class _Table:
             return m == 1 and k * n * self.item > caches.first_level()
         return n > COLUMN_PANELS * self.panel if m == 1 else k * n * self.item > caches.second_level()
 
+    def _is_delta(self, i: Instruction) -> bool:
+        """Whether dZ Wᵀ is a step of a backward pass: X W came before it, and there is Xᵀ dZ."""
+        products = [j for j in self.program.instructions if j.op == "matmul"]
+        xs = [j.ins[0] for j in products if j.ta and not j.tb and j.ins[1] == i.ins[0]]
+        before = takewhile(lambda j: j is not i, products)
+        return any(not j.ta and not j.tb and j.ins[0] in xs and j.ins[1] == i.ins[1] for j in before)
+
     def _product_with_few_rows(
         self,
         sizes: tuple[int, int, int],
@@ -813,7 +821,11 @@ class _Table:
         m, n, k = sizes
         if how & gemm.PACK_T and how & gemm.BIAS:  # left to the epilogue
             how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
+        if k * n * self.item > caches.second_level():
+            how |= gemm.FAR_AHEAD
         far = self._is_far_larger(k * n) or (how & gemm.DOTS and self._is_worth_sharing(cost))
+        if how & gemm.PACK_T and m == 1 and k >= DOT_SUMMANDS and self._is_delta(self.instruction):
+            how |= gemm.DOTS  # a delta of one row on its own may be summed in another order than in a batch
         n_block = max(self.panel, _ceil(-(-n // 4), self.panel)) if far else n  # long rows
         self.common.scratch = max(self.common.scratch, 2 * m * n_block * self.item)
         blocking = (block_of(k, n), 0, 0, how | gemm.FEW_ROWS, self.panel)

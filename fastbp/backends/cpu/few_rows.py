@@ -18,13 +18,14 @@ from numba.extending import intrinsic
 from fastbp import scalars
 from fastbp.backends.cpu import simd
 from fastbp.backends.cpu.compiling import kernel
-from fastbp.backends.cpu.gemm import BIAS, PACK_T, SGD, apply_binary, apply_update, epilogue
+from fastbp.backends.cpu.gemm import BIAS, FAR_AHEAD, PACK_T, SGD, apply_binary, apply_update, epilogue
 from fastbp.backends.cpu.simd import BINARY_CODES, I64, UPDATE_CODES, itemsize_of, lanes_of, load_at, pointer
 from fastbp.backends.llvm import switch
 
 MOST_ROWS = 4
 MOST_SUMMANDS = 10  # rows of B whose factors are in registers
 _TOGETHER = 4  # rows of B in one pass over a row of C
+LONG_ROW = 8  # vectors, from which on rows are stored aligned: sums of rows, and theta less one product
 TURNED = (2, 2, 1, 1, 1, 1)  # vectors of columns that are done at once, for one row of A, two, …
 _ADD, _SGD = BINARY_CODES["add"], UPDATE_CODES["sgd"]
 
@@ -51,22 +52,59 @@ def _over_row(m: simd.VectorEmitter, n: Any, place: Any, compute: Callable[[Any,
         m.store(compute(I64(0), mask), place, mask)
 
 
+def _over_long_row(
+    m: simd.VectorEmitter,
+    n: Any,
+    place: Any,
+    compute: Callable[[Any, Any], simd.Vector],
+    ahead: Callable[[Any], None] = lambda i: None,
+) -> None:
+    """:func:`_over_row` for n >= LONG_ROW vectors: two a turn, from where they lie at a multiple of their size.
+
+    So the first one may overlap others too. ``ahead(i)`` is called in each turn.
+    """
+    builder, lanes, two = m.builder, I64(m.lanes), I64(2 * m.lanes)
+    gap = builder.and_(builder.neg(builder.ptrtoint(place, I64)), I64(m.lanes * m.itemsize - 1))
+    start, last = builder.sdiv(gap, I64(m.itemsize)), builder.sub(n, lanes)
+    first_value, last_value = compute(I64(0), None), compute(last, None)
+    end = builder.add(start, builder.mul(builder.sdiv(builder.sub(n, start), two), two))
+    with cgutils.for_range_slice(builder, start, end, two) as (i, _):
+        here = [i, builder.add(i, lanes)]
+        ahead(i)
+        for j, value in zip(here, [compute(j, None) for j in here], strict=True):
+            m.store(value, builder.gep(place, [j]))
+    with builder.if_then(builder.icmp_signed("<=", end, last)):
+        m.store(compute(end, None), builder.gep(place, [end]))
+    m.store(first_value, place)
+    m.store(last_value, builder.gep(place, [last]))
+
+
+def _is_long(m: simd.VectorEmitter, n: Any) -> Any:
+    return m.builder.icmp_signed(">=", n, I64(LONG_ROW * m.lanes))
+
+
 @intrinsic
-def _add_rows(typingctx: Any, count: Any, n: Any, fresh: Any, a: Any, a_col: Any, b: Any, b_row: Any, out: Any) -> Any:
+def _add_rows(
+    typingctx: Any, count: Any, n: Any, fresh: Any, far: Any, a: Any, a_col: Any, b: Any, b_row: Any, out: Any
+) -> Any:
     """out (1, n) goes on with a chain of fused multiply-adds over ``count`` <= 4 rows of B; from 0 if ``fresh``.
 
-    The rows after them are asked for meanwhile.
+    If they are ``far`` away, the four rows after them are asked for meanwhile.
     """
     i64 = types.int64
-    signature = types.void(i64, i64, i64, a, i64, b, i64, out)
+    signature = types.void(i64, i64, i64, i64, a, i64, b, i64, out)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        count, n, fresh, a, a_col, b, b_row, out = arguments
-        m = simd.VectorEmitter(builder, str(sig.args[3].dtype))
+        count, n, fresh, far, a, a_col, b, b_row, out = arguments
+        m = simd.VectorEmitter(builder, str(sig.args[4].dtype))
         starts_at_0 = builder.icmp_signed("!=", fresh, I64(0))
         coming = [builder.gep(b, [builder.mul(I64(_TOGETHER + c), b_row)]) for c in range(_TOGETHER)]
 
-        def rows(number: int) -> None:
+        def ask(i: Any) -> None:
+            for line in coming:
+                simd.prefetch(builder, builder.gep(line, [i]), level=2)
+
+        def rows(number: int, ahead: Callable[[Any], None] = lambda i: None) -> None:
             factors = [m.splat(builder.load(builder.gep(a, [builder.mul(I64(c), a_col)]))) for c in range(number)]
             lines = [builder.gep(b, [builder.mul(I64(c), b_row)]) for c in range(number)]
 
@@ -75,13 +113,17 @@ def _add_rows(typingctx: Any, count: Any, n: Any, fresh: Any, a: Any, a_col: Any
                 total = simd.Vector(m, builder.select(starts_at_0, m.constant(0.0), before))
                 for factor, line in zip(factors, lines, strict=True):
                     total = m.fma(factor, m.load(builder.gep(line, [i]), mask), total)
-                for line in coming if mask is None and number == _TOGETHER else ():
-                    simd.prefetch(builder, builder.gep(line, [i]), level=2)
                 return total
 
-            _over_row(m, n, out, compute)
+            with builder.if_else(_is_long(m, n)) as (long, short):
+                with long:
+                    _over_long_row(m, n, out, compute, ahead)
+                with short:
+                    _over_row(m, n, out, compute)
 
-        switch(builder, builder.sub(count, I64(1)), [partial(rows, k) for k in range(1, _TOGETHER + 1)])
+        cases = [*(partial(rows, k) for k in range(1, _TOGETHER + 1)), partial(rows, _TOGETHER, ask)]
+        asks = builder.and_(builder.icmp_signed("!=", far, I64(0)), builder.icmp_signed("==", count, I64(_TOGETHER)))
+        switch(builder, builder.select(asks, I64(_TOGETHER), builder.sub(count, I64(1))), cases)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -244,7 +286,7 @@ def _update_rows(
         h = (m.splat(rate),)
         rule = scalars.UPDATES["sgd"].formula
 
-        def rows(number: int) -> None:
+        def rows(number: int, over: Callable[..., None] = _over_row) -> None:
             lines = [builder.gep(b, [builder.mul(I64(c), b_row)]) for c in range(number)]
             with cgutils.for_range(builder, m_rows) as loop:
                 here = builder.gep(a, [builder.mul(loop.index, a_row)])
@@ -259,9 +301,11 @@ def _update_rows(
                     new: simd.Vector = rule(m, h, m.load(builder.gep(own, [i]), mask), total)[0]
                     return new
 
-                _over_row(m, n, own, compute)
+                over(m, n, own, compute)
 
-        switch(builder, builder.sub(count, I64(1)), [partial(rows, k) for k in range(1, MOST_SUMMANDS + 1)])
+        cases = [*(partial(rows, k) for k in range(1, MOST_SUMMANDS + 1)), partial(rows, 1, _over_long_row)]
+        long = builder.and_(_is_long(m, n), builder.icmp_signed("==", count, I64(1)))
+        switch(builder, builder.select(long, I64(MOST_SUMMANDS), builder.sub(count, I64(1))), cases)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -275,8 +319,8 @@ def update_by_rows(m, n, k, a, a_row, a_col, b, b_row, theta, theta_row, rate, o
 
 
 @kernel
-def add_rows(count, n, fresh, a, a_col, b, b_row, out):
-    _add_rows(count, n, fresh, a, a_col, b, b_row, out)
+def add_rows(count, n, fresh, far, a, a_col, b, b_row, out):
+    _add_rows(count, n, fresh, far, a, a_col, b, b_row, out)
 
 
 @kernel
@@ -299,8 +343,8 @@ def product_by_rows(
         while q < length:
             for i in range(m):
                 add_rows(
-                    min(length - q, _TOGETHER), n, int64(q == 0), pointer(a, i * a_row + (at + q) * a_col, one), a_col,
-                    pointer(b, (at + q) * b_row, one), b_row,
+                    min(length - q, _TOGETHER), n, int64(q == 0), how & FAR_AHEAD,
+                    pointer(a, i * a_row + (at + q) * a_col, one), a_col, pointer(b, (at + q) * b_row, one), b_row,
                     pointer(scratch, i * n, one) if at else pointer(to, i * to_row, one),
                 )  # fmt: skip
             q += _TOGETHER

@@ -191,7 +191,7 @@ def main() -> None:
     elif seed is None:
         seed = int(np.random.default_rng().integers(2**31))
     print(f"seed {seed}; no, best peer / fastbp, network: times", flush=True)
-    effort = Effort(run=0.02, budget=asked.seconds, fewest=3, most=9, hopeless=3.0)
+    effort = Effort(run=0.05, budget=asked.seconds, fewest=3, most=9, hopeless=3.0)
     done = {row.index for row in rows}
     for index in range(asked.count):
         if index in done:

@@ -656,13 +656,12 @@ def _steps_of(
 def _slices(one: _Fit, watch: _Watch) -> Slices:
     """The slices of a network's training, one after the other, and all that is to be done in between."""
     total = one.epochs * one.per_epoch
-    seconds_a_step = one.batch * one.net.operations_a_row() / _FIRST_GUESS
-    taken = FEW_STEPS
+    seconds_a_step, taken = _first_guess(one)
     record = _Record(one)
     snapshots = [_Snapshot.of(0, one.net.theta, one.state)]  # the newest two, taken where slices began epochs
     done = 0
     while done < total:
-        # by the clock; from a careful start on, for the first guess may be far off
+        # by the clock; from a careful start on, for a first guess may be far off
         size = max(1, min(int(SLICE_SECONDS / max(seconds_a_step, 1e-9)), 8 * taken, MOST_STEPS))
         last = _slice_end(done, size, total, one.per_epoch, watch.every_epoch)
         if done and done % one.per_epoch == 0:
@@ -694,6 +693,14 @@ def _slices(one: _Fit, watch: _Watch) -> Slices:
             if reason:
                 return reason
     return "epochs"
+
+
+def _first_guess(one: _Fit) -> tuple[float, int]:
+    """Seconds a step, and the number of steps that was found with: as the last epoch went, if there was one."""
+    history = one.training.history
+    if history.epochs and history.rows[-1] and history.seconds[-1]:
+        return one.batch * history.seconds[-1] / history.rows[-1], MOST_STEPS
+    return one.batch * one.net.operations_a_row() / _FIRST_GUESS, FEW_STEPS
 
 
 def _slice_end(done: int, size: int, total: int, per_epoch: int, every_epoch: bool) -> int:

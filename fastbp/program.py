@@ -298,7 +298,12 @@ class Program:
 
 
 def place(
-    program: Program, n: int, itemsize: int, alignment: int, only: Collection[int] | None = None
+    program: Program,
+    n: int,
+    itemsize: int,
+    alignment: int,
+    only: Collection[int] | None = None,
+    taken_over: Mapping[int, int] | None = None,
 ) -> tuple[dict[int, int], int]:
     """Offsets of the temps in one workspace for n rows, and its size, in bytes.
 
@@ -309,14 +314,22 @@ def place(
         itemsize: bytes of a float; ints always have 8.
         alignment: bytes that every offset is a multiple of.
         only: the temps to place; None places all.
+        taken_over: temps that lie where others of their size do, which are dead by then: later one -> earlier one.
     """
+    owners: dict[int, int] = {}
+    lifetimes: dict[int, tuple[int, int]] = {}
+    for index, (first, last) in sorted(program.lifetimes.items(), key=lambda item: item[1]):
+        if only is None or index in only:
+            before = (taken_over or {}).get(index, index)
+            owner = owners[index] = owners.get(before, index)
+            lifetimes[owner] = (lifetimes.get(owner, (first, last))[0], last)
     sizes = {
-        i: program.size(i, n) * (8 if program.buffers[i].dtype == "int" else itemsize)
-        for i in program.lifetimes
-        if only is None or i in only
+        index: program.size(index, n) * (8 if program.buffers[index].dtype == "int" else itemsize)
+        for index in lifetimes
     }
     rounded = {index: -(-size // alignment) * alignment for index, size in sizes.items()}
-    return (_largest_first if len(sizes) <= MOST_COMPARED else _in_order)(rounded, program.lifetimes)
+    offsets, total = (_largest_first if len(sizes) <= MOST_COMPARED else _in_order)(rounded, lifetimes)
+    return {index: offsets[owner] for index, owner in owners.items()}, total
 
 
 def _largest_first(sizes: Mapping[int, int], lifetimes: Mapping[int, tuple[int, int]]) -> tuple[dict[int, int], int]:

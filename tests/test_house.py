@@ -42,6 +42,7 @@ HOUSE = [
     "backends.cpu.machine",
     "backends.cpu.schedule",
     "backends.cpu.chain_table",
+    "backends.cpu.in_place",
     "backends.cpu.binding",
     "backends.cpu.cross_entropy",
     "backends.cpu.executable",

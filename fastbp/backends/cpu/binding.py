@@ -16,6 +16,7 @@ from fastbp.backends.cpu import bf16, caches, few_rows, gemm, schedule, simd
 from fastbp.backends.cpu import machine as cpu
 from fastbp.backends.cpu.chain_table import Builder, Place, Work, added_pieces, flattened
 from fastbp.backends.cpu.gemm import TILE_ROWS, TILE_VECTORS
+from fastbp.backends.cpu.in_place import taken_over
 from fastbp.backends.cpu.team import MAX_PIECES
 from fastbp.backends.division import Division, divide
 from fastbp.ops import ONE
@@ -205,7 +206,8 @@ class _Binder:
 
     def _in_order(self) -> tuple[_Table, int, int]:
         """An instruction after the other, each for all rows; bytes of workspace and of private memory."""
-        temps, size = place(self.program, self.n, self.common.item, ALIGNMENT)
+        program = self.program
+        temps, size = place(program, self.n, self.common.item, ALIGNMENT, taken_over=taken_over(program))
         self.common.places |= {index: (cpu.WORKSPACE, offset) for index, offset in temps.items()}
         table = _Table(self.common, self.n, scratch=size)
         table.emit(self.program.instructions, fused_updates(self.program, self.n, self.common.panel, self.common.item))
@@ -266,7 +268,7 @@ class _Binder:
         """The row that does the body, with tables for a whole chunk and for the rest; bytes of private memory."""
         common, program, n = self.common, self.program, self.n
         part = Program(program.buffers, division.body, {}, program.kept)
-        temps, size = place(part, chunks.rows, common.item, ALIGNMENT, division.rows)
+        temps, size = place(part, chunks.rows, common.item, ALIGNMENT, division.rows, taken_over(part))
         sums = {index: (cpu.PARTIALS, offset) for index, offset in in_slot.items()}
         moves = np.zeros((common.slots.count, 2), np.int64)
         moves[cpu.PARTIALS, 1] = slot_bytes

@@ -96,16 +96,18 @@ def flattened(work: Work, in_chunk: bool = False) -> Work:
     return Work((rows, cols), work.ins, tuple(steps), tuple(results), work.shape[1])
 
 
-def with_multiply_adds(work: Work) -> tuple[Step | None, ...]:
-    """The steps with x y + z as one, where nobody else reads the product; None for a step that went into another."""
-    first = len(work.ins)
-    reads = [0] * (first + len(work.steps) + 1)
-    for value in (v for s in work.steps for v in (*s.args, s.scale)):
+def with_multiply_adds(first: int, steps: Sequence[Step], results: Sequence[Result]) -> tuple[Step | None, ...]:
+    """The steps with x y + z as one, where nobody else reads the product; None for a step that went into another.
+
+    ``first`` is the number of the first step's value.
+    """
+    reads = [0] * (first + len(steps) + 1)
+    for value in (v for s in steps for v in (*s.args, s.scale)):
         reads[value] += 1
-    for result in work.results:
+    for result in results:
         reads[result.value] += 1
-    found: list[Step | None] = list(work.steps)
-    for k, step in enumerate(work.steps):
+    found: list[Step | None] = list(steps)
+    for k, step in enumerate(steps):
         if step.code != "add" or step.scale >= 0:
             continue
         for product, other in (step.args, step.args[::-1]):
@@ -128,7 +130,7 @@ class Builder:
         self.work = work
         self.item = item
         self.rows, self.cols = work.shape
-        self.steps = with_multiply_adds(work)
+        self.steps = with_multiply_adds(len(work.ins), work.steps, work.results)
         self.tall = self.rows > 1 and self.cols <= MOST // 2  # blocks of several rows
         wanted = MOST
         blocks = self._most_registers() + sum((p.rows, p.cols) != (1, 1) for p in work.ins)

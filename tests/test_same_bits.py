@@ -392,21 +392,43 @@ def test_parameters_are_updated_row_by_row_to_the_same_bits(batch, dtype, monkey
 
 
 @pytest.mark.parametrize("rule", ["sgd", "momentum"])
-def test_gradients_of_one_row_are_the_same_by_rows_and_by_tiles(rule, dtype, monkeypatch):
-    """Of a layer with one unit, and of one with one input, with all of their biases."""
+@pytest.mark.parametrize("inputs", [2, 3, 4])
+def test_gradients_of_few_rows_are_the_same_by_rows_and_by_tiles(inputs, rule, dtype, monkeypatch):
+    """Of a layer with one unit, of one with one input, and of one with a few, with all of their biases."""
     rng = np.random.default_rng(0)
-    x, t = rng.normal(size=(200, 3)).astype(dtype), rng.normal(size=(200, 301)).astype(dtype)
+    x, t = rng.normal(size=(200, inputs)).astype(dtype), rng.normal(size=(200, 301)).astype(dtype)
     found, by_rows = [], []
     for size, panels in ((1 << 10, binding.COLUMN_PANELS), (1 << 30, 1 << 20)):
         monkeypatch.setattr(caches, "first_level", lambda size=size: size)
+        monkeypatch.setattr(caches, "second_level", lambda size=size: min(64 * size, 1 << 24))
         monkeypatch.setattr(binding, "COLUMN_PANELS", panels)
-        net = MLP([3, 259, 1, 301], activation="tanh", loss="mse", dtype=dtype, seed=0)
+        net = MLP([inputs, 259, 1, 301], activation="tanh", loss="mse", dtype=dtype, seed=0)
         net.fit(x, t, epochs=2, batch_size=100, optimizer=optim.OPTIMIZERS[rule](0.01), shuffle=False)
         lines = net.training_step(("X", "T"), optim.OPTIMIZERS[rule](0.01), False).bound(100).lines
         found.append(net.theta)
         by_rows.append(sum("matmul Aᵀ" in line.what and "row by row" in line.schedule for line in lines))
-    assert by_rows == [2, 0]
+    assert by_rows == [3, 0]
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("activation", ["identity", "tanh", "gelu"])
+@pytest.mark.parametrize("inputs", [1, 2, 3, 4])
+def test_rows_of_few_summands_are_the_same_by_rows_and_by_tiles(inputs, activation, dtype, monkeypatch):
+    x, t = RNG.normal(size=(500, inputs)), RNG.normal(size=(500, 40))
+    found, by_rows = [], []
+    for panels in (binding.OUTER_PANELS, 1 << 20):
+        monkeypatch.setattr(binding, "OUTER_PANELS", panels)
+        for threads in (1, 2):
+            fastbp.set_num_threads(threads)
+            net = MLP([inputs, 701, 40], activation=activation, loss="mse", dtype=dtype, seed=0)
+            first = net.training_step(("X", "T"), optim.SGD(), False).bound(500).lines[0]
+            by_rows.append("row by row" in first.schedule)
+            net.fit(x, t, epochs=2, batch_size=500, optimizer=optim.SGD(0.01))
+            found.append((net.forward(x), net.theta))
+    assert by_rows == [True, True, False, False]
+    for outputs, theta in found[1:]:
+        np.testing.assert_array_equal(outputs, found[0][0])
+        np.testing.assert_array_equal(theta, found[0][1])
 
 
 ALWAYS = {
@@ -414,12 +436,13 @@ ALWAYS = {
     **dict.fromkeys(("PACKED_K", "SHORT_PACKED_K", "PACKED_ROWS", "PACKED_COLUMNS"), 1),
     **dict.fromkeys(("COPIED_FARTHEST", "COPIED_FAR", "COPIED_NEAR", "COPIED_FOR_SUMS", "COPIED_WITH_A"), 1),
     **dict.fromkeys(("MOST_TURNED", "SHORT_TURNED"), 0),
+    "OUTER_PANELS": 1 << 20,
 }
 NEVER = dict.fromkeys(("FAR", "PACKED_K", "SHORT_PACKED_K"), 1 << 40)
 
 
 @pytest.mark.parametrize("k", [1, 3, 4, 7, 32, 131, 515])
-@pytest.mark.parametrize(("m", "n"), [(6, 32), (20, 17), (97, 128), (200, 50)])
+@pytest.mark.parametrize(("m", "n"), [(6, 32), (20, 17), (97, 128), (200, 50), (40, 300)])
 @pytest.mark.parametrize("turned", [False, True], ids=["B", "Bᵀ"])
 @pytest.mark.parametrize("transposed", [False, True], ids=["A", "Aᵀ"])
 def test_a_product_does_not_depend_on_what_was_copied(transposed, turned, m, n, k, dtype, monkeypatch):

@@ -22,7 +22,8 @@ from fastbp.backends.division import Division, divide
 from fastbp.ops import ONE
 from fastbp.program import Instruction, Program, Result, const_value, place
 
-# An instruction is offered to other threads from SHARE_FROM ns on, as estimated at 100 operations and 100 bytes a ns:
+# An instruction is offered to other threads from SHARE_FROM ns on, as estimated at 100 operations and 100 bytes a ns,
+# 25 bytes where they take much of the second-level cache (3-809 on 122 rows took 1.4 times as long, nothing shared):
 # a step of 784-30-10 on 10 rows took 21 µs with its two 5 µs products shared, 14 µs with them not.
 SHARE_FROM = 20_000
 # ... and from SHARE_ON on if it reads what threads have made together: a thread's first pieces are those whose rows it
@@ -30,7 +31,7 @@ SHARE_FROM = 20_000
 # are far apart, since half of its operands came from the other one's.
 SHARE_ON = 4_000
 SCATTERED, COPIED = 16, 40  # bytes a ns of rows here and there, and of rows that are copied between matrices
-FAR_BYTES = 25  # that a core reads in a ns of what lies beyond its second-level cache
+FAR_BYTES = 25  # that a core reads in a ns of what its second-level cache does not keep
 SMALL_PIECE = 100_000  # operations of a product below which a piece is not worth the claim
 PIECE_ELEMENTS = 16_384  # of elementwise work: stays in the second-level cache, lasts several µs
 PIECE_OPERATIONS = 1 << 22  # of a product: large enough to reuse its rows of B, small enough to share
@@ -56,6 +57,10 @@ NEVER = 1 << 40  # rows
 TALL_PIECE, TALLEST_PIECE, LOWEST_PIECE, LOWEST_OF_SUMS = 132, 1032, 66, 36
 TALL_PIECES = ((513, TALL_PIECE), (2048, 258), (NEVER, 516))  # of Aᵀ B, for the first number that is above its rows
 COLUMN_PANELS = 4  # of a piece, at least
+# Panels of columns from which on products with few rows of Aᵀ go by rows, and those with few summands (few_rows.py):
+# narrower ones take up to three times as long then.
+SUMMED_PANELS, OUTER_PANELS = 12, 16
+SUMMED_PIECE = 8  # panels of a piece of the former
 UNDIVIDED_ROWS = 1024  # of Aᵀ B, from which on pieces have whole rows: each line of B that is copied serves more then
 UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows alone, if there are two tall pieces
 # Rows from which on copying panels of B pays for the loops that know where they lie: where the second level holds
@@ -553,7 +558,10 @@ class _Table:
         """A rough estimate in ns, to decide whether to share; nothing else depends on it."""
         operations = self.program.instruction_operations(i, self.n)
         moved = self.program.instruction_bytes(i, self.n, self.item)
-        return operations // 100 + moved // (SCATTERED if i.op in ("gather", "take", "scatter_add") else 100)
+        if i.op in ("gather", "take", "scatter_add"):
+            return operations // 100 + moved // SCATTERED
+        near = 4 * moved <= caches.second_level()
+        return operations // 100 + moved // (100 if near else FAR_BYTES)
 
     # ---- products --------------------------------------------------------------------------------------------------
 
@@ -593,6 +601,8 @@ class _Table:
             self._updating(i, (m, n, k), operands, b_panel, how)
         elif not i.ta and goes_by_dots(n, k, i.tb):
             self._narrow_product((m, n, k), operands, self._cost(i), how | gemm.FEW_COLUMNS, code, then)
+        elif self._has_few_summands((m, n, k), i) and b_panel == self.panel:
+            self._outer_product((m, n, k), operands, self._cost(i), how, code, then)
         else:
             self._product((m, n, k), operands, b_panel, self._cost(i), how, code, then)
 
@@ -791,7 +801,8 @@ class _Table:
         Where panels of Bᵀ would be copied for few rows: 4 x 300 x 100 takes a third of the time then, 8 x 300 x 300
         two thirds, 12 x 300 x 300 as long. By rows of B where it is beyond the second level, or there is one row of A:
         3 x 629 x 958 takes a third of the time, but 3 x 71 x 296 1.8 times as long. Of one row of Aᵀ where the first
-        level does not keep it: 1 x 508 x 612 takes 0.55 of the time, three rows longer than by tiles.
+        level does not keep it: 1 x 508 x 612 takes 0.55 of the time; of more where the second one would be full of it:
+        4 x 900 x 900 takes 0.37, 3 x 256 x 100 four times as long.
         """
         m, n, k = sizes
         if turned:
@@ -799,7 +810,10 @@ class _Table:
         if m > few_rows.MOST_ROWS or b_panel != self.panel or n <= self.panel:
             return False
         if not forward:
-            return m == 1 and k * n * self.item > caches.first_level()
+            if m == 1:
+                return k * n * self.item > caches.first_level()
+            far = caches.second_level() if m == few_rows.MOST_ROWS else caches.second_level() // 4
+            return n >= SUMMED_PANELS * self.panel and k * n * self.item > far
         return n > COLUMN_PANELS * self.panel if m == 1 else k * n * self.item > caches.second_level()
 
     def _is_delta(self, i: Instruction) -> bool:
@@ -825,15 +839,36 @@ class _Table:
             how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
         if k * n * self.item > caches.second_level():
             how |= gemm.FAR_AHEAD
-        far = self._is_far_larger(k * n) or (how & gemm.DOTS and self._is_worth_sharing(cost))
+        summed = m > 1 and operands[cpu.A][2] == 1  # rows of Aᵀ
+        far = self._is_far_larger(k * n) or ((how & gemm.DOTS or summed) and self._is_worth_sharing(cost))
         if how & gemm.PACK_T and m == 1 and k >= DOT_SUMMANDS and self._is_delta(self.instruction):
             how |= gemm.DOTS  # a delta of one row on its own may be summed in another order than in a batch
-        n_block = max(self.panel, _ceil(-(-n // 4), self.panel)) if far else n  # long rows
-        self.common.scratch = max(self.common.scratch, 2 * m * n_block * self.item)
+        narrowest = (SUMMED_PIECE if summed else 1) * self.panel
+        n_block = max(narrowest, _ceil(-(-n // 4), self.panel)) if far else n  # long rows
+        rows = m + 1 if how & gemm.ONES else m
+        self.common.scratch = max(self.common.scratch, 2 * rows * n_block * self.item)
         blocking = (block_of(k, n), 0, 0, how | gemm.FEW_ROWS, self.panel)
         notes = ["dot products" if how & gemm.DOTS else "B turned" if how & gemm.PACK_T else "row by row"]
         notes += [word for bit, word in ((gemm.SGD, "sgd"), (gemm.ONES, "with db")) if how & bit]
         self._row(cpu.PRODUCT, sizes, (m, n_block), cost, operands, code, then, blocking, what, notes)
+
+    def _has_few_summands(self, sizes: tuple[int, int, int], i: Instruction) -> bool:
+        """Whether rows of C are made in the order of memory, as sums of few rows of B.
+
+        122 x 809 x 3 takes 0.6 of the time: a call for every tile takes longer than what is to be done in it, and C
+        would be written a line here, a line there.
+        """
+        m, n, k = sizes
+        return not i.ta and not i.tb and m > 1 and 0 < k <= few_rows.MOST_OUTER and n >= OUTER_PANELS * self.panel
+
+    def _outer_product(
+        self, sizes: tuple[int, int, int], operands: dict[int, Operand], cost: int, how: int, code: int, then: int
+    ) -> None:
+        """A product with few summands, by rows; it is shared by them."""
+        m, n, k = sizes
+        rows = max(1, PIECE_ELEMENTS // n) if self._is_worth_sharing(cost) else m
+        blocking = (block_of(k, n), 0, 0, how | gemm.OUTER, self.panel)
+        self._row(cpu.PRODUCT, sizes, (rows, n), cost, operands, code, then, blocking, notes=["row by row"])
 
     def _narrow_product(
         self, sizes: tuple[int, int, int], operands: dict[int, Operand], cost: int, how: int, code: int, then: int
@@ -867,7 +902,7 @@ class _Table:
     ) -> tuple[int, int]:
         """Piece of a product: all of it if it is not shared; else halved along its longer side until it is small."""
         m, n, k = sizes
-        m_block, n_block = _ceil(m, TILE_ROWS), _ceil(n, self.panel)
+        m_block, n_block, lowest = _ceil(m, TILE_ROWS), _ceil(n, self.panel), max(lowest, TILE_ROWS)
         while self._is_worth_sharing(cost):
             work = 2 * m_block * n_block * max(k, 1)
             pieces = -(-m // max(m_block, 1)) * -(-n // max(n_block, 1))

@@ -18,13 +18,23 @@ from numba.extending import intrinsic
 from fastbp import scalars
 from fastbp.backends.cpu import simd
 from fastbp.backends.cpu.compiling import kernel
-from fastbp.backends.cpu.gemm import BIAS, FAR_AHEAD, PACK_T, SGD, apply_binary, apply_update, epilogue
+from fastbp.backends.cpu.gemm import (
+    BIAS,
+    FAR_AHEAD,
+    ONES,
+    OUTER_ELEMENTS,
+    PACK_T,
+    SGD,
+    apply_binary,
+    apply_update,
+    epilogue,
+)
 from fastbp.backends.cpu.simd import BINARY_CODES, I64, UPDATE_CODES, itemsize_of, lanes_of, load_at, pointer
 from fastbp.backends.llvm import switch
 
 MOST_ROWS = 4
 MOST_SUMMANDS = 10  # rows of B whose factors are in registers
-_TOGETHER = 4  # rows of B in one pass over a row of C
+MOST_OUTER = _TOGETHER = 4  # rows of B in one pass over a row of C
 LONG_ROW = 8  # vectors, from which on rows are stored aligned: sums of rows, and theta less one product
 TURNED = (2, 2, 1, 1, 1, 1)  # vectors of columns that are done at once, for one row of A, two, …
 _ADD, _SGD = BINARY_CODES["add"], UPDATE_CODES["sgd"]
@@ -325,41 +335,68 @@ def add_rows(count, n, fresh, far, a, a_col, b, b_row, out):
 
 @kernel
 def product_by_rows(
-    m, n, k, block, how, a, a_row, a_col, b, b_row, out, out_row, code, y, y_row, y_step,
+    m, n, k, block, how, a, a_row, a_col, one_at, b, b_row, out, out_row, code, y, y_row, y_step,
     then, out2, out2_row, hyper, scratch, one,
 ):  # fmt: skip
-    """:func:`fastbp.backends.cpu.gemm.product`, to the same bits. ``scratch`` has room for C twice."""
+    """:func:`fastbp.backends.cpu.gemm.product`, to the same bits. ``scratch`` has room for C twice.
+
+    With ONES, A has another row, of what lies at ``one_at``.
+    """
     at = int64(0)
     bias = pointer(y, 0, one)
     to, to_row = out, out_row
+    rows = m + 1 if how & ONES else m
     if how & SGD:
-        to, to_row = scratch + m * n * itemsize_of(one), n
-    for i in range(m if k == 0 else 0):
+        to, to_row = scratch + rows * n * itemsize_of(one), n
+    for i in range(rows if k == 0 else 0):
         for c in range(n):
             simd.store_at(pointer(to, i * to_row, one), c, load_at(bias, c) if how & BIAS else one - one)
     while at < k:
         length = min(block, k - at)
         q = 0
         while q < length:
-            for i in range(m):
+            for i in range(rows):
+                of_a, step = a + (i * a_row + (at + q) * a_col) * itemsize_of(one), a_col
+                if i == m:
+                    of_a, step = one_at, int64(0)
                 add_rows(
                     min(length - q, _TOGETHER), n, int64(q == 0), how & FAR_AHEAD,
-                    pointer(a, i * a_row + (at + q) * a_col, one), a_col, pointer(b, (at + q) * b_row, one), b_row,
+                    pointer(of_a, int64(0), one), step, pointer(b, (at + q) * b_row, one), b_row,
                     pointer(scratch, i * n, one) if at else pointer(to, i * to_row, one),
                 )  # fmt: skip
             q += _TOGETHER
-        for i in range(m):
+        for i in range(rows):
             line = pointer(to, i * to_row, one)
             if at:
                 apply_binary(int64(_ADD), n, line, line, int64(1), pointer(scratch, i * n, one), int64(1), one)
             if how & BIAS and at + length == k:
                 apply_binary(int64(_ADD), n, line, line, int64(1), bias, int64(1), one)
         at += block
-    for i in range(m if how & SGD else 0):
+    for i in range(rows if how & SGD else 0):
         theta = pointer(out, i * out_row, one)
         apply_update(int64(_SGD), n, theta, pointer(to, i * to_row, one), theta, theta, pointer(hyper, int64(0), 1.0))
     if code >= 0 or then >= 0:
         epilogue(m, n, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one)
+
+
+@kernel
+def product_of_few_summands(
+    m, n, k, how, a, a_row, a_col, b, b_row, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one
+):  # fmt: skip
+    """epilogue(A B, Y) with k <= MOST_OUTER: a row of C after the other, a few of them before their epilogue."""
+    item, rows, step = itemsize_of(one), max(int64(1), OUTER_ELEMENTS // n), int64(1)
+    for i in range(0, m, rows):
+        rows = min(rows, m - i)
+        for r in range(i, i + rows):
+            line = pointer(out, r * out_row, one)
+            add_rows(k, n, step, int64(0), pointer(a, r * a_row, one), a_col, pointer(b, int64(0), one), b_row, line)
+            if how & BIAS:
+                apply_binary(int64(_ADD), n, line, line, step, pointer(y, int64(0), one), step, one)
+        if code >= 0 or then >= 0:
+            epilogue(
+                rows, n, out + i * out_row * item, out_row, code, y + i * y_row * item, y_row, y_step,
+                then, out2 + i * out2_row * item, out2_row, one,
+            )  # fmt: skip
 
 
 @kernel

@@ -25,6 +25,7 @@ from fastbp.backends.cpu.few_rows import (
     narrow_product_by_dots,
     product_by_dots,
     product_by_rows,
+    product_of_few_summands,
     product_turned,
     update_by_rows,
 )
@@ -34,6 +35,7 @@ from fastbp.backends.cpu.gemm import (
     FEW_ROWS,
     NARROW,
     ONES,
+    OUTER,
     PACK_T,
     PAIRS,
     SGD,
@@ -229,7 +231,7 @@ def _few_rows(row, bases, j, n, thread, one):
         )  # fmt: skip
     else:
         product_by_rows(
-            m, n, k, get_int(row, BLOCK), how, a, a_row, _operand(row, A, COL_STRIDE), b + j * item, b_row,
+            m, n, k, get_int(row, BLOCK), how, a, a_row, _operand(row, A, COL_STRIDE), y, b + j * item, b_row,
             out, out_row, code, y, y_row, y_step, then, out2, out2_row, _address(row, bases, EXTRA),
             _private(bases, thread), one,
         )  # fmt: skip
@@ -246,6 +248,21 @@ def _few_columns(row, bases, i, m, thread, one):
         _address(row, bases, B), _operand(row, B, ROW_STRIDE), _address(row, bases, OUT) + i * out_row * item, out_row,
         get_int(row, CODE), _address(row, bases, Y) + i * y_row * item, y_row, _operand(row, Y, COL_STRIDE),
         get_int(row, THEN), _address(row, bases, OUT2) + i * out2_row * item, out2_row, _private(bases, thread), one,
+    )  # fmt: skip
+
+
+@kernel
+def _outer(row, bases, i, m, one):
+    """Rows i … of a product with few rows of B."""
+    item = itemsize_of(one)
+    a_row, y_row = _operand(row, A, ROW_STRIDE), _operand(row, Y, ROW_STRIDE)
+    out_row, out2_row = _operand(row, OUT, ROW_STRIDE), _operand(row, OUT2, ROW_STRIDE)
+    product_of_few_summands(
+        m, get_int(row, N), get_int(row, K), get_int(row, HOW), _address(row, bases, A) + i * a_row * item, a_row,
+        _operand(row, A, COL_STRIDE), _address(row, bases, B), _operand(row, B, ROW_STRIDE),
+        _address(row, bases, OUT) + i * out_row * item, out_row, get_int(row, CODE),
+        _address(row, bases, Y) + i * y_row * item, y_row, _operand(row, Y, COL_STRIDE),
+        get_int(row, THEN), _address(row, bases, OUT2) + i * out2_row * item, out2_row, one,
     )  # fmt: skip
 
 
@@ -461,11 +478,13 @@ def _run_block(row, bases, piece, accumulate, thread, one):
             _few_summands(row, bases, i, m, n, one)
         elif get_int(row, HOW) & FEW_ROWS:
             _few_rows(row, bases, j, n, thread, one)
+        elif get_int(row, HOW) & OUTER:
+            _outer(row, bases, i, m, one)
         elif get_int(row, HOW) & FEW_COLUMNS:
             _few_columns(row, bases, i, m, thread, one)
         else:
             _product_piece(row, bases, i, j, m, n, accumulate, thread, one)
-        if get_int(row, HOW) & ONES and i + m == get_int(row, M):
+        if get_int(row, HOW) & (ONES | FEW_ROWS) == ONES and i + m == get_int(row, M):
             _row_of_ones(row, bases, j, n, accumulate, one)
     elif op == MAP_BINARY:
         x_step, y_step = _operand(row, A, COL_STRIDE), _operand(row, B, COL_STRIDE)

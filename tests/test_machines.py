@@ -167,10 +167,10 @@ def test_the_first_operand_broadcasts_too(machine, dtype, name):
     values = {"x": RNG.uniform(1, 2, (4, 5)), "row": RNG.normal(size=(1, 5)), "column": RNG.normal(size=(4, 1))}
     f = {"sub": np.subtract, "div": np.divide}[name]
     for small in ("row", "column"):
-        got = run({"c": Node(name, ({"row": row, "column": column}[small], x), {})}, values, machine, "float64")["c"]
-        close(got, f(values[small], values["x"]), "float64")
-    outer = run({"c": Node(name, (column, row), {}), "x": x}, values, machine, "float64")["c"]
-    close(outer, f(values["column"], values["row"]), "float64")
+        got = run({"c": Node(name, ({"row": row, "column": column}[small], x), {})}, values, machine, dtype)["c"]
+        close(got, f(values[small], values["x"]), dtype)
+    outer = run({"c": Node(name, (column, row), {}), "x": x}, values, machine, dtype)["c"]
+    close(outer, f(values["column"], values["row"]), dtype)
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])

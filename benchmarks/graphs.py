@@ -632,7 +632,8 @@ def _counted(chain: Instruction, elements: int) -> dict[Step, int]:
     """How often the chain has a step of each kind, as the cpu backend runs it; arguments are left out of the kinds."""
     places = tuple(Place(0, 0, 1, elements) for _ in chain.ins)  # numbers too: only counted
     kinds: dict[Step, int] = {}
-    for step in with_multiply_adds(flattened(Work((1, elements), places, chain.steps, chain.results))):
+    work = flattened(Work((1, elements), places, chain.steps, chain.results))
+    for step in with_multiply_adds(len(work.ins), work.steps, work.results):
         if step is not None:
             first = tuple(range(len(step.args)))
             kind = Step(step.code, first, len(step.args) if step.scale >= 0 else -1)

@@ -243,11 +243,11 @@ def test_sums_and_means_of_nothing(machine, dtype):
         np.testing.assert_array_equal(got["constant"], np.full((2, 2), 3.0))
 
 
-def test_results_never_share_memory_with_what_came_in(machine):
+def test_results_never_share_memory_with_what_came_in(machine, dtype):
     x = graph.input("x", 3)
-    value = RNG.normal(size=(4, 3))
+    value = RNG.normal(size=(4, 3)).astype(dtype)
     if machine != "strict":
-        got = run({"t": x.T, "same": x + 0.0, "copy": x.broadcast_to(x.shape)}, {"x": value}, machine, "float64")
+        got = run({"t": x.T, "same": x + 0.0, "copy": x.broadcast_to(x.shape)}, {"x": value}, machine, dtype)
         assert not any(np.shares_memory(result, value) for result in got.values())
 
 
@@ -306,21 +306,22 @@ def test_gradients_of_operations_on_array_api_strict():
             np.testing.assert_allclose(np.asarray(found[f"d{k}"]), expected, rtol=1e-13, atol=1e-15, err_msg=case.name)
 
 
-def test_update_rules_on_array_api_strict():
+def test_update_rules_on_array_api_strict(dtype):
     xp = pytest.importorskip("array_api_strict")
     from fastbp.optim import OPTIMIZERS
 
+    tolerance = {"float32": 1e-5, "float64": 1e-13}[dtype]
     for name, kind in OPTIMIZERS.items():
         optimizer = kind(clip_norm=1.0, clip_value=0.5)
         node = optimizer.graph(graph.param("theta", (1, 7)), graph.param("gradient", (1, 7)))
         program: Program = plan({"theta": node})
-        theta, g = RNG.normal(size=(2, 1, 7))
+        theta, g = RNG.normal(size=(2, 1, 7)).astype(dtype)
         state = optimizer.init(theta)
         hyper = optimizer.hyper(np.zeros(1))
         mine = {"theta": theta.copy(), "gradient": g, "hyper": hyper}
         mine |= {f"state{k}": v.copy() for k, v in enumerate(state.vectors)}
         strict = {k: xp.asarray(v) for k, v in mine.items()}
-        ArrayExecutable(program, xp, "float64").run(strict, 1)
-        backends.executable(program, "cpu", "float64").run(mine, 1)
-        np.testing.assert_allclose(np.asarray(strict["theta"]), mine["theta"], rtol=1e-13, err_msg=name)
+        ArrayExecutable(program, xp, dtype).run(strict, 1)
+        backends.executable(program, "cpu", dtype).run(mine, 1)
+        np.testing.assert_allclose(np.asarray(strict["theta"]), mine["theta"], rtol=tolerance, err_msg=name)
         assert not np.array_equal(mine["theta"], theta)

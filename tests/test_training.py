@@ -739,6 +739,25 @@ def test_ctrl_c_with_patience_keeps_the_best_parameters(monkeypatch):
     np.testing.assert_array_equal(net.theta, one.theta)
 
 
+@pytest.mark.parametrize(("seconds", "first"), [(1e-3, 200), (1e3, 1)])
+def test_the_first_slice_of_steps_goes_by_the_last_epoch(seconds, first, monkeypatch):
+    """All of a short fit at once where an epoch took little time, a step where it took long."""
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(40, 3)), rng.normal(size=(40, 2))
+    net = fastbp.MLP([3, 4, 2], seed=0)
+    net.fit(x, t, epochs=1, batch_size=2)
+    net.training.history.seconds[-1] = seconds
+    asked, steps = [], training._Fit.steps
+
+    def noted(one, first, last):
+        asked.append((first, last))
+        return steps(one, first, last)
+
+    monkeypatch.setattr(training._Fit, "steps", noted)
+    net.fit(x, t, epochs=10, batch_size=2)
+    assert asked[0] == (0, first)
+
+
 def test_ctrl_c_in_a_callback():
     def interrupt(n, history):
         if history.epochs == 2:

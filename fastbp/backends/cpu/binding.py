@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import takewhile
 
 import numpy as np
 
@@ -58,7 +57,7 @@ TALL_PIECE, TALLEST_PIECE, LOWEST_PIECE, LOWEST_OF_SUMS = 132, 1032, 66, 36
 TALL_PIECES = ((513, TALL_PIECE), (2048, 258), (NEVER, 516))  # of Aᵀ B, for the first number that is above its rows
 COLUMN_PANELS = 4  # of a piece, at least
 # Panels of columns from which on products with few rows of Aᵀ go by rows, and those with few summands (few_rows.py):
-# narrower ones take up to three times as long then.
+# narrower ones took up to 2.8 times as long then.
 SUMMED_PANELS, OUTER_PANELS = 12, 16
 SUMMED_PIECE = 8  # panels of a piece of the former
 UNDIVIDED_ROWS = 1024  # of Aᵀ B, from which on pieces have whole rows: each line of B that is copied serves more then
@@ -187,6 +186,11 @@ class _Common:
         self.scratch = 0
         self.kept: list[np.ndarray] = [self.consts]
         self.lines: list[Line] = []
+
+    @cached_property
+    def deltas(self) -> set[int]:
+        """See :func:`deltas`."""
+        return deltas(self.program)
 
 
 class _Binder:
@@ -367,6 +371,24 @@ def bias_sums(program: Program, fused: dict[int, Instruction]) -> dict[int, Inst
         elif i.op == "sum":
             sums.setdefault(i.ins[0], []).append(i)
         read.update(i.ins)
+    return found
+
+
+def deltas(program: Program) -> set[int]:
+    """The products dZ Wᵀ that are steps of a backward pass: X W came before, and there is Xᵀ dZ. By id."""
+    products = [i for i in program.instructions if i.op == "matmul"]
+    of_gradients: dict[int, set[int]] = {}  # X by dZ
+    for i in products:
+        if i.ta and not i.tb:
+            of_gradients.setdefault(i.ins[1], set()).add(i.ins[0])
+    found: set[int] = set()
+    forward: dict[int, set[int]] = {}  # X by W, so far
+    for i in products:
+        left, right = i.ins[:2]
+        if not i.ta and not i.tb:
+            forward.setdefault(right, set()).add(left)
+        elif not i.ta and forward.get(right, set()) & of_gradients.get(left, set()):
+            found.add(id(i))
     return found
 
 
@@ -816,13 +838,6 @@ class _Table:
             return n >= SUMMED_PANELS * self.panel and k * n * self.item > far
         return n > COLUMN_PANELS * self.panel if m == 1 else k * n * self.item > caches.second_level()
 
-    def _is_delta(self, i: Instruction) -> bool:
-        """Whether dZ Wᵀ is a step of a backward pass: X W came before it, and there is Xᵀ dZ."""
-        products = [j for j in self.program.instructions if j.op == "matmul"]
-        xs = [j.ins[0] for j in products if j.ta and not j.tb and j.ins[1] == i.ins[0]]
-        before = takewhile(lambda j: j is not i, products)
-        return any(not j.ta and not j.tb and j.ins[0] in xs and j.ins[1] == i.ins[1] for j in before)
-
     def _product_with_few_rows(
         self,
         sizes: tuple[int, int, int],
@@ -841,7 +856,7 @@ class _Table:
             how |= gemm.FAR_AHEAD
         summed = m > 1 and operands[cpu.A][2] == 1  # rows of Aᵀ
         far = self._is_far_larger(k * n) or ((how & gemm.DOTS or summed) and self._is_worth_sharing(cost))
-        if how & gemm.PACK_T and m == 1 and k >= DOT_SUMMANDS and self._is_delta(self.instruction):
+        if how & gemm.PACK_T and m == 1 and k >= DOT_SUMMANDS and id(self.instruction) in self.common.deltas:
             how |= gemm.DOTS  # a delta of one row on its own may be summed in another order than in a batch
         narrowest = (SUMMED_PIECE if summed else 1) * self.panel
         n_block = max(narrowest, _ceil(-(-n // 4), self.panel)) if far else n  # long rows

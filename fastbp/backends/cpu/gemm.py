@@ -69,9 +69,9 @@ FEW_ROWS = 512  # done by few_rows.py: by rows of B, or without a copy of it if 
 SMALL = 1024  # one strip, one stretch of K, one panel of columns, only a transposed B packed
 DOTS = 2048  # dot products of one row of A with rows of B, which is given transposed
 SUMMANDS = 4096  # few columns of A and rows of B, and SGD: done a row of theta after the other
+FEW_COLUMNS = 8192  # done by few_rows.py: dot products of rows of A with few columns of B
 FAR_AHEAD = 16384  # B is beyond the second-level cache: few_rows.py asks for its rows long before they are needed
 OUTER = 32768  # rows of C are sums of few rows of B: done by few_rows.py
-FEW_COLUMNS = 8192  # done by few_rows.py: dot products of rows of A with few columns of B
 
 
 Multiply = Callable[[simd.VectorEmitter, simd.Vector, simd.Vector, simd.Vector], simd.Vector]

@@ -19,7 +19,7 @@ from gpu_device import Device
 from gpu_peers import GPU_NETWORKS
 
 from fastbp import arrays, graph, optim
-from fastbp.backends.cuda import binding, blocks, executable
+from fastbp.backends.cuda import binding, blas, blocks, executable
 from fastbp.backends.cuda.executable import CudaExecutable
 from fastbp.backends.cuda.launching import CAN_CAPTURE
 from fastbp.measure import Network
@@ -96,11 +96,11 @@ def launches(device: Device, count: int = 1000) -> dict[str, Any]:
     run = CudaExecutable(plan({"y": graph.input("x", 1) * 2.0}), "float32")
     values = on_device({"x": np.ones((1, 1), np.float32)})
     kept = run.run(values, 1)  # both stay where the launches expect them
-    here = run.bound(1)
+    here, addresses = run.bound(1), run._addresses.get()
 
     def work() -> None:
         for _ in range(count):
-            run._launch_all(here)
+            run._launch_all(here, addresses)
 
     work()
     device.wait()
@@ -178,7 +178,7 @@ def tiles(
         program = plan({"y": graph.param("a", (m, k)) @ graph.param("b", (k, n))})
         us = {}
         for size, limit in (("small", NEVER), ("large", 0)):
-            with setting(binding, LARGE_TILES=limit):
+            with setting(binding, LARGE_TILES=limit), setting(blas, available=lambda: False):
                 us[size] = us_a_step(device, CudaExecutable(program, "float32", precision), values, 1, steps, 3)
         shapes[f"{m}x{n}x{k}"] = {"tiles": m * n // side**2, "us": us, "best": min(us, key=us.__getitem__)}
     found = [(s["tiles"], s["us"]["small"], s["us"]["large"]) for s in shapes.values()]
@@ -217,7 +217,8 @@ def pieces(
         measured: dict[tuple[int, ...], float] = {}
         here = times[f"{m}x{k}x{n}"] = {}
         for choice in choices:
-            with setting(binding, WANTED_BLOCKS=choice[0], SHORTEST=choice[1]):
+            own = setting(blas, available=lambda: False)
+            with own, setting(binding, WANTED_BLOCKS=choice[0], SHORTEST=choice[1]):
                 run = CudaExecutable(program, "float32", precision)
                 cut = tuple(one.blocks for one in run.bound(n).bound.launches)
                 if cut not in measured:  # many choices cut in the same way

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cuda_cases import typed
-from test_machine import on_device
+from test_machine import on_device, without_blas  # noqa: F401 (a fixture: depth first is for where there is no cuBLAS)
 
 from fastbp import MLP, backends, checks, fit_many, graph, optim
 from fastbp.backends.cuda import blocks, executable, simulator

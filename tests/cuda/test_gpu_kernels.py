@@ -11,11 +11,13 @@ from cuda_cases import CASES, LIMITS, LIMITS_OF, judge, typed
 
 import fastbp
 from fastbp import graph, optim, scalars
+from fastbp.backends.cuda import binding, blas
 from fastbp.backends.cuda.executable import CudaExecutable
 from fastbp.backends.cuda.launching import launch
 from fastbp.plan import plan
 
 ONE_PRODUCT = [case for case in CASES.values() if case.one_product]
+WITH_PRODUCTS = [case for case in CASES.values() if case.name.startswith(("product", "layer", "sums"))]
 RNG = np.random.default_rng(0)
 
 
@@ -46,11 +48,31 @@ def test_case(case, dtype, record_property):
     check(case, dtype, "highest", record_property)
 
 
+@pytest.fixture
+def own_kernels(monkeypatch):
+    """As where there is no cuBLAS."""
+    monkeypatch.setattr(blas, "available", lambda: False)
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("case", WITH_PRODUCTS, ids=str)
+def test_case_by_own_kernels(case, dtype, record_property, own_kernels):
+    check(case, dtype, "highest", record_property)
+
+
 @pytest.mark.parametrize("precision", LIMITS_OF)
 @pytest.mark.parametrize("case", ONE_PRODUCT, ids=str)
-def test_case_on_tensor_cores(case, precision, record_property):
+def test_case_on_tensor_cores(case, precision, record_property, own_kernels):
     run, n = check(case, "float32", precision, record_property)
     assert any(one.kernel.startswith(precision) for one in run.bound(n).bound.launches)
+
+
+@pytest.mark.parametrize("precision", LIMITS_OF)
+@pytest.mark.parametrize("case", ONE_PRODUCT, ids=str)
+def test_case_by_cublas(case, precision, record_property, monkeypatch):
+    monkeypatch.setattr(binding, "OWN_K", 0)
+    run, n = check(case, "float32", precision, record_property)
+    assert sum(one.kernel == "cublas" for one in run.bound(n).bound.launches) == 3
 
 
 @pytest.mark.parametrize("dtype", LIMITS)

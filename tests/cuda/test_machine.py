@@ -12,7 +12,7 @@ from cuda_cases import CASES, LIMITS, judge, typed
 
 import fastbp
 from fastbp import MLP, backends, checks, graph, optim, scalars
-from fastbp.backends.cuda import blocks, simulator
+from fastbp.backends.cuda import blas, blocks, simulator
 from fastbp.backends.cuda.executable import CudaExecutable
 from fastbp.errors import DeviceMemoryError
 from fastbp.losses import LOSSES
@@ -26,6 +26,12 @@ FLOAT32_ONLY = ("product", "layer", "chain", "sums")  # float64 takes the simula
 def order(request, monkeypatch):
     """Who goes first between barriers: not the first, so that what depends on it shows."""
     monkeypatch.setattr(simulator, "order", request.param)
+
+
+@pytest.fixture(autouse=True)
+def without_blas(monkeypatch):
+    """Every product by its own kernel; test_blas.py has the others."""
+    monkeypatch.setattr(blas, "available", lambda: False)
 
 
 def on_device(values):

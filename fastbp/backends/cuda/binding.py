@@ -6,22 +6,29 @@ one launch, in which every block takes its chunks through all layers (see blocks
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastbp.backends.cuda import blocks, chain_table, table
+from fastbp.backends.cuda import blas, blocks, chain_table, table
 from fastbp.backends.cuda.blocks import Chunks
 from fastbp.backends.cuda.chain_table import Part, Place, Work, parts
-from fastbp.backends.cuda.rows import ALIGNMENT, CONSTS, WORKSPACE, Cut, Rows, Slots
+from fastbp.backends.cuda.rows import ALIGNMENT, CONSTS, THREADS, WORKSPACE, Cut, Rows, Slots
 from fastbp.backends.cuda.tiles import LARGE, SMALL, TENSOR_TILES, TensorTile, Tile
 from fastbp.backends.division import Division, divide
-from fastbp.program import Program, const_value, place
+from fastbp.ops import N
+from fastbp.program import Instruction, Program, const_value, place
 
 MOST_BLOCKS = 1 << 16
 LARGE_TILES = 100  # cards have 80 to 170 multiprocessors; not measured yet
 # Where the tiles of a product are few, its K is cut so that about WANTED_BLOCKS work, each on SHORTEST of K at least.
 WANTED_BLOCKS, SHORTEST = 264, 128
+# Products with at most so much of K, and as many tiles as work at once, are done with their epilogue in one launch of
+# their own; cuBLAS does the others.
+OWN_K, OWN_TILES = 64, 132
+MOST_COPIED = 16 << 20  # bytes of inputs: a graph, whose products have fixed addresses, begins with a copy of them
+
+CUBLAS = "cublas"  # stands for a kernel's name
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,18 @@ class Bound:
         launches: in order.
         consts: numbers that it reads, in slot CONSTS from ``consts_at`` on.
         workspace: bytes that it needs, in slot WORKSPACE.
+        blas: where cuBLAS' own workspace begins there, in bytes.
+        blas_slots: slots by which cuBLAS' operands are reached.
+        captured: whether steps may be captured as a graph: no operand of cuBLAS moves from step to step.
     """
 
     words: np.ndarray
     launches: tuple[Launch, ...]
     consts: np.ndarray
     workspace: int
+    blas: int = 0
+    blas_slots: tuple[int, ...] = ()
+    captured: bool = True
 
 
 def outside(program: Program, slots: Slots) -> dict[int, Place]:
@@ -64,17 +77,26 @@ def constants(program: Program, n: int, dtype: str, consts_at: int) -> tuple[np.
     return values, {index: Place(CONSTS, consts_at + k * values.itemsize) for k, index in enumerate(consts)}
 
 
-def bind(program: Program, slots: Slots, n: int, dtype: str, precision: str = "highest", consts_at: int = 0) -> Bound:
+def bind(
+    program: Program,
+    slots: Slots,
+    n: int,
+    dtype: str,
+    precision: str = "highest",
+    consts_at: int = 0,
+    with_blas: bool = False,
+) -> Bound:
     """The table for n rows; ``precision`` "tf32" or "bf16" lets products of float32 be done on tensor cores.
 
     Args:
+        with_blas: whether cuBLAS does what it is quicker at.
         consts_at: bytes from the beginning of slot CONSTS to where this table's constants will lie.
     """
     item = np.dtype(dtype).itemsize
     precision = precision if dtype == "float32" else "highest"
     consts, where = constants(program, n, dtype, consts_at)
     where |= outside(program, slots)
-    division = divide(program)
+    division = None if with_blas else divide(program)
     chunks = blocks.chunks_for(program, division, n) if division is not None else None
     if division is not None and chunks is not None:
         grid = _depth_first(program, n, item, precision, where, division, chunks)
@@ -82,10 +104,17 @@ def bind(program: Program, slots: Slots, n: int, dtype: str, precision: str = "h
         temps, size = place(program, n, item, ALIGNMENT)
         where |= {index: Place(WORKSPACE, offset) for index, offset in temps.items()}
         grid = _OverGrid(program, n, item, where, Place(WORKSPACE, _ceil(size)), precision)
+        if with_blas:
+            grid.use_blas()
         for instruction in program.instructions:
             grid.emit(instruction)
     workspace = max(1, grid.scratch.offset + grid.scratch_bytes)
-    return Bound(np.array(grid.words or [0], np.int64), tuple(grid.launches), consts, workspace)
+    words, launches = np.array(grid.words or [0], np.int64), tuple(grid.launches)
+    if not grid.blas_slots:
+        return Bound(words, launches, consts, workspace)
+    begin = _ceil(workspace)
+    used = tuple(sorted(grid.blas_slots))
+    return Bound(words, launches, consts, begin + blas.WORKSPACE, begin, used, not grid.moving & grid.blas_slots)
 
 
 def _ceil(size: int) -> int:
@@ -136,6 +165,78 @@ class _OverGrid(Rows):
         super().__init__(program, n, item, [], where, scratch)
         self.precision = precision
         self.launches: list[Launch] = []
+        self.blas_slots: set[int] = set()
+        self.moving: set[int] = set()  # slots that move from step to step
+        self._copies: dict[int, Place] = {}  # of operands of cuBLAS: where they go
+        self._made: set[int] = set()  # those that have been copied
+        self._with_blas = False
+
+    def use_blas(self) -> None:
+        """Have cuBLAS do what it is quicker at; call it before any instruction.
+
+        Its operands are copied where they have to be of bf16, and inputs that move from step to step where that takes
+        little: those of a graph cannot move.
+        """
+        self._with_blas = True
+        operands = dict.fromkeys(
+            index
+            for i in self.program.instructions
+            if i.op == "matmul" and self._suits_blas(*self.product_shape(i))
+            for index in i.ins[:2]
+        )
+        buffers = self.program.buffers
+        moving = {index for index, b in enumerate(buffers) if b.kind == "input" and b.shape[0] == N}
+        self.moving = {self.places[index].slot for index in moving if index in self.places}
+        bf16 = self.precision == "bf16"
+        size = 2 if bf16 else self.item
+        copied = set(operands) if bf16 else set(operands) & moving
+        if not bf16 and sum(self.program.size(index, self.n) for index in copied) * size > MOST_COPIED:
+            copied = set()
+        temps = {index for index in copied if index in self.program.lifetimes}
+        offsets, end = place(self.program, self.n, size, ALIGNMENT, temps)
+        for index in operands:
+            if index in copied and index not in temps:
+                offsets[index] = end
+                end += _ceil(self.program.size(index, self.n) * size)
+        at = self.scratch.offset
+        self._copies = {index: replace(self.scratch, offset=at + offset) for index, offset in offsets.items()}
+        self.scratch = replace(self.scratch, offset=at + _ceil(end))
+
+    def _suits_blas(self, m: int, n: int, k: int) -> bool:
+        return m * n * k > 0 and (k > OWN_K or -(-m // SMALL.bm) * -(-n // SMALL.bn) > OWN_TILES)
+
+    def product(self, i: Instruction) -> None:
+        m, n, k = self.product_shape(i)
+        if not (self._with_blas and self._suits_blas(m, n, k)):
+            super().product(i)
+            return
+        operands, words = self._finish(i, (m, n))
+        as_it_is = not i.code and not i.then and len(i.outs) == 1 and operands[table.OUT].slot == WORKSPACE
+        out = operands[table.OUT] if as_it_is else replace(self.scratch, row=n, col=1)
+        a, b = (self._for_blas(index) for index in i.ins[:2])
+        row = self.row({table.OUT: out, table.A: a, table.B: b}, code=int(i.ta), then=int(i.tb), sizes=(m, n, k))
+        self.blas_slots |= {WORKSPACE, out.slot, a.slot, b.slot}
+        self.launches.append(Launch(CUBLAS, row, 0, 0, 0))
+        if not as_it_is:
+            self._partial(m * n * self.item)
+            row = self.row({**operands, table.A: out}, **words, sizes=(m, n, 0))
+            self.over_elements(table.COMBINE, "combine", row, m * n)
+
+    def _for_blas(self, index: int) -> Place:
+        """Where an operand of cuBLAS lies, copied or rounded if that has to be."""
+        x = self.operand(index)
+        copy = self._copies.get(index)
+        if copy is None:
+            return x.place
+        if index not in self._made:
+            self._made.add(index)
+            if self.precision == "bf16":
+                row = self.row({table.OUT: copy, table.A: x.place}, sizes=(x.rows, x.cols, 0))
+                blocks = min(-(-x.rows * x.cols // (4 * THREADS)), MOST_BLOCKS)
+                self.launches.append(Launch("rounded", row, blocks, THREADS, 0))
+            else:
+                self.move(x.place, replace(copy, row=x.cols, col=1), (x.rows, x.cols), 0, x.cols)
+        return copy
 
     def launch(self, op: int, kernel: str, row: int, blocks: int, threads: int, shared: int) -> None:
         self.launches.append(Launch(kernel, row, min(blocks, MOST_BLOCKS), threads, shared))

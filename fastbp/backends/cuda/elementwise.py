@@ -20,16 +20,18 @@ from fastbp.backends.cuda.device import (
     dropout,
     load4,
     number,
+    pack_bf16,
     shared,
     shifted,
     shuffle_xor,
+    store2,
     store4,
     sync,
     thread,
     threads,
     update,
 )
-from fastbp.backends.cuda.gemm import I32, larger, whole_quads
+from fastbp.backends.cuda.gemm import I32, larger, quad, whole_quads
 from fastbp.backends.cuda.operands import operand
 from fastbp.backends.cuda.table import (
     ACTION_WIDTH,
@@ -289,3 +291,13 @@ def update_all(d, addresses, block, blocks, one, space):
             first[i] = s
         if states > 1:
             second[i] = u
+
+
+@device
+def rounded(d, addresses, block, blocks, one, space):
+    """OUT, of bf16, = A, of float32: (M, N) numbers, to nearest even. Overwrites, up to the next multiple of four."""
+    x, out = operand(d, addresses, A, one, space), operand(d, addresses, OUT, np.int32(1), space)
+    size, zero, aligned = d[M] * d[N], one - one, whole_quads(x, np.int64(4), one)
+    for q in range(np.int64(block) * threads() + thread(), (size + 3) >> 2, np.int64(blocks) * threads()):
+        v0, v1, v2, v3 = quad(x, aligned, 4 * q, size, I32(0), I32(1), np.int64(0), zero)
+        store2(out, 2 * q, (np.int32(pack_bf16(v0, v1)), np.int32(pack_bf16(v2, v3))))

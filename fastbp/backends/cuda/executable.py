@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cupy
 import numpy as np
 
-from fastbp.backends.cuda import blocks, table
-from fastbp.backends.cuda.binding import Bound, bind, constants
+from fastbp.backends.cuda import blas, blocks, table
+from fastbp.backends.cuda.binding import CUBLAS, Bound, bind, constants
 from fastbp.backends.cuda.launching import CAN_CAPTURE, captured, current_stream, launch, most_shared, new_stream
 from fastbp.backends.cuda.rows import CONSTS, WORKSPACE, Slots
 from fastbp.backends.cuda.streams import Order, between
@@ -25,12 +27,15 @@ WORTH_A_GRAPH = 4  # steps of one number of rows from which a graph is captured;
 
 @dataclass
 class _OnDevice:
-    """A bound Program: its table in device memory, the row of its constants, and its graph once it is captured."""
+    """A bound Program: its table in device memory, the row of its constants, and its graph once it is captured, with the
+    addresses that are fixed in it.
+    """
 
     bound: Bound
     words: Any
     row: int
     graph: Any = None
+    fixed: bytes = b""
 
 
 @dataclass
@@ -87,14 +92,19 @@ class CudaExecutable:
             if row == KEPT_BINDINGS:
                 row = self._bound.pop(next(iter(self._bound))).row
             bytes_ = self._consts.strides[0]
-            bound = bind(self.program, self.slots, n, self.dtype.name, self.precision, row * bytes_)
+            bound = self._bind(n, row * bytes_)
             self._consts[row].set(bound.consts)
             found = self._bound[n] = _OnDevice(bound, cupy.asarray(bound.words), row)
         return found
 
+    def _bind(self, n: int, consts_at: int) -> Bound:
+        return bind(
+            self.program, self.slots, n, self.dtype.name, self.precision, consts_at, with_blas=blas.available()
+        )
+
     def bytes_for(self, n: int) -> int:
         """Device memory that n rows take beside what comes in."""
-        bound = bind(self.program, self.slots, n, self.dtype.name, self.precision, 0)
+        bound = self._bind(n, 0)
         outputs = sum(self.program.size(index, n) for _, index in self._results)
         return bound.workspace + bound.words.nbytes + outputs * self.dtype.itemsize
 
@@ -103,8 +113,9 @@ class CudaExecutable:
         with self._lock, self._order.turn(current_stream()):
             here = self.bound(n)
             outputs = {index: cupy.empty(self.program.shape(index, n), self.dtype) for _, index in self._results}
-            self._addresses.set(self._where(here.bound.workspace, values, outputs))
-            self._launch_all(here)
+            addresses = self._where(here.bound.workspace, values, outputs)
+            self._addresses.set(addresses)
+            self._launch_all(here, addresses)
         return {name: self._part(index, outputs, n) for name, index in self.program.outputs.items()}
 
     def whole(self, sizes: Sequence[int]) -> _Whole | None:
@@ -189,12 +200,12 @@ class CudaExecutable:
         if by_one_block is not None:
             return by_one_block[0]
         count, most = int(steps[:, 2].max()) + 1, int(steps[:, 0].max())
-        sizes = steps[:, 0].tolist()
-        if len(set(sizes)) > KEPT_BINDINGS:
-            raise ValueError(f"steps: at most {KEPT_BINDINGS} different numbers of rows; got {len(set(sizes))}")
+        counts = Counter(steps[:, 0].tolist())
+        if len(counts) > KEPT_BINDINGS:
+            raise ValueError(f"steps: at most {KEPT_BINDINGS} different numbers of rows; got {len(counts)}")
         outside = current_stream()
         with self._lock, self._order.turn(outside):
-            bindings = {n: self.bound(n) for n in set(sizes)}
+            bindings = {n: self.bound(n) for n in counts}
             outputs = {
                 index: cupy.empty((count, *self.program.shape(index, most)), self.dtype) for _, index in self._results
             }
@@ -202,9 +213,19 @@ class CudaExecutable:
                 addresses = self._where(max(b.bound.workspace for b in bindings.values()), values, outputs)
                 on_device = cupy.asarray(steps)
                 self._addresses.set(addresses)
-                self._moving.set(self._moves(addresses, on_device, outputs))
-                for n in sizes:
-                    self._step(bindings[n], sizes.count(n) if bindings[n].graph is None else 0)
+                moves = self._moves(addresses, on_device, outputs)
+                self._moving.set(moves)
+                for here in bindings.values():
+                    self._forget_if_moved(here, addresses)
+                for n, position, step in steps.tolist():
+                    here = bindings[n]
+                    if here.graph is not None:
+                        here.graph.launch(self._stream)
+                        continue
+                    now = addresses if here.bound.captured else _moved(addresses, moves, position, step)
+                    self._advance_and_launch(here, now)  # which also loads the kernels for a graph
+                    if CAN_CAPTURE and here.bound.captured and counts[n] >= WORTH_A_GRAPH:
+                        here.graph = captured(self._stream, partial(self._advance_and_launch, here, now))
         return {name: outputs[index] for name, index in self.program.outputs.items() if index in outputs}
 
     # ---- addresses -------------------------------------------------------------------------------------------------
@@ -244,24 +265,48 @@ class CudaExecutable:
 
     # ---- launches --------------------------------------------------------------------------------------------------
 
-    def _step(self, here: _OnDevice, left: int) -> None:
-        """One step: by its graph; where there is none, launch by launch, which also loads the kernels for a graph.
+    def _forget_if_moved(self, here: _OnDevice, addresses: np.ndarray) -> None:
+        """Forget a graph in which other addresses are fixed."""
+        fixed = addresses[list(here.bound.blas_slots)].tobytes()
+        if here.fixed != fixed:
+            here.graph, here.fixed = None, fixed
 
-        Args:
-            left: how many such steps the call has, 0 where there is a graph.
-        """
-        if here.graph is not None:
-            here.graph.launch(self._stream)
-            return
-        self._advance_and_launch(here)
-        if CAN_CAPTURE and left >= WORTH_A_GRAPH:
-            here.graph = captured(self._stream, lambda: self._advance_and_launch(here))
-
-    def _advance_and_launch(self, here: _OnDevice) -> None:
+    def _advance_and_launch(self, here: _OnDevice, addresses: np.ndarray) -> None:
         launch("advance", self.dtype.name, 1, 32, 0, self._moving.data.ptr, self._addresses.data.ptr)
-        self._launch_all(here)
+        self._launch_all(here, addresses)
 
-    def _launch_all(self, here: _OnDevice) -> None:
-        words, addresses = here.words.data.ptr, self._addresses.data.ptr
+    def _launch_all(self, here: _OnDevice, addresses: np.ndarray) -> None:
+        """All launches of a step; ``addresses`` are the slots' on the host, for cuBLAS."""
+        words, slots = here.words.data.ptr, self._addresses.data.ptr
         for one in here.bound.launches:
-            launch(one.kernel, self.dtype.name, one.blocks, one.threads, one.shared, words + 8 * one.row, addresses)
+            if one.kernel == CUBLAS:
+                self._multiply(here.bound, one.row, addresses)
+            else:
+                launch(one.kernel, self.dtype.name, one.blocks, one.threads, one.shared, words + 8 * one.row, slots)
+
+    def _multiply(self, bound: Bound, row: int, addresses: np.ndarray) -> None:
+        """A product by cuBLAS."""
+        words = bound.words[row : row + table.WIDTH].tolist()
+
+        def address(which: int) -> int:
+            first = table.OPERANDS + 4 * which
+            return int(addresses[words[first + table.SLOT]]) + words[first + table.OFFSET]
+
+        blas.product(
+            self.dtype.name,
+            self.precision if self.dtype == np.float32 else "highest",
+            (words[table.M], words[table.N], words[table.K]),
+            (address(table.A), bool(words[table.CODE])),
+            (address(table.B), bool(words[table.THEN])),
+            address(table.OUT),
+            int(addresses[WORKSPACE]) + bound.blas,
+        )
+
+
+def _moved(addresses: np.ndarray, moves: np.ndarray, position: int, step: int) -> np.ndarray:
+    """The slots' addresses in a step, as ``advance`` has them on the device."""
+    moved = addresses.copy()
+    count = moves[table.MOVING]
+    for slot, begin, a_position, a_step in moves[table.MOVING_HEAD :].reshape(-1, table.MOVING_WIDTH)[:count]:
+        moved[slot] = begin + position * a_position + step * a_step
+    return moved

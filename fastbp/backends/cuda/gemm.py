@@ -21,12 +21,13 @@ from fastbp.backends.cuda.device import (
     itemsize,
     load4,
     shared,
+    shifted,
     store4,
     sync,
     thread,
     threads,
 )
-from fastbp.backends.cuda.operands import element, operand, word
+from fastbp.backends.cuda.operands import operand, word
 from fastbp.backends.cuda.table import (
     ADDS,
     BOTH,
@@ -94,45 +95,84 @@ def whole_quads(p, stride, one):
 
 
 @device
-def finish(d, y, out, out2, total, i, j):
-    """Element (i, j) of the result from its finished sum: code(total, y), then; overwrites OUT, and OUT2 if BOTH.
+def four(p, place, apart, count, wide, zero):
+    """``count`` elements of p from ``place`` on, ``apart`` apart, zeros after them; in one load if ``wide``."""
+    if wide and count == 4:
+        return load4(p, place)
+    second = p[place + apart] if count > 1 else zero
+    third = p[place + 2 * apart] if count > 2 else zero
+    fourth = p[place + 3 * apart] if count > 3 else zero
+    return p[place], second, third, fourth
 
-    If ADDS, it is added to OUT.
-    """
-    value, other = total, total
-    if d[CODE] != NONE:
-        other = y[element(d, Y, i, j)]
-    for turn in range(2):  # so that the formulas are there once: they are most of the kernel
-        code = d[THEN] if turn else d[CODE]
-        if turn and d[HOW] == BOTH:
-            out[element(d, OUT, i, j)] = value
-        if code != NONE:
-            value = apply(code, value, other, other)
-    if d[HOW] == BOTH:
-        out2[element(d, OUT2, i, j)] = value
-    elif d[HOW] == ADDS:
-        out[element(d, OUT, i, j)] += value
+
+@device
+def put_four(p, place, v0, v1, v2, v3, count, wide):
+    """Write ``count`` of four values from ``place`` on."""
+    if wide and count == 4:
+        store4(p, place, (v0, v1, v2, v3))
     else:
-        out[element(d, OUT, i, j)] = value
+        p[place] = v0
+        if count > 1:
+            p[place + 1] = v1
+        if count > 2:
+            p[place + 2] = v2
+        if count > 3:
+            p[place + 3] = v3
+
+
+@device
+def finish(code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, place, count, wide):
+    """``count`` elements of the result from their finished sums: code(x, y), then; overwrites OUT, and OUT2 if BOTH.
+
+    If ADDS, they are added to OUT. ``place`` is that of the first one in either.
+    """
+    for turn in range(2):  # two loops, so that the formulas are there once: they are most of the kernel
+        formula = then if turn else code
+        if turn and how == BOTH:
+            put_four(out, place, x0, x1, x2, x3, count, wide)
+        if formula != NONE:
+            for _ in range(4):
+                value, operand_ = apply(formula, x0, y0, y0), y0
+                x0, x1, x2, x3 = x1, x2, x3, value
+                y0, y1, y2, y3 = y1, y2, y3, operand_
+    if how == ADDS:
+        z0, z1, z2, z3 = four(out, place, np.int64(1), count, wide, x0 - x0)
+        x0, x1, x2, x3 = z0 + x0, z1 + x1, z2 + x2, z3 + x3
+    if how == BOTH:
+        put_four(out2, place, x0, x1, x2, x3, count, wide)
+    else:
+        put_four(out, place, x0, x1, x2, x3, count, wide)
 
 
 @device
 def finish_tile(d, addresses, tile, stride, m0, n0, rows, cols, piece, one, space):
     """Take rows × cols finished sums from shared memory, ``stride`` apart, to where C's element (m0, n0) lies.
 
-    Of one piece of several: into the M × N sums of that piece, as they are. Overwrites. All threads call it; it has no
-    barrier.
+    Of one piece of several: into the M × N sums of that piece, as they are. Overwrites. ``stride`` and ``n0`` are
+    multiples of four. All threads call it; it has no barrier.
     """
     out = operand(d, addresses, OUT, one, space)
     y, out2 = operand(d, addresses, Y, one, space), operand(d, addresses, OUT2, one, space)
     m, n, whole = d[M], d[N], d[PIECES] == 1
-    for e in range(I32(thread()), rows * cols, I32(threads())):
-        r, c = e // cols, e % cols
-        total = tile[r * stride + c]
-        if whole:
-            finish(d, y, out, out2, total, np.int64(m0 + r), np.int64(n0 + c))
-        else:
-            out[(piece * m + m0 + r) * n + n0 + c] = total
+    code, then, how = I32(d[CODE]), I32(d[THEN]), I32(d[HOW])
+    y_row, y_col = word(d, Y, ROW), word(d, Y, COL)
+    if not whole:
+        code, then, how = I32(NONE), I32(NONE), I32(0)
+        out = shifted(out, np.int64(piece) * m * n)
+    zero = one - one
+    wide = whole_quads(out, n, one) and (how != BOTH or whole_quads(out2, n, one))
+    wide_y = y_col == 1 and whole_quads(y, y_row, one)
+    quads = (cols + I32(3)) >> I32(2)
+    for e in range(I32(thread()), rows * quads, I32(threads())):
+        r = I32(np.uint32(e) // np.uint32(quads))
+        c = I32(4) * (e - r * quads)
+        count = min(I32(4), cols - c)
+        x0, x1, x2, x3 = load4(tile, r * stride + c)
+        i, j = np.int64(m0 + r), np.int64(n0 + c)
+        y0, y1, y2, y3 = zero, zero, zero, zero
+        if code != NONE:
+            y0, y1, y2, y3 = four(y, i * y_row + j * y_col, y_col, count, wide_y, zero)
+        finish(code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, i * n + j, count, wide)
 
 
 @device
@@ -140,13 +180,33 @@ def combine(d, addresses, block, blocks, one, space):
     """OUT = epilogue(Σ of the PIECES sums of A, Y), M × N, or their largest if MAXIMA; in order. Overwrites."""
     sums, y = operand(d, addresses, A, one, space), operand(d, addresses, Y, one, space)
     out, out2 = operand(d, addresses, OUT, one, space), operand(d, addresses, OUT2, one, space)
-    n, size, pieces = d[N], d[M] * d[N], d[PIECES]
-    for e in range(np.int64(block) * threads() + thread(), size, np.int64(blocks) * threads()):
-        total = sums[e]
+    m, n, size, pieces = d[M], d[N], d[M] * d[N], d[PIECES]
+    code, then, how = I32(d[CODE]), I32(d[THEN]), I32(d[HOW])
+    y_row, y_col = word(d, Y, ROW), word(d, Y, COL)
+    if code == NONE or (y_row == n and (y_col == 1 or n == 1)):  # one long row: there are fewer ends of rows
+        m, n, y_row, y_col = np.int64(1), size, np.int64(0), np.int64(1)
+    elif y_row == 0 and y_col == 0:
+        m, n = np.int64(1), size
+    zero = one - one
+    wide = whole_quads(out, n, one) and (how != BOTH or whole_quads(out2, n, one))
+    wide_sums = whole_quads(sums, n, one) and (pieces == 1 or whole_quads(sums, size, one))
+    wide_y = y_col == 1 and whole_quads(y, y_row, one)
+    quads = (n + 3) >> 2
+    for e in range(np.int64(block) * threads() + thread(), m * quads, np.int64(blocks) * threads()):
+        i, q = divided(e, quads)
+        j = 4 * q
+        count, place = I32(min(np.int64(4), n - j)), i * n + j
+        x0, x1, x2, x3 = four(sums, place, np.int64(1), count, wide_sums, zero)
         for piece in range(1, pieces):
-            total = larger(total, sums[piece * size + e]) if d[HOW] == MAXIMA else total + sums[piece * size + e]
-        i, j = divided(e, n)
-        finish(d, y, out, out2, total, i, j)
+            z0, z1, z2, z3 = four(sums, piece * size + place, np.int64(1), count, wide_sums, zero)
+            if how == MAXIMA:
+                x0, x1, x2, x3 = larger(x0, z0), larger(x1, z1), larger(x2, z2), larger(x3, z3)
+            else:
+                x0, x1, x2, x3 = x0 + z0, x1 + z1, x2 + z2, x3 + z3
+        y0, y1, y2, y3 = zero, zero, zero, zero
+        if code != NONE:
+            y0, y1, y2, y3 = four(y, i * y_row + j * y_col, y_col, count, wide_y, zero)
+        finish(code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, place, count, wide)
 
 
 def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
@@ -194,6 +254,17 @@ def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
         return fetch, put
 
     (fetch_a, put_a), (fetch_b, put_b) = staging(tile.bm), staging(tile.bn)
+
+    @device
+    def multiply(acc, memory, row_a, row_b):
+        """A thread's sums, and the products of one of K."""
+        for g in range(groups_m):
+            x = load4(memory, row_a + g * apart_m)
+            for h in range(groups_n):
+                y = load4(memory, row_b + h * apart_n)
+                for i in range(4):
+                    for j in range(4):
+                        acc[4 * g + i, 4 * h + j] += x[i] * y[j]
 
     def strip_of(g: int) -> Callable[..., None]:
         """Write group ``g`` of a thread's rows to shared memory; a known number, or sums would lie in local memory."""
@@ -252,15 +323,13 @@ def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
                 # ---- this tile's products
                 if step >= 0 and me < count:
                     first = step % I32(2) * stage
-                    for kk in range(bk):
-                        row_a, row_b = first + kk * lda + ty * I32(4), first + bk * lda + kk * ldb + tx * I32(4)
-                        for g in range(groups_m):
-                            x = load4(memory, row_a + g * apart_m)
-                            for h in range(groups_n):
-                                y = load4(memory, row_b + h * apart_n)
-                                for i in range(4):
-                                    for j in range(4):
-                                        acc[4 * g + i, 4 * h + j] += x[i] * y[j]
+                    row_a, row_b = first + ty * I32(4), first + bk * lda + tx * I32(4)
+                    for _ in range(bk // 4):  # by fours, so that numbers are on their way while others are multiplied
+                        multiply(acc, memory, row_a, row_b)
+                        multiply(acc, memory, row_a + lda, row_b + ldb)
+                        multiply(acc, memory, row_a + I32(2) * lda, row_b + I32(2) * ldb)
+                        multiply(acc, memory, row_a + I32(3) * lda, row_b + I32(3) * ldb)
+                        row_a, row_b = row_a + I32(4) * lda, row_b + I32(4) * ldb
                 # ---- and the next one from registers into the other half of shared memory
                 if step + I32(1) < steps and me < count:
                     first = (step + I32(1)) % I32(2) * stage

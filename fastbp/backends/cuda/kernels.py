@@ -175,6 +175,8 @@ def _kernels(dtype: str) -> dict[str, Kernel]:
         if name == "small" or item == 4:  # 64 sums of float64 do not fit the registers
             product = gemm.product_of(tile, TYPES[dtype])
             found[f"product_{name}"] = Kernel(_over_grid(product), tile.threads, tile.shared_bytes(item), wide=True)
+    if item == 4:
+        found["rounded"] = Kernel(_over_grid(elementwise.rounded), wide=True)
     for precision, tiles in (TENSOR_TILES if item == 4 else {}).items():
         for name, tensor_tile in zip(("small", "large"), tiles, strict=True):
             product = product_on_tensor_cores(tensor_tile)

@@ -81,7 +81,7 @@ class Rows(ABC):
         i = instruction
         match i.op:
             case "matmul":
-                self._product(i)
+                self.product(i)
             case "chain":
                 domain = i.domain[0].at(self.n), i.domain[1].at(self.n)
                 self._chain(i, domain, i.steps, i.results)
@@ -230,10 +230,16 @@ class Rows(ABC):
 
     # ---- products ------------------------------------------------------------------------------------------------
 
-    def _product(self, i: Instruction) -> None:
+    def product_shape(self, i: Instruction) -> tuple[int, int, int]:
+        """m, n and k of a product (m, k)(k, n)."""
+        a, b = (self.program.shape(index, self.n) for index in i.ins[:2])
+        m, k = (a[1], a[0]) if i.ta else a
+        return m, b[0] if i.tb else b[1], k
+
+    def product(self, i: Instruction) -> None:
+        """The rows of a product."""
         a, b = (self.operand(index) for index in i.ins[:2])
-        m, k = (a.cols, a.rows) if i.ta else (a.rows, a.cols)
-        n = b.rows if i.tb else b.cols
+        m, n, k = self.product_shape(i)
         if not m * n:
             return
         x = replace(a.place, row=1, col=a.cols) if i.ta else a.place

@@ -152,14 +152,30 @@ def _act(action, addresses, registers, r, c, rows, cols, width, one, space):
         for e in range(I32(4)):
             registers[(to * 4 + e) * wide + mine] = dropout(action[BITS], first + e, key, one)
     else:
-        first, second, third = I32(action[FIRST]), I32(action[SECOND]), I32(action[THIRD])
+        x0, x1, x2, x3 = _four(registers, I32(action[FIRST]), wide, mine)
+        y0, y1, y2, y3 = _four(registers, I32(action[SECOND]), wide, mine)
+        z0, z1, z2, z3 = _four(registers, I32(action[THIRD]), wide, mine)
         scale = I32(action[SCALE])
-        for e in range(I32(4)):
-            x = registers[(first * 4 + e) * wide + mine]
-            if scale >= 0:
-                x = x * registers[(scale * 4 + e) * wide + mine]
-            y, z = registers[(second * 4 + e) * wide + mine], registers[(third * 4 + e) * wide + mine]
-            registers[(to * 4 + e) * wide + mine] = apply(what, x, y, z)
+        if scale >= 0:
+            s0, s1, s2, s3 = _four(registers, scale, wide, mine)
+            x0, x1, x2, x3 = x0 * s0, x1 * s1, x2 * s2, x3 * s3
+        for _ in range(4):  # a loop, so that the formulas are there once: they are most of the kernel
+            value, y, z = apply(what, x0, y0, z0), y0, z0
+            x0, x1, x2, x3 = x1, x2, x3, value
+            y0, y1, y2, y3 = y1, y2, y3, y
+            z0, z1, z2, z3 = z1, z2, z3, z
+        place = to * 4 * wide + mine
+        registers[place] = x0
+        registers[place + wide] = x1
+        registers[place + 2 * wide] = x2
+        registers[place + 3 * wide] = x3
+
+
+@device
+def _four(registers, which, wide, mine):
+    """A thread's four elements of a register."""
+    place = which * I32(4) * wide + mine
+    return registers[place], registers[place + wide], registers[place + 2 * wide], registers[place + 3 * wide]
 
 
 @device

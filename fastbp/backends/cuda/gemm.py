@@ -60,6 +60,13 @@ def ceil_div(x, y):
 
 
 @device
+def halves(x, y):
+    """x // y and x % y of int32 that are not negative."""
+    quotient = I32(np.uint32(x) // np.uint32(y))
+    return quotient, x - quotient * y
+
+
+@device
 def larger(x, y):
     """The larger value; NaN if either is NaN."""
     return x if x != x or x > y else y
@@ -306,8 +313,9 @@ def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
         acc = cuda.local.array(shape_acc, dtype)
         next_a, next_b = cuda.local.array(shape_a, dtype), cuda.local.array(shape_b, dtype)
         for number in range(I32(block), tiles_m * tiles_n * I32(d[PIECES]), I32(blocks)):
-            piece, place = number // (tiles_m * tiles_n), number % (tiles_m * tiles_n)
-            m0, n0 = place % tiles_m * bm, place // tiles_m * bn
+            piece, place = halves(number, tiles_m * tiles_n)
+            n0, m0 = halves(place, tiles_m)
+            m0, n0 = m0 * bm, n0 * bn
             k0 = piece * I32(d[PIECE])
             k1 = min(k, k0 + I32(d[PIECE]))
             for i in range(tm):

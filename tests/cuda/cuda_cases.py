@@ -23,6 +23,7 @@ LAYOUTS = [(False, False), (False, True), (True, False), (True, True)]
 SHAPES = [(1, 1, 1), (5, 7, 3), (65, 3, 1), (3, 66, 17), (64, 64, 33), (67, 5, 0)]
 RAGGED = [(1, 1, 4099), (129, 127, 31), (257, 3, 1031), (1031, 1031, 33), (4099, 1031, 517), (31, 4099, 64)]  # large
 MANY_ROWS = 1 << 18
+WITHIN_LIMITS = 1024  # numbers in a sum for which LIMITS are meant
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Case:
     Attributes:
         large: not for the simulator.
         one_product: whether every output is one product, so that it can be judged in tf32 and bf16.
+        summed: numbers in its longest sum.
     """
 
     name: str
     make: Callable[[], tuple[Program, Values, int]]
     large: bool = False
     one_product: bool = False
+    summed: int = 1
 
     def __str__(self) -> str:
         return self.name
@@ -67,7 +70,8 @@ def typed(values: Mapping[str, Any], dtype: str) -> Values:
 def judge(case: Case, found: Mapping[str, np.ndarray], dtype: str, precision: str = "highest") -> Verdict:
     """Compare with array code in float64: an error may be twice that of array code in the same dtype, or the limit.
 
-    In tf32 and bf16 the limit is the precision's. What is not finite has to be the same; shapes, too.
+    In tf32 and bf16 the limit is the precision's, else it grows with the root of how many numbers are summed, as rounding
+    errors do, those of the float64 to compare with, too. What is not finite has to be the same; shapes, too.
     """
     program, values, n = case.make()
     values = {name: v for name, v in values.items() if name in program.inputs}
@@ -79,7 +83,7 @@ def judge(case: Case, found: Mapping[str, np.ndarray], dtype: str, precision: st
         if got.shape != expected.shape or not np.array_equal(got[~finite], expected[~finite], equal_nan=True):
             return Verdict(float("inf"), 0.0)
         error = checks.relative_error(got[finite], expected[finite])
-        limit = LIMITS_OF.get(precision, LIMITS[dtype])
+        limit = LIMITS_OF.get(precision, LIMITS[dtype] * max(1.0, case.summed / WITHIN_LIMITS) ** 0.5)
         bound = max(2 * checks.relative_error(array[name][finite], expected[finite]), limit)
         if not error / bound <= worst.error / worst.bound:
             worst = Verdict(error, bound)
@@ -131,7 +135,7 @@ def layer(rows: int, widths: tuple[int, int], large: bool = False) -> Case:
         values = {"x": rng.normal(size=(rows, widths[0])), "g": rng.normal(size=(rows, widths[1]))}
         return plan({"a": a, "dw": dw, "dx": dx}), values | {"w": rng.normal(size=widths)}, rows
 
-    return Case(f"layer {widths[0]}-{widths[1]} on {rows} rows", make, large=large, one_product=True)
+    return Case(f"layer {widths[0]}-{widths[1]} on {rows} rows", make, large=large, one_product=True, summed=max(rows, *widths))
 
 
 def cut_sums(rows: int, large: bool = False) -> Case:
@@ -144,7 +148,7 @@ def cut_sums(rows: int, large: bool = False) -> Case:
         values = {"x": rng.normal(size=(rows, 3)), "g": rng.normal(size=(rows, 5)), "c": rng.normal(size=(3, 5))}
         return plan({"dw": dw, "scaled": dw * graph.param("c", (3, 5)), "db": g.sum(axis=0)}), values, rows
 
-    return Case(f"sums over {rows} rows", make, large=large)
+    return Case(f"sums over {rows} rows", make, large=large, summed=rows)
 
 
 def chain(rows: int, cols: int, large: bool = False) -> Case:

@@ -220,7 +220,7 @@ class _OverGrid(Rows):
         if not as_it_is:
             self._partial(m * n * self.item)
             row = self.row({**operands, table.A: out}, **words, sizes=(m, n, 0))
-            self.over_elements(table.COMBINE, "combine", row, m * n)
+            self.over_elements(table.COMBINE, "combine", row, m * n, 4)
 
     def _for_blas(self, index: int) -> Place:
         """Where an operand of cuBLAS lies, copied or rounded if that has to be."""
@@ -237,6 +237,30 @@ class _OverGrid(Rows):
             else:
                 self.move(x.place, replace(copy, row=x.cols, col=1), (x.rows, x.cols), 0, x.cols)
         return copy
+
+    def sum_rows(self, i: Instruction) -> None:
+        """In pieces of rows, if there are many, whose sums are then summed in the same way."""
+        x, out = self.operand(i.ins[0]), self.operand(i.outs[0])
+        if not x.rows * x.cols:
+            super().sum_rows(i)
+            return
+        lanes = min(THREADS, chain_table.power_of_two(-(-x.cols // 4)))
+        below, across = THREADS // lanes, -(-x.cols // (4 * lanes))
+        pieces = max(1, min(-(-WANTED_BLOCKS // across), x.rows // (8 * below)))
+        piece = -(-x.rows // pieces)
+        pieces = -(-x.rows // piece)
+        sums = out.place
+        if pieces > 1:
+            sums = self.scratch
+            self._partial(pieces * x.cols * self.item)
+        self._sum_pieces(x.place, sums, (x.rows, x.cols), pieces, piece, lanes)
+        if pieces > 1:
+            self._sum_pieces(sums, out.place, (pieces, x.cols), 1, pieces, lanes)
+
+    def _sum_pieces(self, x: Place, out: Place, shape: tuple[int, int], pieces: int, piece: int, lanes: int) -> None:
+        strips = -(-shape[1] // (4 * lanes))
+        row = self.row({table.OUT: out, table.A: x}, sizes=(*shape, strips), pieces=pieces, piece=piece, head=lanes)
+        self.launches.append(Launch("down", row, min(pieces * strips, MOST_BLOCKS), THREADS, 4 * THREADS * self.item))
 
     def launch(self, op: int, kernel: str, row: int, blocks: int, threads: int, shared: int) -> None:
         self.launches.append(Launch(kernel, row, min(blocks, MOST_BLOCKS), threads, shared))
@@ -266,4 +290,4 @@ class _OverGrid(Rows):
         out = self.operand(index)
         operands = {table.OUT: out.place, table.A: sums}
         row = self.row(operands, sizes=(out.rows, out.cols, 0), pieces=pieces)
-        self.over_elements(table.COMBINE, "combine", row, out.rows * out.cols)
+        self.over_elements(table.COMBINE, "combine", row, out.rows * out.cols, 4)

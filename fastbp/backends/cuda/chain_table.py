@@ -152,7 +152,7 @@ def _chosen(work: Work, numbers: Sequence[int]) -> Work:
     return replace(work, results=tuple(work.results[k] for k in numbers), outs=tuple(work.outs[k] for k in numbers))
 
 
-def _power_of_two(x: int) -> int:
+def power_of_two(x: int) -> int:
     """The smallest one that is not below x."""
     return 1 << max(0, x - 1).bit_length()
 
@@ -178,7 +178,7 @@ class _Builder:
         rows, cols = self.work.shape
         how = {r.axis for r in self.work.results if r.how}
         most = MOST_LANES if 1 in how else self.threads
-        self.lanes = min(most, _power_of_two(-(-cols // QUAD)))
+        self.lanes = min(most, power_of_two(-(-cols // QUAD)))
         below = self.threads // self.lanes
         at_once = QUAD * self.lanes
         if alone:

@@ -14,4 +14,11 @@ FORMULAS: dict[str, tuple[Callable[..., Any], int]] = {
     for name, formula in table.items()
 }
 CODES = {name: code for code, name in enumerate(FORMULAS)}
+# Formulas that take few instructions: kernels have them four times over, for four elements at once.
+_SHORT = {
+    *("copy", "neg", "square", "abs", "sign", "step", "sigmoid", "tanh", "relu", "leaky_relu"),
+    *("sigmoid_grad", "tanh_grad", "relu_grad", "leaky_relu_grad", "add", "sub", "mul", "maximum", "minimum"),
+    *("greater", "greater_equal", "equal", "where", "fma"),
+}
+SHORT = {name for name in FORMULAS if name.removeprefix("add_").removeprefix("mul_") in _SHORT}
 UPDATE_CODES = {name: code for code, name in enumerate(scalars.UPDATES)}

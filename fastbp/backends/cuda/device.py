@@ -18,6 +18,7 @@ if SIMULATED:
     from fastbp.backends.cuda.twins import (
         address_of,
         apply,
+        apply4,
         at,
         copied,
         copy1,
@@ -49,6 +50,7 @@ else:
     from fastbp.backends.cuda.ptx import (
         address_of,
         apply,
+        apply4,
         at,
         copied,
         copy1,
@@ -81,6 +83,7 @@ __all__ = [
     "SIMULATED",
     "address_of",
     "apply",
+    "apply4",
     "at",
     "copied",
     "copy1",

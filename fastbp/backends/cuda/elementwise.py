@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastbp.backends.cuda.device import (
-    apply,
+    apply4,
     at,
     device,
     dropout,
@@ -31,7 +31,7 @@ from fastbp.backends.cuda.device import (
     threads,
     update,
 )
-from fastbp.backends.cuda.gemm import I32, larger, quad, whole_quads
+from fastbp.backends.cuda.gemm import I32, four, halves, larger, put_four, quad, whole_quads
 from fastbp.backends.cuda.operands import operand
 from fastbp.backends.cuda.table import (
     ACTION_WIDTH,
@@ -60,6 +60,7 @@ from fastbp.backends.cuda.table import (
     OVER_ALL,
     OVER_COLUMNS,
     OVER_ROWS,
+    PIECE,
     PIECE_COLS,
     PIECE_ROWS,
     PIECES,
@@ -78,6 +79,7 @@ from fastbp.backends.cuda.table import (
     WHAT,
     A,
     B,
+    K,
     M,
     N,
     Y,
@@ -152,18 +154,14 @@ def _act(action, addresses, registers, r, c, rows, cols, width, one, space):
         for e in range(I32(4)):
             registers[(to * 4 + e) * wide + mine] = dropout(action[BITS], first + e, key, one)
     else:
-        x0, x1, x2, x3 = _four(registers, I32(action[FIRST]), wide, mine)
-        y0, y1, y2, y3 = _four(registers, I32(action[SECOND]), wide, mine)
-        z0, z1, z2, z3 = _four(registers, I32(action[THIRD]), wide, mine)
+        xs, ys = _four(registers, I32(action[FIRST]), wide, mine), _four(registers, I32(action[SECOND]), wide, mine)
+        zs = _four(registers, I32(action[THIRD]), wide, mine)
         scale = I32(action[SCALE])
+        x0, x1, x2, x3 = xs
         if scale >= 0:
             s0, s1, s2, s3 = _four(registers, scale, wide, mine)
             x0, x1, x2, x3 = x0 * s0, x1 * s1, x2 * s2, x3 * s3
-        for _ in range(4):  # a loop, so that the formulas are there once: they are most of the kernel
-            value, y, z = apply(what, x0, y0, z0), y0, z0
-            x0, x1, x2, x3 = x1, x2, x3, value
-            y0, y1, y2, y3 = y1, y2, y3, y
-            z0, z1, z2, z3 = z1, z2, z3, z
+        x0, x1, x2, x3 = apply4(what, (x0, x1, x2, x3), ys, zs)
         place = to * 4 * wide + mine
         registers[place] = x0
         registers[place + wide] = x1
@@ -222,21 +220,27 @@ def chain(d, addresses, block, blocks, one, space):
     rows_in_all, width = I32(d[M]), I32(d[N])
     count, lanes = I32(head[ACTIONS]), I32(head[LANES])
     mine = I32(thread())
-    tx, ty, below = mine % lanes, mine // lanes, I32(threads()) // lanes
+    ty, tx = halves(mine, lanes)
+    below, _ = halves(threads(), lanes)
     first_result = shifted(head, CHAIN_HEAD + count * ACTION_WIDTH)
     across = I32(head[COLUMN_PIECES])
-    for piece in range(I32(block), I32(d[PIECES]), I32(blocks)):
-        r0, c0 = piece // across * I32(head[PIECE_ROWS]), piece % across * I32(head[PIECE_COLS])
+    piece, pieces = I32(block), I32(d[PIECES])
+    while piece < pieces:
+        down_, right = halves(piece, across)
+        r0, c0 = down_ * I32(head[PIECE_ROWS]), right * I32(head[PIECE_COLS])
         rows, cols = min(rows_in_all, r0 + I32(head[PIECE_ROWS])), min(width, c0 + I32(head[PIECE_COLS]))
         for k in range(head[RESULTS]):
             _clear(shifted(first_result, k * RESULT_WIDTH), registers, one)
-        for top in range(r0, rows, below):
+        top = r0
+        while top < rows:
             r = top + ty
-            for left in range(c0, cols, I32(4) * lanes):
+            left = c0
+            while left < cols:
                 c = left + I32(4) * tx
                 for k in range(count):
                     action = shifted(head, CHAIN_HEAD + k * ACTION_WIDTH)
                     _act(action, addresses, registers, r, c, rows, cols, width, one, space)
+                left = I32(left + I32(4) * lanes)
             for k in range(head[RESULTS]):
                 result = shifted(first_result, k * RESULT_WIDTH)
                 if result[AXIS] == OVER_COLUMNS:
@@ -248,13 +252,15 @@ def chain(d, addresses, block, blocks, one, space):
                     if tx == 0 and r < rows:
                         _write(result, addresses, r, 0, total, one, space)
                     _clear(result, registers, one)
+            top = I32(top + below)
         for k in range(head[RESULTS]):
             result = shifted(first_result, k * RESULT_WIDTH)
             if result[AXIS] == OVER_ROWS:
-                _down(result, addresses, registers, piece // across, c0 + I32(4) * tx, cols, lanes, one, space)
+                _down(result, addresses, registers, down_, c0 + I32(4) * tx, cols, lanes, one, space)
             elif result[AXIS] == OVER_ALL:
                 _all(result, addresses, registers, piece, one, space)
         sync()
+        piece = I32(piece + I32(blocks))
 
 
 @device
@@ -267,8 +273,10 @@ def _down(result, addresses, registers, piece, c, cols, lanes, one, space):
         for e in range(min(I32(4), cols - c)):
             place = first + e * wide
             total = registers[place]
-            for y in range(lanes, wide, lanes):
+            y = lanes
+            while y < wide:
                 total = _joined(result, total, registers[place + y])
+                y = I32(y + lanes)
             _write(result, addresses, piece, c + e, total, one, space)
 
 
@@ -298,15 +306,18 @@ def update_all(d, addresses, block, blocks, one, space):
     theta, g = operand(d, addresses, OUT, one, space), operand(d, addresses, A, one, space)
     first, second = operand(d, addresses, B, one, space), operand(d, addresses, Y, one, space)
     hyper = operand(d, addresses, EXTRA, np.float64(1.0), space)
+    code = d[CODE]
     states = d[M]  # how many there are; of those that are not, the first element stands in, and is not written
-    for i in range(np.int64(block) * threads() + thread(), d[N], np.int64(blocks) * threads()):
+    i, size, apart = np.int64(block) * threads() + thread(), d[N], np.int64(blocks) * threads()
+    while i < size:
         one_state, two_states = i if states > 0 else 0, i if states > 1 else 0
-        t, s, u = update(d[CODE], theta[i], g[i], first[one_state], second[two_states], hyper)
+        t, s, u = update(code, theta[i], g[i], first[one_state], second[two_states], hyper)
         theta[i] = t
         if states > 0:
             first[i] = s
         if states > 1:
             second[i] = u
+        i += apart
 
 
 @device
@@ -314,6 +325,60 @@ def rounded(d, addresses, block, blocks, one, space):
     """OUT, of bf16, = A, of float32: (M, N) numbers, to nearest even. Overwrites, up to the next multiple of four."""
     x, out = operand(d, addresses, A, one, space), operand(d, addresses, OUT, np.int32(1), space)
     size, zero, aligned = d[M] * d[N], one - one, whole_quads(x, np.int64(4), one)
-    for q in range(np.int64(block) * threads() + thread(), (size + 3) >> 2, np.int64(blocks) * threads()):
+    q, quads, apart = np.int64(block) * threads() + thread(), (size + 3) >> 2, np.int64(blocks) * threads()
+    while q < quads:
         v0, v1, v2, v3 = quad(x, aligned, 4 * q, size, I32(0), I32(1), np.int64(0), zero)
         store2(out, 2 * q, (np.int32(pack_bf16(v0, v1)), np.int32(pack_bf16(v2, v3))))
+        q += apart
+
+
+@device
+def down(d, addresses, block, blocks, one, space):
+    """OUT (PIECES, N): row p is the sum of the PIECE rows of A (M, N) from p PIECE on. Overwrites.
+
+    HEAD threads lie along a row, a power of two, four columns each, and K such strips make a row; the other threads
+    are below each other, and what they have is joined by halves. Has barriers: all threads of a block, a power of two, call it together.
+    """
+    x, out = operand(d, addresses, A, one, space), operand(d, addresses, OUT, one, space)
+    memory = shared(one)
+    rows, cols, lanes = d[M], d[N], I32(d[HEAD])
+    zero = one - one
+    wide, wide_out = whole_quads(x, cols, one), whole_quads(out, cols, one)
+    mine, across = I32(thread()), I32(d[K])
+    ty, tx = halves(mine, lanes)
+    below, _ = halves(threads(), lanes)
+    number, strips = I32(block), I32(d[PIECES]) * across
+    while number < strips:
+        piece, strip = halves(number, across)
+        c = np.int64(I32(4) * (strip * lanes + tx))
+        count = I32(min(np.int64(4), cols - c))
+        r, end = piece * d[PIECE] + ty, min(rows, (piece + 1) * d[PIECE])
+        s0, s1, s2, s3 = zero, zero, zero, zero
+        if count > 0:
+            apart = below * cols
+            while r + 3 * below < end:  # four rows at a time are on their way
+                place = r * cols + c
+                a0, a1, a2, a3 = four(x, place, np.int64(1), count, wide, zero)
+                b0, b1, b2, b3 = four(x, place + apart, np.int64(1), count, wide, zero)
+                c0, c1, c2, c3 = four(x, place + 2 * apart, np.int64(1), count, wide, zero)
+                d0, d1, d2, d3 = four(x, place + 3 * apart, np.int64(1), count, wide, zero)
+                s0, s1 = s0 + a0 + b0 + c0 + d0, s1 + a1 + b1 + c1 + d1
+                s2, s3 = s2 + a2 + b2 + c2 + d2, s3 + a3 + b3 + c3 + d3
+                r += 4 * below
+            while r < end:
+                a0, a1, a2, a3 = four(x, r * cols + c, np.int64(1), count, wide, zero)
+                s0, s1, s2, s3 = s0 + a0, s1 + a1, s2 + a2, s3 + a3
+                r += below
+        store4(memory, 4 * mine, (s0, s1, s2, s3))
+        half = below >> I32(1)
+        while half > 0:
+            sync()
+            if ty < half:
+                a0, a1, a2, a3 = load4(memory, 4 * (mine + half * lanes))
+                s0, s1, s2, s3 = s0 + a0, s1 + a1, s2 + a2, s3 + a3
+                store4(memory, 4 * mine, (s0, s1, s2, s3))
+            half = half >> I32(1)
+        if ty == 0 and count > 0:
+            put_four(out, piece * cols + c, s0, s1, s2, s3, count, wide_out)
+        sync()
+        number = I32(number + I32(blocks))

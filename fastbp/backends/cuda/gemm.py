@@ -16,7 +16,7 @@ from numba import cuda
 
 from fastbp.backends.cuda.device import (
     address_of,
-    apply,
+    apply4,
     device,
     itemsize,
     load4,
@@ -133,15 +133,12 @@ def finish(code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, place, co
 
     If ADDS, they are added to OUT. ``place`` is that of the first one in either.
     """
-    for turn in range(2):  # two loops, so that the formulas are there once: they are most of the kernel
+    for turn in range(2):  # so that the formulas are there once: they are most of the kernel
         formula = then if turn else code
         if turn and how == BOTH:
             put_four(out, place, x0, x1, x2, x3, count, wide)
         if formula != NONE:
-            for _ in range(4):
-                value, operand_ = apply(formula, x0, y0, y0), y0
-                x0, x1, x2, x3 = x1, x2, x3, value
-                y0, y1, y2, y3 = y1, y2, y3, operand_
+            x0, x1, x2, x3 = apply4(formula, (x0, x1, x2, x3), (y0, y1, y2, y3), (y0, y1, y2, y3))
     if how == ADDS:
         z0, z1, z2, z3 = four(out, place, np.int64(1), count, wide, x0 - x0)
         x0, x1, x2, x3 = z0 + x0, z1 + x1, z2 + x2, z3 + x3
@@ -170,9 +167,10 @@ def finish_tile(d, addresses, tile, stride, m0, n0, rows, cols, piece, one, spac
     wide = whole_quads(out, n, one) and (how != BOTH or whole_quads(out2, n, one))
     wide_y = y_col == 1 and whole_quads(y, y_row, one)
     quads = (cols + I32(3)) >> I32(2)
-    for e in range(I32(thread()), rows * quads, I32(threads())):
-        r = I32(np.uint32(e) // np.uint32(quads))
-        c = I32(4) * (e - r * quads)
+    e = I32(thread())
+    while e < rows * quads:
+        r, c = halves(e, quads)
+        c = I32(4) * c
         count = min(I32(4), cols - c)
         x0, x1, x2, x3 = load4(tile, r * stride + c)
         i, j = np.int64(m0 + r), np.int64(n0 + c)
@@ -180,6 +178,7 @@ def finish_tile(d, addresses, tile, stride, m0, n0, rows, cols, piece, one, spac
         if code != NONE:
             y0, y1, y2, y3 = four(y, i * y_row + j * y_col, y_col, count, wide_y, zero)
         finish(code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, i * n + j, count, wide)
+        e = I32(e + I32(threads()))
 
 
 @device
@@ -199,13 +198,24 @@ def combine(d, addresses, block, blocks, one, space):
     wide_sums = whole_quads(sums, n, one) and (pieces == 1 or whole_quads(sums, size, one))
     wide_y = y_col == 1 and whole_quads(y, y_row, one)
     quads = (n + 3) >> 2
-    for e in range(np.int64(block) * threads() + thread(), m * quads, np.int64(blocks) * threads()):
+    e, apart = np.int64(block) * threads() + thread(), np.int64(blocks) * threads()
+    while e < m * quads:
         i, q = divided(e, quads)
         j = 4 * q
         count, place = I32(min(np.int64(4), n - j)), i * n + j
         x0, x1, x2, x3 = four(sums, place, np.int64(1), count, wide_sums, zero)
-        for piece in range(1, pieces):
-            z0, z1, z2, z3 = four(sums, piece * size + place, np.int64(1), count, wide_sums, zero)
+        piece, unit = np.int64(1), np.int64(1)
+        while how != MAXIMA and piece + 3 < pieces:  # four at a time are on their way
+            first = piece * size + place
+            a0, a1, a2, a3 = four(sums, first, unit, count, wide_sums, zero)
+            b0, b1, b2, b3 = four(sums, first + size, unit, count, wide_sums, zero)
+            c0, c1, c2, c3 = four(sums, first + 2 * size, unit, count, wide_sums, zero)
+            d0, d1, d2, d3 = four(sums, first + 3 * size, unit, count, wide_sums, zero)
+            x0, x1 = x0 + a0 + b0 + c0 + d0, x1 + a1 + b1 + c1 + d1
+            x2, x3 = x2 + a2 + b2 + c2 + d2, x3 + a3 + b3 + c3 + d3
+            piece += 4
+        for further in range(piece, pieces):
+            z0, z1, z2, z3 = four(sums, further * size + place, unit, count, wide_sums, zero)
             if how == MAXIMA:
                 x0, x1, x2, x3 = larger(x0, z0), larger(x1, z1), larger(x2, z2), larger(x3, z3)
             else:
@@ -214,6 +224,7 @@ def combine(d, addresses, block, blocks, one, space):
         if code != NONE:
             y0, y1, y2, y3 = four(y, i * y_row + j * y_col, y_col, count, wide_y, zero)
         finish(code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, place, count, wide)
+        e += apart
 
 
 def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
@@ -312,7 +323,8 @@ def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
         tx, ty = me % across, me // across
         acc = cuda.local.array(shape_acc, dtype)
         next_a, next_b = cuda.local.array(shape_a, dtype), cuda.local.array(shape_b, dtype)
-        for number in range(I32(block), tiles_m * tiles_n * I32(d[PIECES]), I32(blocks)):
+        number, tiles = I32(block), tiles_m * tiles_n * I32(d[PIECES])
+        while number < tiles:
             piece, place = halves(number, tiles_m * tiles_n)
             n0, m0 = halves(place, tiles_m)
             m0, n0 = m0 * bm, n0 * bn
@@ -357,5 +369,6 @@ def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
                     rows, cols = min(apart_m, m - top), min(bn, n - n0)
                     finish_tile(d, addresses, memory, ldb, top, n0, rows, cols, piece, one, space)
                 sync()
+            number = I32(number + I32(blocks))
 
     return product

@@ -79,10 +79,12 @@ def advance(words, slots, one):
     step = at(moving[STEPS], np.int64(1), GLOBAL)
     done = moving[DONE]
     position, number = step[3 * done + 1], step[3 * done + 2]
-    for k in range(thread(), moving[MOVING], threads()):
+    k = thread()
+    while k < moving[MOVING]:
         first = MOVING_HEAD + k * MOVING_WIDTH
         moved = moving[first + BEGINNING] + position * moving[first + A_POSITION] + number * moving[first + A_STEP]
         addresses[moving[first + NUMBER]] = moved
+        k += threads()
     sync()
     if thread() == 0:
         moving[DONE] = done + 1
@@ -105,7 +107,8 @@ def _of_blocks(product: Callable[..., None]) -> Callable[..., None]:
             mine, ranges = block, np.int64(cuda.gridDim.x)
         for s in range(steps[2 * mine], steps[2 * mine + 1]):
             step = shifted(steps, 2 * ranges + STEP_WIDTH * s)
-            for k in range(thread(), table[SLOTS], threads()):
+            k = thread()
+            while k < table[SLOTS]:
                 slot = shifted(table, BLOCK_HEAD + SLOT_WIDTH * k)
                 begin = np.int64(0)
                 if slot[FROM] == NONE:
@@ -114,6 +117,7 @@ def _of_blocks(product: Callable[..., None]) -> Callable[..., None]:
                     begin = outer[slot[FROM]]
                 moved = step[STEP_POSITION] * slot[BY_POSITION] + step[STEP_NUMBER] * slot[BY_STEP]
                 inner[k] = begin + slot[BYTES] + moved
+                k += threads()
             sync()
             script = shifted(table, table[table[SCRIPTS] + step[STEP_SCRIPT]])
             for k in range(script[0]):
@@ -169,6 +173,7 @@ def _kernels(dtype: str) -> dict[str, Kernel]:
         "gather": Kernel(_over_grid(rowwise.gather)),
         "scatter": Kernel(_over_grid(rowwise.scatter)),
         "update": Kernel(_over_grid(elementwise.update_all)),
+        "down": Kernel(_over_grid(elementwise.down), 256, 4 * 256 * item, wide=True),
         "advance": Kernel(advance, 32),
     }
     for name, tile in (("small", SMALL), ("large", LARGE)):

@@ -18,7 +18,7 @@ from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic
 
 from fastbp import polynomials, scalars
-from fastbp.backends.cuda.codes import FORMULAS
+from fastbp.backends.cuda.codes import FORMULAS, SHORT
 from fastbp.backends.llvm import LARGEST_ANGLE, Emitter, Value, switch
 
 I1, I32, I64, F32, F64 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
@@ -340,6 +340,51 @@ def apply(typingctx: Any, code: Any, x: Any, y: Any, z: Any) -> Any:
 
         switch(builder, code, [case(f, count) for f, count in FORMULAS.values()])
         return builder.load(result)
+
+    return signature, codegen
+
+
+@intrinsic
+def apply4(typingctx: Any, code: Any, xs: Any, ys: Any, zs: Any) -> Any:
+    """What ``apply`` gives for four x, y and z each (tuples).
+
+    Formulas of codes.SHORT are there four times over, others once, in a loop.
+    """
+    signature = types.UniTuple(xs.dtype, 4)(types.int64, xs, ys, zs)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        code, *tuples = arguments
+        m = _ScalarEmitter(builder, str(sig.args[1].dtype))
+        values = [[builder.extract_value(t, k) for k in range(4)] for t in tuples]
+        results = [cgutils.alloca_once(builder, m.type) for _ in range(4)]
+        turning = [[cgutils.alloca_once(builder, m.type) for _ in range(4)] for _ in tuples]
+
+        def one(formula: Callable[..., Value], operands: list[Any]) -> Any:
+            return m.unwrap(formula(m, *(Value(m, v) for v in operands)))
+
+        def at_once(formula: Callable[..., Value], count: int) -> None:
+            for k, result in enumerate(results):
+                builder.store(one(formula, [values[i][k] for i in range(count)]), result)
+
+        def in_turn(formula: Callable[..., Value], count: int) -> None:
+            """The first of four, which then take a step around; the result takes its place at the end."""
+            for i in range(count):
+                for value, place in zip(values[i], turning[i], strict=True):
+                    builder.store(value, place)
+            with cgutils.for_range(builder, I32(4)):
+                found = one(formula, [builder.load(turning[i][0]) for i in range(count)])
+                for i in range(count):
+                    first, *others = (builder.load(place) for place in turning[i])
+                    for value, place in zip([*others, found if i == 0 else first], turning[i], strict=True):
+                        builder.store(value, place)
+            for result, place in zip(results, turning[0], strict=True):
+                builder.store(builder.load(place), result)
+
+        def case(name: str) -> Callable[[], None]:
+            return lambda: (at_once if name in SHORT else in_turn)(*FORMULAS[name])
+
+        switch(builder, code, [case(name) for name in FORMULAS])
+        return context.make_tuple(builder, sig.return_type, [builder.load(result) for result in results])
 
     return signature, codegen
 

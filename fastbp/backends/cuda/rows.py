@@ -18,6 +18,7 @@ from fastbp.program import Instruction, Program, Result, Step
 
 ALIGNMENT = 256  # bytes: temps begin where the widest accesses may
 THREADS = 256  # of a block that has no tile or chain to say how many
+BUSY = 16 * 132  # blocks that keep a large card busy: twice as many as it has room for
 WORKSPACE, CONSTS = 0, 1  # the first slots
 
 
@@ -89,7 +90,7 @@ class Rows(ABC):
                 step = Step(i.code, tuple(range(len(i.operands))), len(i.ins) - 1 if i.scaled else -1)
                 self._chain(i, self.program.shape(i.outs[0], self.n), (step,), (Result(len(i.ins)),))
             case "sum":
-                self._chain(i, self.program.shape(i.ins[0], self.n), (), (Result(0, "sum", 0),))
+                self.sum_rows(i)
             case "softmax" | "log_softmax" | "log_softmax_grad" | "logsumexp":
                 self._softmax(i)
             case "transpose":
@@ -120,6 +121,10 @@ class Rows(ABC):
                 self.over_elements(table.SCATTER, "scatter", row, out.rows * out.cols)
             case "update":
                 self._update(i)
+
+    def sum_rows(self, i: Instruction) -> None:
+        """The rows of a sum over the rows of a matrix."""
+        self._chain(i, self.program.shape(i.ins[0], self.n), (), (Result(0, "sum", 0),))
 
     # ---- operands ------------------------------------------------------------------------------------------------
 
@@ -166,10 +171,10 @@ class Rows(ABC):
         self.words[row + table.OP] = op
         self.launch(op, kernel, row, max(1, blocks), threads, shared)
 
-    def over_elements(self, op: int, kernel: str, row: int, elements: int) -> None:
-        """A launch with a thread for each element."""
+    def over_elements(self, op: int, kernel: str, row: int, elements: int, each: int = 1) -> None:
+        """A launch with a thread for ``each`` elements, at most BUSY blocks: they go on where others end."""
         if elements:
-            self._launch(op, kernel, row, -(-elements // THREADS))
+            self._launch(op, kernel, row, min(BUSY, -(-elements // (each * THREADS))))
 
     def _column(self, place: Place, start: int) -> Place:
         return replace(place, offset=place.offset + start * self.item)
@@ -258,7 +263,7 @@ class Rows(ABC):
         row = self.row({table.OUT: sums, table.A: x, table.B: w}, sizes=(m, n, k), pieces=pieces, piece=cut.piece)
         self._launch(table.PRODUCT, kernel, row, tiles * pieces, threads, shared)
         row = self.row({**finish[0], table.A: sums}, **finish[1], sizes=(m, n, 0), pieces=pieces)
-        self.over_elements(table.COMBINE, "combine", row, m * n)
+        self.over_elements(table.COMBINE, "combine", row, m * n, 4)
 
     def _finish(self, i: Instruction, shape: tuple[int, int]) -> tuple[dict[int, Place], dict[str, int]]:
         """Operands and words of a product's epilogue."""
@@ -324,7 +329,7 @@ class Rows(ABC):
             operands[table.Y], code = replace(sums.factor, row=0, col=0), CODES["mul"]
         how = table.MAXIMA if result.how == "max" else table.ADDS if sums.out.added else 0
         row = self.row(operands, code=code, sizes=(1, sums.elements, 0), pieces=sums.pieces, how=how)
-        self.over_elements(table.COMBINE, "combine", row, sums.elements)
+        self.over_elements(table.COMBINE, "combine", row, sums.elements, 4)
 
     def _step_by_step(self, work: Work) -> None:
         """A chain of its own for every step and result, values in memory: where registers do not suffice."""

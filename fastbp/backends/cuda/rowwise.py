@@ -104,12 +104,14 @@ def move(d, addresses, block, blocks, one, space):
     """
     x, out = operand(d, addresses, A, one, space), operand(d, addresses, OUT, one, space)
     cols, start, width = d[N], d[HEAD], d[K]
-    for e in range(np.int64(block) * threads() + thread(), d[M] * cols, np.int64(blocks) * threads()):
+    e, size, apart = np.int64(block) * threads() + thread(), d[M] * cols, np.int64(blocks) * threads()
+    while e < size:
         i, j = divided(e, cols)
         value = one - one
         if start <= j and j < start + width:
             value = x[element(d, A, i, j - start)]
         out[element(d, OUT, i, j)] = value
+        e += apart
 
 
 @device
@@ -117,11 +119,13 @@ def onehot(d, addresses, block, blocks, one, space):
     """OUT (M, N): row i has 1 in column A_i, 0 elsewhere; NaN if A_i, int64, is no column. Overwrites."""
     labels, out = operand(d, addresses, A, np.int64(1), space), operand(d, addresses, OUT, one, space)
     cols = d[N]
-    for e in range(np.int64(block) * threads() + thread(), d[M] * cols, np.int64(blocks) * threads()):
+    e, size, apart = np.int64(block) * threads() + thread(), d[M] * cols, np.int64(blocks) * threads()
+    while e < size:
         i, j = divided(e, cols)
         label = labels[i]
         value = one if label == j else one - one
         out[e] = value if label >= 0 and label < cols else number(np.nan, one)
+        e += apart
 
 
 @device
@@ -131,9 +135,11 @@ def gather(d, addresses, block, blocks, one, space):
     x, out = operand(d, addresses, A, words, space), operand(d, addresses, OUT, words, space)
     order = operand(d, addresses, B, np.int64(1), space)
     cols = d[N]
-    for e in range(np.int64(block) * threads() + thread(), d[M] * cols, np.int64(blocks) * threads()):
+    e, size, apart = np.int64(block) * threads() + thread(), d[M] * cols, np.int64(blocks) * threads()
+    while e < size:
         i, j = divided(e, cols)
         out[e] = x[order[i] * cols + j]
+        e += apart
 
 
 @device
@@ -146,10 +152,12 @@ def scatter(d, addresses, block, blocks, one, space):
     x, out = operand(d, addresses, A, one, space), operand(d, addresses, OUT, one, space)
     index = operand(d, addresses, B, np.int64(1), space)
     cols, count = d[N], d[K]
-    for e in range(np.int64(block) * threads() + thread(), d[M] * cols, np.int64(blocks) * threads()):
+    e, size, apart = np.int64(block) * threads() + thread(), d[M] * cols, np.int64(blocks) * threads()
+    while e < size:
         r, c = divided(e, cols)
         total = one - one
         for k in range(count):
             if index[k] == r:
                 total += x[k * cols + c]
         out[e] = total
+        e += apart

@@ -136,6 +136,10 @@ def apply(code: Any, x: Any, y: Any, z: Any) -> Any:
     return kind(formula(_EMITTERS[kind], *(x, kind(y), kind(z))[:count]))
 
 
+def apply4(code: Any, xs: tuple[Any, ...], ys: tuple[Any, ...], zs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(apply(code, *values) for values in zip(xs, ys, zs, strict=True))
+
+
 def update(code: Any, theta: Any, g: Any, first: Any, second: Any, hyper: Pointer) -> tuple[Any, ...]:
     rule = _UPDATES[code]
     kind = type(theta)

@@ -19,6 +19,7 @@ WITH_PRODUCTS = [c for c in CASES.values() if c.name.startswith(("product", "lay
 def every_product(monkeypatch):
     """However small, and launch by launch."""
     monkeypatch.setattr(binding, "OWN_K", 0)
+    monkeypatch.setattr(binding, "NARROW", 0)
     monkeypatch.setattr(blocks, "WHOLE_OPERATIONS", 0)
 
 
@@ -105,6 +106,11 @@ def test_a_network_in_precision(precision):
         net = MLP([5, 6, 3], loss="mse", backend=backend, precision=precision, seed=0)
         net.fit(X, T, epochs=2, batch_size=4, optimizer=optim.SGD(0.1))
         found.append(net.theta if backend == "numpy" else net.theta.get())
+    (bound,) = (b.bound for run in net._executables.values() for n, b in run.inside._bound.items() if n == 4)
+    names = [one.kernel for one in bound.launches]
+    assert "cublas" in names
+    if precision == "bf16":  # activations and gradients are rounded where they are made
+        assert (names.count("rounded"), names.count("combine_rounded")) == (4, 2)
     assert checks.relative_error(found[1], found[0]) <= 3e-2
 
 

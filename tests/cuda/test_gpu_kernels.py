@@ -71,6 +71,7 @@ def test_case_on_tensor_cores(case, precision, record_property, own_kernels):
 @pytest.mark.parametrize("case", ONE_PRODUCT, ids=str)
 def test_case_by_cublas(case, precision, record_property, monkeypatch):
     monkeypatch.setattr(binding, "OWN_K", 0)
+    monkeypatch.setattr(binding, "NARROW", 0)
     run, n = check(case, "float32", precision, record_property)
     assert sum(one.kernel == "cublas" for one in run.bound(n).bound.launches) == 3
 

@@ -14,7 +14,7 @@ from fastbp.backends.cuda import blas, blocks, chain_table, table
 from fastbp.backends.cuda.blocks import Chunks
 from fastbp.backends.cuda.chain_table import Part, Place, Work, parts
 from fastbp.backends.cuda.rows import ALIGNMENT, CONSTS, THREADS, WORKSPACE, Cut, Rows, Slots
-from fastbp.backends.cuda.tiles import LARGE, SMALL, TENSOR_TILES, TensorTile, Tile
+from fastbp.backends.cuda.tiles import LARGE, SMALL, TENSOR_TILES, TensorTile, Tile, small_tile
 from fastbp.backends.division import Division, divide
 from fastbp.ops import N
 from fastbp.program import Instruction, Program, const_value, place
@@ -26,7 +26,10 @@ WANTED_BLOCKS, SHORTEST = 264, 128
 # Products with at most so much of K, and as many tiles as work at once, are done with their epilogue in one launch of
 # their own; cuBLAS does the others.
 OWN_K, OWN_TILES = 64, 132
+NARROW = 64  # where rounding operands of cuBLAS to bf16 takes longer than it saves
 MOST_COPIED = 16 << 20  # bytes of inputs: a graph, whose products have fixed addresses, begins with a copy of them
+
+MOST_LANES = 16  # threads along a row of a matrix whose rows are summed
 
 CUBLAS = "cublas"  # stands for a kernel's name
 
@@ -203,7 +206,9 @@ class _OverGrid(Rows):
         self.scratch = replace(self.scratch, offset=at + _ceil(end))
 
     def _suits_blas(self, m: int, n: int, k: int) -> bool:
-        return m * n * k > 0 and (k > OWN_K or -(-m // SMALL.bm) * -(-n // SMALL.bn) > OWN_TILES)
+        if not m * n * k or (self.precision == "bf16" and min(m, n, k) <= NARROW):
+            return False
+        return k > OWN_K or -(-m // SMALL.bm) * -(-n // SMALL.bn) > OWN_TILES
 
     def product(self, i: Instruction) -> None:
         m, n, k = self.product_shape(i)
@@ -219,8 +224,12 @@ class _OverGrid(Rows):
         self.launches.append(Launch(CUBLAS, row, 0, 0, 0))
         if not as_it_is:
             self._partial(m * n * self.item)
+            kernel, last = "combine", i.outs[-1]
+            if self.precision == "bf16" and last in self._copies:  # rounded while it is at hand
+                kernel, operands[table.EXTRA] = "combine_rounded", self._copies[last]
+                self._made.add(last)
             row = self.row({**operands, table.A: out}, **words, sizes=(m, n, 0))
-            self.over_elements(table.COMBINE, "combine", row, m * n, 4)
+            self.over_elements(table.COMBINE, kernel, row, m * n, 4)
 
     def _for_blas(self, index: int) -> Place:
         """Where an operand of cuBLAS lies, copied or rounded if that has to be."""
@@ -244,7 +253,7 @@ class _OverGrid(Rows):
         if not x.rows * x.cols:
             super().sum_rows(i)
             return
-        lanes = min(THREADS, chain_table.power_of_two(-(-x.cols // 4)))
+        lanes = min(MOST_LANES, chain_table.power_of_two(-(-x.cols // 4)))
         below, across = THREADS // lanes, -(-x.cols // (4 * lanes))
         pieces = max(1, min(-(-WANTED_BLOCKS // across), x.rows // (8 * below)))
         piece = -(-x.rows // pieces)
@@ -267,10 +276,11 @@ class _OverGrid(Rows):
 
     def cut(self, m: int, n: int, k: int) -> Cut:
         """On tensor cores if that is allowed, by tiles as large as keep a card busy."""
-        large = -(-m // LARGE.bm) * -(-n // LARGE.bn) >= LARGE_TILES and self.item == 4
+        many = -(-m // LARGE.bm) * -(-n // LARGE.bn) >= LARGE_TILES
+        large = many and min(m, n) > SMALL.bn and self.item == 4
         size = "large" if large else "small"
         tile: Tile | TensorTile
-        kernel, tile = f"product_{size}", (LARGE if large else SMALL)
+        kernel, tile = f"product_{size}", (LARGE if large else small_tile(self.item))
         if self.precision in TENSOR_TILES:
             kernel, tile = f"{self.precision}_{size}", TENSOR_TILES[self.precision][large]
         tiles = -(-m // tile.bm) * -(-n // tile.bn)
@@ -279,7 +289,11 @@ class _OverGrid(Rows):
         return Cut(kernel, tile, piece)
 
     def cut_chain(self, work: Work) -> tuple[int, list[Part]] | None:
+        quads = -(-work.shape[0] * work.shape[1] // chain_table.QUAD)
+        enough = max(32, chain_table.power_of_two(quads))  # no threads that have nothing to do, but must be waited for
         for threads in (chain_table.THREADS, 64, 32):
+            if threads > enough:
+                continue
             made = parts(work, self.scratch, self.item, threads)
             if max(self.registers_of(part, threads) for part in made) <= chain_table.MOST_SHARED:
                 return threads, made

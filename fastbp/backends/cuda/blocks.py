@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from fastbp.backends.cuda import table
 from fastbp.backends.cuda.chain_table import Part, Place, Work, parts
 from fastbp.backends.cuda.rows import ALIGNMENT, WORKSPACE, Cut, Rows, Slots
-from fastbp.backends.cuda.tiles import SMALL, SMALL_BF16, SMALL_TF32, TensorTile, Tile
+from fastbp.backends.cuda.tiles import SMALL, SMALL_BF16, SMALL_DOUBLE, SMALL_TF32, TensorTile, Tile
 from fastbp.backends.division import Division
 from fastbp.program import Instruction, Program, place
 
@@ -223,7 +223,8 @@ class _Table:
     def __init__(self, item: int, precision: str, shared: int) -> None:
         self.item = item
         self.shared = shared
-        self.kernel, self.tile = KERNELS[precision]
+        self.kernel, tile = KERNELS[precision]
+        self.tile = SMALL_DOUBLE if item == 8 else tile
         self.rows: list[int] = []
         self.scripts: list[list[int]] = []
         self.slots = [[table.NONE, 0, 0, 0], [WORKSPACE, 0, 0, 0]]

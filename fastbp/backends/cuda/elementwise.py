@@ -307,17 +307,34 @@ def update_all(d, addresses, block, blocks, one, space):
     first, second = operand(d, addresses, B, one, space), operand(d, addresses, Y, one, space)
     hyper = operand(d, addresses, EXTRA, np.float64(1.0), space)
     code = d[CODE]
-    states = d[M]  # how many there are; of those that are not, the first element stands in, and is not written
-    i, size, apart = np.int64(block) * threads() + thread(), d[N], np.int64(blocks) * threads()
-    while i < size:
-        one_state, two_states = i if states > 0 else 0, i if states > 1 else 0
-        t, s, u = update(code, theta[i], g[i], first[one_state], second[two_states], hyper)
-        theta[i] = t
+    states = d[M]  # how many there are; others are neither read nor written
+    size, zero = d[N], one - one
+    wide = whole_quads(theta, np.int64(4), one) and whole_quads(g, np.int64(4), one)
+    wide = wide and whole_quads(first, np.int64(4), one) and whole_quads(second, np.int64(4), one)
+    q, quads, apart = np.int64(block) * threads() + thread(), (size + 3) >> 2, np.int64(blocks) * threads()
+    unit = np.int64(1)
+    while q < quads:
+        i = 4 * q
+        count = I32(min(np.int64(4), size - i))
+        t0, t1, t2, t3 = four(theta, i, unit, count, wide, zero)
+        g0, g1, g2, g3 = four(g, i, unit, count, wide, zero)
+        s0, s1, s2, s3, u0, u1, u2, u3 = zero, zero, zero, zero, zero, zero, zero, zero
         if states > 0:
-            first[i] = s
+            s0, s1, s2, s3 = four(first, i, unit, count, wide, zero)
         if states > 1:
-            second[i] = u
-        i += apart
+            u0, u1, u2, u3 = four(second, i, unit, count, wide, zero)
+        for _ in range(4):  # so that the rules are there once
+            t, s, u = update(code, t0, g0, s0, u0, hyper)
+            t0, t1, t2, t3 = t1, t2, t3, t
+            g0, g1, g2, g3 = g1, g2, g3, g0
+            s0, s1, s2, s3 = s1, s2, s3, s
+            u0, u1, u2, u3 = u1, u2, u3, u
+        put_four(theta, i, t0, t1, t2, t3, count, wide)
+        if states > 0:
+            put_four(first, i, s0, s1, s2, s3, count, wide)
+        if states > 1:
+            put_four(second, i, u0, u1, u2, u3, count, wide)
+        q += apart
 
 
 @device

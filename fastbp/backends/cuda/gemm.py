@@ -17,11 +17,14 @@ from numba import cuda
 from fastbp.backends.cuda.device import (
     address_of,
     apply4,
+    at,
     device,
     itemsize,
     load4,
+    pack_bf16,
     shared,
     shifted,
+    store2,
     store4,
     sync,
     thread,
@@ -33,6 +36,7 @@ from fastbp.backends.cuda.table import (
     BOTH,
     CODE,
     COL,
+    EXTRA,
     HOW,
     MAXIMA,
     NONE,
@@ -52,6 +56,7 @@ from fastbp.backends.cuda.table import (
 from fastbp.backends.cuda.tiles import PAD, Tile
 
 I32 = np.int32
+GLOBAL = np.int32(0)  # what pointers point into: see ptx.at
 
 
 @device
@@ -131,7 +136,7 @@ def put_four(p, place, v0, v1, v2, v3, count, wide):
 def finish(code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, place, count, wide):
     """``count`` elements of the result from their finished sums: code(x, y), then; overwrites OUT, and OUT2 if BOTH.
 
-    If ADDS, they are added to OUT. ``place`` is that of the first one in either.
+    If ADDS, they are added to OUT. ``place`` is that of the first one in either. Returns them, and what is behind them.
     """
     for turn in range(2):  # so that the formulas are there once: they are most of the kernel
         formula = then if turn else code
@@ -146,6 +151,7 @@ def finish(code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, place, co
         put_four(out2, place, x0, x1, x2, x3, count, wide)
     else:
         put_four(out, place, x0, x1, x2, x3, count, wide)
+    return x0, x1, x2, x3
 
 
 @device
@@ -181,50 +187,86 @@ def finish_tile(d, addresses, tile, stride, m0, n0, rows, cols, piece, one, spac
         e = I32(e + I32(threads()))
 
 
-@device
-def combine(d, addresses, block, blocks, one, space):
-    """OUT = epilogue(Σ of the PIECES sums of A, Y), M × N, or their largest if MAXIMA; in order. Overwrites."""
-    sums, y = operand(d, addresses, A, one, space), operand(d, addresses, Y, one, space)
-    out, out2 = operand(d, addresses, OUT, one, space), operand(d, addresses, OUT2, one, space)
-    m, n, size, pieces = d[M], d[N], d[M] * d[N], d[PIECES]
-    code, then, how = I32(d[CODE]), I32(d[THEN]), I32(d[HOW])
-    y_row, y_col = word(d, Y, ROW), word(d, Y, COL)
-    if code == NONE or (y_row == n and (y_col == 1 or n == 1)):  # one long row: there are fewer ends of rows
-        m, n, y_row, y_col = np.int64(1), size, np.int64(0), np.int64(1)
-    elif y_row == 0 and y_col == 0:
-        m, n = np.int64(1), size
-    zero = one - one
-    wide = whole_quads(out, n, one) and (how != BOTH or whole_quads(out2, n, one))
-    wide_sums = whole_quads(sums, n, one) and (pieces == 1 or whole_quads(sums, size, one))
-    wide_y = y_col == 1 and whole_quads(y, y_row, one)
-    quads = (n + 3) >> 2
-    e, apart = np.int64(block) * threads() + thread(), np.int64(blocks) * threads()
-    while e < m * quads:
-        i, q = divided(e, quads)
-        j = 4 * q
-        count, place = I32(min(np.int64(4), n - j)), i * n + j
-        x0, x1, x2, x3 = four(sums, place, np.int64(1), count, wide_sums, zero)
-        piece, unit = np.int64(1), np.int64(1)
-        while how != MAXIMA and piece + 3 < pieces:  # four at a time are on their way
-            first = piece * size + place
-            a0, a1, a2, a3 = four(sums, first, unit, count, wide_sums, zero)
-            b0, b1, b2, b3 = four(sums, first + size, unit, count, wide_sums, zero)
-            c0, c1, c2, c3 = four(sums, first + 2 * size, unit, count, wide_sums, zero)
-            d0, d1, d2, d3 = four(sums, first + 3 * size, unit, count, wide_sums, zero)
-            x0, x1 = x0 + a0 + b0 + c0 + d0, x1 + a1 + b1 + c1 + d1
-            x2, x3 = x2 + a2 + b2 + c2 + d2, x3 + a3 + b3 + c3 + d3
-            piece += 4
-        for further in range(piece, pieces):
-            z0, z1, z2, z3 = four(sums, further * size + place, unit, count, wide_sums, zero)
-            if how == MAXIMA:
-                x0, x1, x2, x3 = larger(x0, z0), larger(x1, z1), larger(x2, z2), larger(x3, z3)
-            else:
-                x0, x1, x2, x3 = x0 + z0, x1 + z1, x2 + z2, x3 + z3
-        y0, y1, y2, y3 = zero, zero, zero, zero
-        if code != NONE:
-            y0, y1, y2, y3 = four(y, i * y_row + j * y_col, y_col, count, wide_y, zero)
-        finish(code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, place, count, wide)
-        e += apart
+def _nothing(copy, place, x0, x1, x2, x3, count):
+    """For results that are not kept rounded."""
+
+
+def _rounded(copy, place, x0, x1, x2, x3, count):
+    """``count`` results, from ``place`` on, rounded to bf16."""
+    if count == 4 and place & 3 == 0:
+        store2(copy, place >> 1, (np.int32(pack_bf16(x0, x1)), np.int32(pack_bf16(x2, x3))))
+        return
+    halves_ = at(address_of(copy), np.uint16(1), GLOBAL)
+    low, high = pack_bf16(x0, x1), pack_bf16(x2, x3)
+    halves_[place] = np.uint16(low & 0xFFFF)
+    if count > 1:
+        halves_[place + 1] = np.uint16(low >> 16)
+    if count > 2:
+        halves_[place + 2] = np.uint16(high & 0xFFFF)
+    if count > 3:
+        halves_[place + 3] = np.uint16(high >> 16)
+
+
+def _combine_and(keep: Callable[..., None]) -> Callable[..., None]:
+    """The device function that also keeps the results in another way."""
+    keep = device(keep)
+
+    @device
+    def combine(d, addresses, block, blocks, one, space):
+        """OUT = epilogue(Σ of the PIECES sums of A, Y), M × N, or their largest if MAXIMA; in order. Overwrites.
+
+        EXTRA is where results are kept rounded.
+        """
+        sums, y = operand(d, addresses, A, one, space), operand(d, addresses, Y, one, space)
+        out, out2 = operand(d, addresses, OUT, one, space), operand(d, addresses, OUT2, one, space)
+        copy = operand(d, addresses, EXTRA, np.int32(1), space)
+        m, n, size, pieces = d[M], d[N], d[M] * d[N], d[PIECES]
+        code, then, how = I32(d[CODE]), I32(d[THEN]), I32(d[HOW])
+        y_row, y_col = word(d, Y, ROW), word(d, Y, COL)
+        if code == NONE or (y_row == n and (y_col == 1 or n == 1)):  # one long row: there are fewer ends of rows
+            m, n, y_row, y_col = np.int64(1), size, np.int64(0), np.int64(1)
+        elif y_row == 0 and y_col == 0:
+            m, n = np.int64(1), size
+        zero = one - one
+        wide = whole_quads(out, n, one) and (how != BOTH or whole_quads(out2, n, one))
+        wide_sums = whole_quads(sums, n, one) and (pieces == 1 or whole_quads(sums, size, one))
+        wide_y = y_col == 1 and whole_quads(y, y_row, one)
+        quads = (n + 3) >> 2
+        e, apart = np.int64(block) * threads() + thread(), np.int64(blocks) * threads()
+        while e < m * quads:
+            i, q = divided(e, quads)
+            j = 4 * q
+            count, place = I32(min(np.int64(4), n - j)), i * n + j
+            x0, x1, x2, x3 = four(sums, place, np.int64(1), count, wide_sums, zero)
+            piece, unit = np.int64(1), np.int64(1)
+            while how != MAXIMA and piece + 3 < pieces:  # four at a time are on their way
+                first = piece * size + place
+                a0, a1, a2, a3 = four(sums, first, unit, count, wide_sums, zero)
+                b0, b1, b2, b3 = four(sums, first + size, unit, count, wide_sums, zero)
+                c0, c1, c2, c3 = four(sums, first + 2 * size, unit, count, wide_sums, zero)
+                d0, d1, d2, d3 = four(sums, first + 3 * size, unit, count, wide_sums, zero)
+                x0, x1 = x0 + a0 + b0 + c0 + d0, x1 + a1 + b1 + c1 + d1
+                x2, x3 = x2 + a2 + b2 + c2 + d2, x3 + a3 + b3 + c3 + d3
+                piece += 4
+            for further in range(piece, pieces):
+                z0, z1, z2, z3 = four(sums, further * size + place, unit, count, wide_sums, zero)
+                if how == MAXIMA:
+                    x0, x1, x2, x3 = larger(x0, z0), larger(x1, z1), larger(x2, z2), larger(x3, z3)
+                else:
+                    x0, x1, x2, x3 = x0 + z0, x1 + z1, x2 + z2, x3 + z3
+            y0, y1, y2, y3 = zero, zero, zero, zero
+            if code != NONE:
+                y0, y1, y2, y3 = four(y, i * y_row + j * y_col, y_col, count, wide_y, zero)
+            x0, x1, x2, x3 = finish(
+                code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, place, count, wide
+            )
+            keep(copy, place, x0, x1, x2, x3, count)
+            e += apart
+
+    return combine
+
+
+combine, combine_rounded = _combine_and(_nothing), _combine_and(_rounded)
 
 
 def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
@@ -344,7 +386,8 @@ def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
                 if step >= 0 and me < count:
                     first = step % I32(2) * stage
                     row_a, row_b = first + ty * I32(4), first + bk * lda + tx * I32(4)
-                    for _ in range(bk // 4):  # by fours, so that numbers are on their way while others are multiplied
+                    fours = (min(bk, k1 - k0 - step * bk) + 3) >> 2
+                    for _ in range(fours):  # by fours, so that numbers are on their way while others are multiplied
                         multiply(acc, memory, row_a, row_b)
                         multiply(acc, memory, row_a + lda, row_b + ldb)
                         multiply(acc, memory, row_a + I32(2) * lda, row_b + I32(2) * ldb)

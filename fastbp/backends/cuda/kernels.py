@@ -57,7 +57,7 @@ from fastbp.backends.cuda.table import (
     UPDATE,
 )
 from fastbp.backends.cuda.tensor_cores import product_on_tensor_cores
-from fastbp.backends.cuda.tiles import LARGE, SMALL, TENSOR_TILES
+from fastbp.backends.cuda.tiles import LARGE, TENSOR_TILES, small_tile
 
 GLOBAL, ANYWHERE = np.int32(0), True  # what pointers point into: see ptx.at
 TYPES = {"float32": float32, "float64": float64}
@@ -176,12 +176,13 @@ def _kernels(dtype: str) -> dict[str, Kernel]:
         "down": Kernel(_over_grid(elementwise.down), 256, 4 * 256 * item, wide=True),
         "advance": Kernel(advance, 32),
     }
-    for name, tile in (("small", SMALL), ("large", LARGE)):
+    for name, tile in (("small", small_tile(item)), ("large", LARGE)):
         if name == "small" or item == 4:  # 64 sums of float64 do not fit the registers
             product = gemm.product_of(tile, TYPES[dtype])
             found[f"product_{name}"] = Kernel(_over_grid(product), tile.threads, tile.shared_bytes(item), wide=True)
     if item == 4:
         found["rounded"] = Kernel(_over_grid(elementwise.rounded), wide=True)
+        found["combine_rounded"] = Kernel(_over_grid(gemm.combine_rounded), wide=True)
     for precision, tiles in (TENSOR_TILES if item == 4 else {}).items():
         for name, tensor_tile in zip(("small", "large"), tiles, strict=True):
             product = product_on_tensor_cores(tensor_tile)
@@ -190,7 +191,8 @@ def _kernels(dtype: str) -> dict[str, Kernel]:
             )
     for precision, (name, of_block) in OF_BLOCKS.items():
         if precision == "highest":
-            found[name] = Kernel(_of_blocks(gemm.product_of(SMALL, TYPES[dtype])), of_block.threads, SHARED, wide=True)
+            product = gemm.product_of(small_tile(item), TYPES[dtype])
+            found[name] = Kernel(_of_blocks(product), of_block.threads, SHARED, wide=True)
         elif item == 4:
             product = product_on_tensor_cores(TENSOR_TILES[precision][0])
             found[name] = Kernel(_of_blocks(product), of_block.threads, SHARED, wide=True)

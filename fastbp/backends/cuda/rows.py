@@ -231,7 +231,7 @@ class Rows(ABC):
         }
         size = theta.rows * theta.cols
         row = self.row(operands, code=UPDATE_CODES[i.code], sizes=(len(states), size, 0))
-        self.over_elements(table.UPDATE, "update", row, size)
+        self.over_elements(table.UPDATE, "update", row, size, 4)
 
     # ---- products ------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,14 @@ class Tile:
 
 
 LARGE = Tile(128, 128, 8, 8, 8)  # 64 multiply-adds for 16 numbers read from shared memory
-SMALL = Tile(64, 64, 16, 4, 4)  # for products with few tiles, for float64, and for one block that does everything
+# For products with few tiles, for float64, and for one block that does everything. As much of K at a time as fits what a
+# block may have without leave: with few blocks, most of a step's time goes by waiting for the next numbers.
+SMALL, SMALL_DOUBLE = Tile(64, 64, 32, 4, 4), Tile(64, 64, 16, 4, 4)
+
+
+def small_tile(item: int) -> Tile:
+    """By bytes of a number."""
+    return SMALL if item == 4 else SMALL_DOUBLE
 
 
 STRIP = 8  # words behind a row of finished sums

@@ -17,15 +17,11 @@ import numpy as np
 from records import ENV, SECONDS, Records
 from report import ROOT
 
-from fastbp import MLP
+from fastbp import MLP, fit_many
 
 TO_FINISH = 15.0  # seconds that a checker has for its summary
-WAYS: dict[str, dict[str, int]] = {  # of training a small network: what has to be said of blocks.py's constants
-    "whole steps by one block": {},
-    "launches by graphs": {"WHOLE_OPERATIONS": 0},
-    "depth first": {"WHOLE_OPERATIONS": 0, "FEWEST_ROWS": 1, "MOST_PIECES": 2},
-}
-ROWS, BATCH = 850, 200  # two pieces of two chunks, and a batch that is one chunk
+WAYS = ("whole steps by one block", "launches by graphs", "with cuBLAS")  # of training a small network
+ROWS, BATCH = 850, 200
 
 
 def works() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -65,12 +61,18 @@ def fit(way: str, dtype: str, precision: str, rows: int = ROWS, batch: int = BAT
     """Shuffled rows, a short last batch, in one of WAYS."""
     from gpu_sweeps import setting
 
-    from fastbp.backends.cuda import blocks
+    from fastbp.backends.cuda import binding
 
     rng = np.random.default_rng(0)
-    net = MLP([5, 7, 3], loss="cross_entropy", dtype=dtype, backend="cuda", precision=precision, seed=0)
-    with setting(blocks, **WAYS[way]):
-        net.fit(rng.normal(size=(rows, 5)), rng.integers(0, 3, rows), epochs=2, batch_size=batch, optimizer="adam")
+    nets = [
+        MLP([5, 7, 3], loss="cross_entropy", dtype=dtype, backend="cuda", precision=precision, seed=k) for k in range(2)
+    ]
+    data = rng.normal(size=(rows, 5)), rng.integers(0, 3, rows)
+    if way == "whole steps by one block":
+        fit_many(nets, *data, epochs=2, batch_size=batch, optimizer="adam")
+        return
+    with setting(binding, **({"OWN_K": 0, "NARROW": 0} if way == "with cuBLAS" else {})):
+        nets[0].fit(*data, epochs=2, batch_size=batch, optimizer="adam")
 
 
 def main() -> None:

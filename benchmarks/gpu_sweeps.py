@@ -19,7 +19,7 @@ from gpu_device import Device
 from gpu_peers import GPU_NETWORKS
 
 from fastbp import arrays, graph, optim
-from fastbp.backends.cuda import binding, blas, blocks, executable
+from fastbp.backends.cuda import binding, blas, executable
 from fastbp.backends.cuda.executable import CudaExecutable
 from fastbp.backends.cuda.launching import CAN_CAPTURE
 from fastbp.measure import Network
@@ -66,18 +66,13 @@ def steps_of(n: int, count: int) -> np.ndarray:
 def us_a_step(
     device: Device, run: CudaExecutable, values: Mapping[str, Any], n: int, count: int, repeats: int
 ) -> float:
-    """µs of a step among ``count``, the best of some repeats; kernels are loaded and graphs captured before.
-
-    An instruction is a launch or two here: no block does several.
-    """
+    """µs of a step among ``count``, the best of some repeats; kernels are loaded and graphs captured before."""
     table = steps_of(n, count)
-    with setting(blocks, WHOLE_OPERATIONS=0, FEWEST_ROWS=1 << 60):
-        run.run_steps(values, table)
-        device.wait()
-        here = run._bound.get(n)
-        if here is None or (here.graph is not None) != (CAN_CAPTURE and count >= executable.WORTH_A_GRAPH):
-            raise AssertionError("the steps were not done as the constants say: what was measured is something else")
-        return min(device.timed(lambda: run.run_steps(values, table)) for _ in range(repeats)) * 1e6 / count
+    run.run_steps(values, table)
+    device.wait()
+    if (run.bound(n).graph is not None) != (CAN_CAPTURE and count >= executable.WORTH_A_GRAPH):
+        raise AssertionError("the steps were not done as the constants say: what was measured is something else")
+    return min(device.timed(lambda: run.run_steps(values, table)) for _ in range(repeats)) * 1e6 / count
 
 
 def training(network: Network) -> tuple[Program, dict[str, Any]]:
@@ -178,7 +173,7 @@ def tiles(
         program = plan({"y": graph.param("a", (m, k)) @ graph.param("b", (k, n))})
         us = {}
         for size, limit in (("small", NEVER), ("large", 0)):
-            with setting(binding, LARGE_TILES=limit), setting(blas, available=lambda: False):
+            with setting(binding, LARGE_TILES=limit, FEW_TILES=0), setting(blas, available=lambda: False):
                 us[size] = us_a_step(device, CudaExecutable(program, "float32", precision), values, 1, steps, 3)
         shapes[f"{m}x{n}x{k}"] = {"tiles": m * n // side**2, "us": us, "best": min(us, key=us.__getitem__)}
     found = [(s["tiles"], s["us"]["small"], s["us"]["large"]) for s in shapes.values()]

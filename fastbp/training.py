@@ -327,9 +327,9 @@ def fit_many(
 ) -> list[History]:
     """Train several networks of one shape on the same data, at once: an ensemble, or a sweep of optimisers.
 
-    Each becomes what its own ``fit`` with these arguments would make of it. On the cuda backend networks that are
-    small enough have a block of the GPU each, so that a hundred take about as long as one; on cpu they are spread over
-    the threads.
+    Each becomes what its own ``fit`` with these arguments would make of it; on the cuda backend but for rounding: there
+    networks that are small enough have a block of the GPU each, so that a hundred take about as long as one, and its
+    sums go in another order. On cpu they are spread over the threads.
 
     Args:
         nets: networks that differ in their parameters at most: same layers, loss, dtype and backend.

@@ -548,10 +548,10 @@ for way in gpu_small.WAYS:
     assert done.returncode == 0, done.stderr
     seen = {way: set(kernels) for way, *kernels in (line.split(", ") for line in done.stdout.splitlines())}
     assert seen["whole steps by one block"] == {"blocks"}
-    assert seen["launches by graphs"] >= {"advance", "product_small", "chain"}
+    assert seen["launches by graphs"] >= {"advance", "product_tiny", "down"}
     assert "blocks" not in seen["launches by graphs"]
-    assert seen["depth first"] >= {"advance", "blocks"}
-    assert "product_small" not in seen["depth first"]
+    assert "combine" in seen["with cuBLAS"]
+    assert not any(name.startswith("product") for name in seen["with cuBLAS"])
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------

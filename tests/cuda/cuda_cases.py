@@ -70,8 +70,8 @@ def typed(values: Mapping[str, Any], dtype: str) -> Values:
 def judge(case: Case, found: Mapping[str, np.ndarray], dtype: str, precision: str = "highest") -> Verdict:
     """Compare with array code in float64: an error may be twice that of array code in the same dtype, or the limit.
 
-    In tf32 and bf16 the limit is the precision's, else it grows with the root of how many numbers are summed, as rounding
-    errors do, those of the float64 to compare with, too. What is not finite has to be the same; shapes, too.
+    In tf32 and bf16 the limit is the precision's, else it grows with the root of how many numbers are summed, as
+    rounding errors do, those of the float64 to compare with, too. What is not finite has to be the same; shapes, too.
     """
     program, values, n = case.make()
     values = {name: v for name, v in values.items() if name in program.inputs}
@@ -135,7 +135,8 @@ def layer(rows: int, widths: tuple[int, int], large: bool = False) -> Case:
         values = {"x": rng.normal(size=(rows, widths[0])), "g": rng.normal(size=(rows, widths[1]))}
         return plan({"a": a, "dw": dw, "dx": dx}), values | {"w": rng.normal(size=widths)}, rows
 
-    return Case(f"layer {widths[0]}-{widths[1]} on {rows} rows", make, large=large, one_product=True, summed=max(rows, *widths))
+    name = f"layer {widths[0]}-{widths[1]} on {rows} rows"
+    return Case(name, make, large=large, one_product=True, summed=max(rows, *widths))
 
 
 def cut_sums(rows: int, large: bool = False) -> Case:

@@ -8,7 +8,7 @@ from cuda_cases import CASES, LIMITS, judge, typed
 from test_machine import on_device, order, steps_on_both  # noqa: F401
 
 from fastbp import MLP, checks, graph, optim
-from fastbp.backends.cuda import binding, blas, blocks
+from fastbp.backends.cuda import binding, blas
 from fastbp.backends.cuda.executable import CudaExecutable
 from fastbp.plan import plan
 
@@ -17,10 +17,9 @@ WITH_PRODUCTS = [c for c in CASES.values() if c.name.startswith(("product", "lay
 
 @pytest.fixture(autouse=True)
 def every_product(monkeypatch):
-    """However small, and launch by launch."""
+    """However small."""
     monkeypatch.setattr(binding, "OWN_K", 0)
     monkeypatch.setattr(binding, "NARROW", 0)
-    monkeypatch.setattr(blocks, "WHOLE_OPERATIONS", 0)
 
 
 def kernels(run, n):
@@ -93,7 +92,8 @@ def test_steps(most_copied, gathered, monkeypatch):
         if backend == "cuda":
             bound = [b.bound for run in net._executables.values() for b in run.inside._bound.values()]
             steps = [b for b in bound if any(one.kernel == "cublas" for one in b.launches)]
-            assert steps and all(b.captured == (gathered or most_copied > 0) for b in steps)
+            assert steps
+            assert all(b.captured == (gathered or most_copied > 0) for b in steps)
     np.testing.assert_allclose(*found, rtol=1e-10, atol=1e-13)
 
 
@@ -140,4 +140,4 @@ def fake_outputs(run):
 def test_without_cublas(monkeypatch):
     monkeypatch.setattr(blas, "available", lambda: False)
     run = CudaExecutable(plan({"y": graph.input("x", 100) @ graph.param("w", (100, 2))}), "float64")
-    assert kernels(run, 3) == ["product_small"]
+    assert kernels(run, 3) == ["product_tiny"]

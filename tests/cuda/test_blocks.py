@@ -1,16 +1,15 @@
-"""Blocks of their own in Numba's simulator: depth first, whole steps, several networks at once."""
+"""Blocks of their own in Numba's simulator: whole steps, several networks at once."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from cuda_cases import typed
-from test_machine import on_device, without_blas  # noqa: F401 (a fixture: depth first is for where there is no cuBLAS)
+from test_machine import on_device
 
 from fastbp import MLP, backends, checks, fit_many, graph, optim
 from fastbp.backends.cuda import blocks, executable, simulator
 from fastbp.backends.cuda.executable import CudaExecutable
-from fastbp.backends.division import divide
 from fastbp.plan import plan
 
 
@@ -20,20 +19,19 @@ def order(request, monkeypatch):
     monkeypatch.setattr(simulator, "order", request.param)
 
 
+def by_one_block(program, values, n, dtype="float64", precision="highest"):
+    """What one step of n rows gives, without the dimension of steps."""
+    machine = CudaExecutable(program, dtype, precision)
+    (found,) = machine.run_many([on_device(typed(values, dtype))], [np.array([[n, 0, 0]])])
+    return {name: v.get()[0] for name, v in found.items()}
+
+
 def compare(program, values, n, allowed):
     """Float64, once on both machines; the CUDA machine's error is at most 1e-14, or some times that."""
     expected = backends.executable(program, "numpy", "float64").run(typed(values, "float64"), n)
-    found = CudaExecutable(program, "float64").run(on_device(typed(values, "float64")), n)
+    found = by_one_block(program, values, n)
     for name, array in expected.items():
-        assert checks.relative_error(found[name].get(), array) <= allowed * 1e-14
-
-
-@pytest.fixture
-def low(monkeypatch):
-    """Chunks of 8 rows, pieces of 16: few enough to simulate."""
-    monkeypatch.setattr(blocks, "CHUNK", 8)
-    monkeypatch.setattr(blocks, "FEWEST_ROWS", 1)
-    monkeypatch.setattr(blocks, "MOST_PIECES", 3)
+        assert checks.relative_error(found[name], array) <= allowed * 1e-14
 
 
 NETS = {
@@ -48,8 +46,8 @@ NETS = {
 @pytest.mark.parametrize(
     ("name", "n"), [("sigmoid", 1), ("sigmoid", 21), ("gelu", 8), ("labels", 25), ("bce", 26), ("dropout", 27)]
 )
-def test_training_goes_depth_first(name, n, low):
-    """Loss and parameters after steps, shuffled rows and weights, as on the array machine; a short last chunk."""
+def test_a_step(name, n):
+    """Loss and parameters after it, shuffled rows and weights, as on the array machine."""
     layers = (3, 5, 4, 2)
     X, T = checks.batch_of(n + 3, layers, NETS[name]["loss"], 1)
     weight = np.random.default_rng(1).uniform(0.5, 2, n + 3)
@@ -65,60 +63,48 @@ def test_training_goes_depth_first(name, n, low):
         values |= {f"state{k}": v.copy() for k, v in enumerate(state.vectors)}
         if "dropout" in run.program.inputs:
             values["dropout"] = np.array([[7.0, 1.0]])
-        if machine is not run:
-            kernels = [one.kernel for one in machine.bound(n).bound.launches]
-            assert kernels.count("blocks") == 1
+        if machine is run:
+            both = run.run(values, n)["loss"], values["theta"]
+        else:
             values = on_device(values)
-        loss = machine.run(values, n)["loss"]
-        both = (loss, values["theta"]) if machine is run else (loss.get(), values["theta"].get())
+            (results,) = machine.run_many([values], [np.array([[n, 0, 0]])])
+            both = results["loss"].get(), values["theta"].get()
         found.append([both[0].ravel(), both[1].ravel()])
     np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-12)
     np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("highest", 1e-6), ("tf32", 1e-3), ("bf16", 1e-2)])
-def test_precisions_depth_first(precision, limit, low):
-    """Two layers and all gradients: on tensor cores within the precision's error, not exact; the same bits twice."""
+def test_precisions(precision, limit):
+    """Two layers and their gradients: on tensor cores within the precision's error, not exact; the same bits twice."""
     rng = np.random.default_rng(0)
     x, w, v = graph.input("x", 5), graph.param("w", (5, 7)), graph.param("v", (7, 3))
     loss = ((x @ w).tanh() @ v).square().sum()
-    program = plan({"loss": loss, **{f"d{k}": g for k, g in enumerate(graph.gradients(loss, [w, v, x]))}})
+    program = plan({"loss": loss, **{f"d{k}": g for k, g in enumerate(graph.gradients(loss, [w, v]))}})
     values = {"x": rng.normal(size=(29, 5)), "w": rng.normal(size=(5, 7)), "v": rng.normal(size=(7, 3))}
     exact = backends.executable(program, "numpy", "float64").run(values, 29)
-    run = CudaExecutable(program, "float32", precision)
-    assert blocks.KERNELS[precision][0] in [one.kernel for one in run.bound(29).bound.launches]
-    found = run.run(on_device(typed(values, "float32")), 29)
-    again = run.run(on_device(typed(values, "float32")), 29)
+    found, again = (by_one_block(program, values, 29, "float32", precision) for _ in range(2))
     for name, expected in exact.items():
-        error = checks.relative_error(found[name].get(), expected)
+        error = checks.relative_error(found[name], expected)
         assert error <= 2 * limit  # of several products after each other
         assert precision == "highest" or error > 1e-6
-        np.testing.assert_array_equal(found[name].get(), again[name].get())
+        np.testing.assert_array_equal(found[name], again[name])
 
 
-def test_wide_layers_and_few_rows_are_not_taken_depth_first():
-    x, w = graph.input("x", 100), graph.param("w", (100, blocks.WIDEST))
-    narrow = plan({"y": (x @ w).tanh()})
-    wide = plan({"y": (x @ graph.param("w", (100, blocks.WIDEST + 1))).tanh()})
-    assert blocks.chunks_for(narrow, divide(narrow), blocks.FEWEST_ROWS) is not None
-    assert blocks.chunks_for(narrow, divide(narrow), blocks.FEWEST_ROWS - 1) is None
-    assert blocks.chunks_for(wide, divide(wide), blocks.FEWEST_ROWS) is None
-
-
-def test_a_chain_that_has_too_many_values_goes_step_by_step(low):
+def test_a_chain_that_has_too_many_values_goes_step_by_step():
     """In a block too, in its part of the workspace."""
     x, w = graph.input("x", 3), graph.param("w", (3, 2))
     values = [((x @ w) * float(k)).sin() for k in range(1, 14)]
     total = values[-1]
     for value in values[-2::-1]:
         total = total * 0.5 + value
-    program = plan({"y": total, "s": total.square().sum()})
+    program = plan({"s": total.square().sum()})
     rng = np.random.default_rng(0)
     compare(program, {"x": rng.normal(size=(19, 3)), "w": rng.normal(size=(3, 2))}, 19, allowed=10)
 
 
-def test_what_does_not_fit_shared_memory_lies_in_the_workspace(low, monkeypatch):
-    monkeypatch.setattr(blocks, "SHARED", blocks.OPERATION + 600)
+def test_what_does_not_fit_shared_memory_lies_in_the_workspace(monkeypatch):
+    monkeypatch.setattr(executable, "most_shared", lambda: blocks.OPERATION + 600)
     x, w, v = graph.input("x", 5), graph.param("w", (5, 7)), graph.param("v", (7, 6))
     loss = ((x @ w).tanh() @ v).sigmoid().square().sum()
     program = plan({"loss": loss, **{f"d{k}": g for k, g in enumerate(graph.gradients(loss, [w, v]))}})
@@ -147,7 +133,7 @@ def test_whole_steps_have_the_same_bits_with_less_shared_memory(monkeypatch):
         net = MLP((3, 5, 4, 2), activation="tanh", backend="numpy", dtype="float64", seed=0)
         run, values, steps = steps_of(net, optim.SGD(0.1), 5, 0, True)
         machine = CudaExecutable(run.program, "float64")
-        losses = machine.run_steps(values, steps)["loss"].get()
+        losses = machine.run_many([values], [steps])[0]["loss"].get()
         found.append((losses, values["theta"].get(), machine.whole([3, 2]).bound.workspace))
     (*expected, small), (*others, large) = found
     assert small < large
@@ -180,7 +166,7 @@ def test_whole_steps_of_several_networks(dtype):
         np.testing.assert_allclose(inputs["theta"].get().ravel(), theta, rtol=10 * limit, atol=limit)
 
 
-def test_steps_of_small_networks_are_one_launch(monkeypatch):
+def test_steps_are_one_launch(monkeypatch):
     launched = []
     monkeypatch.setattr(executable, "launch", lambda name, *rest, launch=executable.launch: (
         launched.append(name), launch(name, *rest)
@@ -188,13 +174,11 @@ def test_steps_of_small_networks_are_one_launch(monkeypatch):
     net = MLP((3, 5, 2), backend="numpy", seed=0)
     run, values, steps = steps_of(net, optim.SGD(0.1), 5, 0, device=True)
     machine = CudaExecutable(run.program, "float32")
-    machine.run_steps(values, steps)
+    assert machine.run_many([values], [steps]) is not None
     assert launched == ["blocks"]
     monkeypatch.setattr(blocks, "WHOLE_OPERATIONS", run.program.operations(3) - 1)
-    _, values, steps = steps_of(net, optim.SGD(0.1), 5, 0, device=True)
-    machine.run_steps(values, steps)
-    assert launched[1:].count("advance") == len(steps)
-    assert "blocks" not in launched[1:]
+    machine = CudaExecutable(run.program, "float32")
+    assert machine.run_many([values], [steps]) is None
 
 
 def test_outputs_that_have_rows_are_not_made_by_one_block():
@@ -203,23 +187,10 @@ def test_outputs_that_have_rows_are_not_made_by_one_block():
     assert machine.whole([4]) is None
 
 
-def test_networks_are_trained_by_one_block():
-    """Through MLP.fit: as by a launch an instruction, to the last bit but for sums over rows."""
-    rng = np.random.default_rng(0)
-    X, labels = rng.normal(size=(7, 3)).astype(np.float32), rng.integers(0, 3, 7)
-    found = []
-    for operations in (blocks.WHOLE_OPERATIONS, 0):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(blocks, "WHOLE_OPERATIONS", operations)
-            net = MLP([3, 4, 3], loss="cross_entropy", backend="cuda", seed=0)
-            history = net.fit(X, labels, epochs=2, batch_size=4, optimizer=optim.Adam(0.01))
-            found.append((np.array(history.loss), net.theta.get()))
-    for one, other in zip(*found, strict=True):
-        assert checks.relative_error(one, other) <= 1e-6
-
-
 def test_an_ensemble_is_trained_by_a_block_each(monkeypatch):
-    """fit_many: each network as by its own fit, other seeds and rates, one launch a slice; one that diverges stops."""
+    """fit_many: each network as by its own fit but for rounding, other seeds and rates, one launch a slice; one that
+    diverges stops.
+    """
     rng = np.random.default_rng(0)
     X, T = rng.normal(size=(7, 3)).astype(np.float32), rng.normal(size=(7, 2)).astype(np.float32)
     rates, launched = [0.1, 0.05, 1e30], []
@@ -240,6 +211,6 @@ def test_an_ensemble_is_trained_by_a_block_each(monkeypatch):
     assert launched[0] == 3
     assert [h.stopped for h in histories] == ["epochs", "epochs", "diverged"]
     for one, other, net, net2 in zip(expected, histories, alone, together, strict=False):
-        np.testing.assert_array_equal(one.loss, other.loss)
-        np.testing.assert_array_equal(net.theta.get(), net2.theta.get())
+        np.testing.assert_allclose(one.loss, other.loss, rtol=1e-6)
+        assert checks.relative_error(net2.theta.get(), net.theta.get()) <= 1e-6
     assert np.isfinite(together[2].theta.get()).all()

@@ -12,7 +12,7 @@ import pytest
 
 import fastbp
 from fastbp import MLP, checks, feeding, layers, optim, scalars
-from fastbp.backends.cuda import blocks, executable
+from fastbp.backends.cuda import executable
 from fastbp.backends.cuda.executable import CudaExecutable
 from fastbp.backends.cuda.launching import CAN_CAPTURE
 from fastbp.errors import DivergedError
@@ -28,9 +28,9 @@ NEVER = 1 << 30
 
 @pytest.fixture(params=["launches", "one block"])
 def way(request, monkeypatch):
-    """How the steps of small networks are done."""
-    if request.param == "launches":
-        monkeypatch.setattr(blocks, "WHOLE_OPERATIONS", 0)
+    """How steps are done; by one block they are where several networks are trained at once."""
+    if request.param == "one block":
+        monkeypatch.setattr(CudaExecutable, "run_steps", lambda self, *of: self.run_many(*([x] for x in of))[0])
     return request.param
 
 
@@ -127,7 +127,6 @@ def test_steps_on_tensor_cores(precision, record_property):
 
 @pytest.mark.parametrize("precision", ["highest", "tf32", "bf16"])
 def test_graphs_give_the_bits_of_launches(precision, graphs, monkeypatch):
-    monkeypatch.setattr(blocks, "WHOLE_OPERATIONS", 0)
     found = []
     for limit in (NEVER, 1):
         assert not graphs

@@ -12,7 +12,7 @@ from cuda_cases import CASES, LIMITS, judge, typed
 
 import fastbp
 from fastbp import MLP, backends, checks, graph, optim, scalars
-from fastbp.backends.cuda import blas, blocks, simulator
+from fastbp.backends.cuda import blas, simulator
 from fastbp.backends.cuda.executable import CudaExecutable
 from fastbp.errors import DeviceMemoryError
 from fastbp.losses import LOSSES
@@ -85,7 +85,7 @@ PAIRS = [*((activation, "mse") for activation in scalars.ACTIVATIONS), *(("tanh"
 EVERY = [(*pair, bool(k % 2)) for k, pair in enumerate(dict.fromkeys(PAIRS))]
 
 
-def steps_on_both(activation, loss, optimizer, dtype="float64", spoiled=None):
+def steps_on_both(activation, loss, optimizer, dtype="float64", spoiled=None, by_one_block=False):
     """Losses and parameters after two steps of a network with shuffled rows: by array code in float64, by array code
     in ``dtype`` and by cuda in ``dtype``. ``spoiled`` is put into the data.
     """
@@ -111,25 +111,25 @@ def steps_on_both(activation, loss, optimizer, dtype="float64", spoiled=None):
         values["hyper"] = optimizer.hyper(np.arange(2.0))
         if isinstance(machine, CudaExecutable):
             values = on_device(values)
-        losses = machine.run_steps(values, steps)["loss"]
+        if by_one_block and isinstance(machine, CudaExecutable):
+            losses = machine.run_many([values], [steps])[0]["loss"]
+        else:
+            losses = machine.run_steps(values, steps)["loss"]
         both = (losses, values["theta"])
         results.append([(v.get() if isinstance(machine, CudaExecutable) else v).ravel() for v in both])
     return results
 
 
 @pytest.mark.parametrize(("activation", "loss", "by_one_block"), EVERY)
-def test_training_steps(activation, loss, by_one_block, monkeypatch):
+def test_training_steps(activation, loss, by_one_block):
     """Whole steps of a network with shuffled rows, on both machines: losses and parameters step by step."""
-    if not by_one_block:
-        monkeypatch.setattr(blocks, "WHOLE_OPERATIONS", 0)
-    expected, _, found = steps_on_both(activation, loss, optim.Adam(0.01))
+    expected, _, found = steps_on_both(activation, loss, optim.Adam(0.01), by_one_block=by_one_block)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-12)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-10, atol=1e-13)
 
 
-def test_more_numbers_of_rows_than_tables_are_kept(monkeypatch):
+def test_more_numbers_of_rows_than_tables_are_kept():
     """One table would be overwritten while steps of its own are waiting."""
-    monkeypatch.setattr(blocks, "WHOLE_OPERATIONS", 0)
     net = MLP((3, 2), backend="numpy", dtype="float64", seed=0)
     run = net.training_step(["T", "X"], optim.SGD(0.1), False)
     steps = np.array([[n, 0, n - 1] for n in range(1, 18)])

@@ -51,7 +51,7 @@ def test_tiles_are_forced(monkeypatch):
         return found
 
     monkeypatch.setattr(gpu_sweeps, "us_a_step", noted)
-    found = gpu_sweeps.tiles(DEVICE, "highest", counts=[1, 2], depths=[3], steps=1, side=8)
+    found = gpu_sweeps.tiles(DEVICE, "highest", counts=[1, 2], depths=[3], steps=1, side=72)
     assert seen == [["product_small"], ["product_large"]] * 2
     assert [s["tiles"] for s in found["shapes"].values()] == [1, 2]
     assert found["best"] in (1, 2, 3)

@@ -1,7 +1,6 @@
 """Program + number of rows -> the table that GPU kernels read, and the launches that do it.
 
-An instruction is a launch or two; of narrow networks with many rows, whatever can be done a chunk of rows at a time is
-one launch, in which every block takes its chunks through all layers (see blocks.py).
+An instruction is a launch or two.
 """
 
 from __future__ import annotations
@@ -10,17 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastbp.backends.cuda import blas, blocks, chain_table, table
-from fastbp.backends.cuda.blocks import Chunks
+from fastbp.backends.cuda import blas, chain_table, table
 from fastbp.backends.cuda.chain_table import Part, Place, Work, parts
 from fastbp.backends.cuda.rows import ALIGNMENT, CONSTS, THREADS, WORKSPACE, Cut, Rows, Slots
-from fastbp.backends.cuda.tiles import LARGE, SMALL, TENSOR_TILES, TensorTile, Tile, small_tile
-from fastbp.backends.division import Division, divide
+from fastbp.backends.cuda.tiles import LARGE, SMALL, TENSOR_TILES, TINY, TensorTile, Tile, small_tile
 from fastbp.ops import N
 from fastbp.program import Instruction, Program, const_value, place
 
 MOST_BLOCKS = 1 << 16
 LARGE_TILES = 100  # cards have 80 to 170 multiprocessors; not measured yet
+FEW_TILES = 33  # of small ones: a quarter of a card
 # Where the tiles of a product are few, its K is cut so that about WANTED_BLOCKS work, each on SHORTEST of K at least.
 WANTED_BLOCKS, SHORTEST = 264, 128
 # Products with at most so much of K, and as many tiles as work at once, are done with their epilogue in one launch of
@@ -99,18 +97,13 @@ def bind(
     precision = precision if dtype == "float32" else "highest"
     consts, where = constants(program, n, dtype, consts_at)
     where |= outside(program, slots)
-    division = None if with_blas else divide(program)
-    chunks = blocks.chunks_for(program, division, n) if division is not None else None
-    if division is not None and chunks is not None:
-        grid = _depth_first(program, n, item, precision, where, division, chunks)
-    else:
-        temps, size = place(program, n, item, ALIGNMENT)
-        where |= {index: Place(WORKSPACE, offset) for index, offset in temps.items()}
-        grid = _OverGrid(program, n, item, where, Place(WORKSPACE, _ceil(size)), precision)
-        if with_blas:
-            grid.use_blas()
-        for instruction in program.instructions:
-            grid.emit(instruction)
+    temps, size = place(program, n, item, ALIGNMENT)
+    where |= {index: Place(WORKSPACE, offset) for index, offset in temps.items()}
+    grid = _OverGrid(program, n, item, where, Place(WORKSPACE, _ceil(size)), precision)
+    if with_blas:
+        grid.use_blas()
+    for instruction in program.instructions:
+        grid.emit(instruction)
     workspace = max(1, grid.scratch.offset + grid.scratch_bytes)
     words, launches = np.array(grid.words or [0], np.int64), tuple(grid.launches)
     if not grid.blas_slots:
@@ -122,41 +115,6 @@ def bind(
 
 def _ceil(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _depth_first(
-    program: Program,
-    n: int,
-    item: int,
-    precision: str,
-    where: dict[int, Place],
-    division: Division,
-    chunks: Chunks,
-) -> _OverGrid:
-    """Head, chunks, the sums of the pieces, tail.
-
-    Temps without rows lie at the beginning of the workspace, then what blocks need, then sums of pieces.
-    """
-    size = 0
-    for index in program.lifetimes:
-        if index not in division.rows or index in division.ahead:
-            where[index] = Place(WORKSPACE, size)
-            size += _ceil(program.size(index, n) * (8 if program.buffers[index].dtype == "int" else item))
-    grid = _OverGrid(program, n, item, where, Place(WORKSPACE, size), precision)
-    for instruction in division.head:
-        grid.emit(instruction)
-    grid.scratch = Place(WORKSPACE, _ceil(grid.scratch.offset + grid.scratch_bytes))
-    grid.scratch_bytes = 0
-    body, sums = blocks.bind_chunks(program, division, chunks, n, item, precision, where, grid.scratch)
-    pieces = -(-n // chunks.piece)
-    grid.launches.append(Launch(body.kernel, len(grid.words), pieces, body.threads, body.shared))
-    grid.words += body.words
-    grid.scratch = Place(WORKSPACE, _ceil(grid.scratch.offset + body.workspace))
-    for index, of_pieces in sums.items():
-        grid.add_up(index, of_pieces, pieces)
-    for instruction in division.tail:
-        grid.emit(instruction)
-    return grid
 
 
 class _OverGrid(Rows):
@@ -278,11 +236,16 @@ class _OverGrid(Rows):
         """On tensor cores if that is allowed, by tiles as large as keep a card busy."""
         many = -(-m // LARGE.bm) * -(-n // LARGE.bn) >= LARGE_TILES
         large = many and min(m, n) > SMALL.bn and self.item == 4
-        size = "large" if large else "small"
         tile: Tile | TensorTile
-        kernel, tile = f"product_{size}", (LARGE if large else small_tile(self.item))
         if self.precision in TENSOR_TILES:
-            kernel, tile = f"{self.precision}_{size}", TENSOR_TILES[self.precision][large]
+            kernel = f"{self.precision}_{'large' if large else 'small'}"
+            tile = TENSOR_TILES[self.precision][large]
+        elif large:
+            kernel, tile = "product_large", LARGE
+        elif -(-m // SMALL.bm) * -(-n // SMALL.bn) <= FEW_TILES:
+            kernel, tile = "product_tiny", TINY
+        else:
+            kernel, tile = "product_small", small_tile(self.item)
         tiles = -(-m // tile.bm) * -(-n // tile.bn)
         pieces = min(-(-k // SHORTEST), -(-WANTED_BLOCKS // tiles)) if tiles < WANTED_BLOCKS // 2 else 1
         piece = -(-max(1, -(-k // max(1, pieces))) // 32) * 32  # whole steps of any tile, and aligned
@@ -298,10 +261,3 @@ class _OverGrid(Rows):
             if max(self.registers_of(part, threads) for part in made) <= chain_table.MOST_SHARED:
                 return threads, made
         return None
-
-    def add_up(self, index: int, sums: Place, pieces: int) -> None:
-        """A buffer = Σ of what all pieces have, one after the other."""
-        out = self.operand(index)
-        operands = {table.OUT: out.place, table.A: sums}
-        row = self.row(operands, sizes=(out.rows, out.cols, 0), pieces=pieces)
-        self.over_elements(table.COMBINE, "combine", row, out.rows * out.cols, 4)

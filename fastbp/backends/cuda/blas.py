@@ -1,7 +1,7 @@
 """Products by cuBLAS on CuPy's current stream, C = A B, row by row.
 
-cuBLAS is called through ctypes: CuPy refuses its own calls while a graph is captured. Its sums have the same bits in every
-run on a card, but other ones on another card.
+cuBLAS is called through ctypes: CuPy refuses its own calls while a graph is captured. Its sums have the same bits in
+every run on a card, but other ones on another card.
 """
 
 from __future__ import annotations
@@ -45,15 +45,13 @@ def _library() -> Any:
         library = ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
     except Exception:  # whatever is wrong with it, products can be done without
         return None
-    pointer, number = ctypes.c_void_p, ctypes.c_int
+    pointer: Any = ctypes.c_void_p
+    number: Any = ctypes.c_int
     library.cublasCreate_v2.argtypes = [pointer]
     library.cublasSetStream_v2.argtypes = [pointer, pointer]
     library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, ctypes.c_size_t]
-    matrix = [pointer, number, number]
-    library.cublasGemmEx.argtypes = [
-        *(pointer, number, number, number, number, number),
-        *(pointer, *matrix, *matrix, pointer, *matrix, number, number),
-    ]
+    sizes, matrix = [number] * 5, [pointer, number, number]
+    library.cublasGemmEx.argtypes = [pointer, *sizes, pointer, *matrix, *matrix, pointer, *matrix, number, number]
     return library
 
 

@@ -37,12 +37,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Operand:
-    """A matrix that a chain reads or writes, and its shape; ``added``: a result that is added to what is there."""
+    """A matrix that a chain reads or writes, and its shape."""
 
     place: Place
     rows: int
     cols: int
-    added: bool = False
 
     def over(self, shape: tuple[int, int]) -> Place:
         """With strides for work over that shape, repeated along what it has one of."""
@@ -52,18 +51,13 @@ class Operand:
 
 @dataclass(frozen=True)
 class Work:
-    """What a chain does: steps, and what becomes of their values, over a matrix of some shape; see program.py.
-
-    Attributes:
-        before: slot that has the number of the batch's elements before the first one, or NONE: for masks.
-    """
+    """What a chain does: steps, and what becomes of their values, over a matrix of some shape; see program.py."""
 
     shape: tuple[int, int]
     ins: tuple[Operand, ...]
     steps: tuple[Step, ...]
     results: tuple[Result, ...]
     outs: tuple[Operand, ...]
-    before: int = table.NONE
 
 
 @dataclass(frozen=True)
@@ -108,20 +102,17 @@ def flattened(work: Work) -> Work:
     steps, results, outs = list(work.steps), [], []
     for r, out in zip(work.results, work.outs, strict=True):
         kept = r
-        goes_on = out.added and r.axis == 0 and rows == 1  # a sum of one element, which is added to others
-        if (
-            r.how and not out.added and (long == (1, 1) or (r.axis is not None and work.shape[r.axis] == 1))
-        ):  # of one element: that one
+        if r.how and (long == (1, 1) or (r.axis is not None and work.shape[r.axis] == 1)):  # of one element: that one
             value = r.value
             if r.scale >= 0:
                 steps.append(Step("mul", (value, r.scale)))
                 value = len(work.ins) + len(steps) - 1
             kept = Result(value)
-        elif r.how and not goes_on:
+        elif r.how:
             kept = replace(r, axis=None)
         results.append(kept)
         outs.append(out if kept.how else Operand(out.place, *long))
-    return Work(long, ins, tuple(steps), tuple(results), tuple(outs), work.before)
+    return Work(long, ins, tuple(steps), tuple(results), tuple(outs))
 
 
 def parts(work: Work, scratch: Place, item: int, threads: int = THREADS, alone: bool = False) -> list[Part]:
@@ -217,8 +208,7 @@ class _Builder:
                 sums.append(Pieces(r, out, pieces, elements, work.ins[r.scale].place if r.scale >= 0 else None))
             scale = [table.NONE, 0] if factor < 0 else self._scalar(factor)
             axis = {0: table.OVER_ROWS, 1: table.OVER_COLUMNS, None: table.OVER_ALL}[r.axis]
-            added = int(out.added and pieces == 1)
-            results.append([register, int(r.how == "max"), axis, *place.words, *scale, added])
+            results.append([register, int(r.how == "max"), axis, *place.words, *scale])
         for value in after:
             if value < first:
                 self._act_on_input(value, after, reads)
@@ -271,9 +261,7 @@ class _Builder:
         if step.code == "dropout_mask":
             to = self.register_of[value] = self._register()
             key = self.work.ins[step.args[0]].place
-            self.actions.append(
-                [table.MASK, to, 0, 0, 0, table.NONE, key.slot, key.offset, self.work.before, 0, step.bits]
-            )
+            self.actions.append([table.MASK, to, 0, 0, 0, table.NONE, key.slot, key.offset, 0, 0, step.bits])
         else:
             operands = [self._read(v) for v in step.args]
             scale = self._read(step.scale) if step.scale >= 0 else table.NONE

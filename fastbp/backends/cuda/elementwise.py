@@ -48,7 +48,6 @@ from fastbp.backends.cuda.table import (
     FACTOR_OFFSET,
     FIRST,
     HEAD,
-    IS_ADDED,
     IS_MAXIMUM,
     LANES,
     LARGEST,
@@ -149,8 +148,6 @@ def _act(action, addresses, registers, r, c, rows, cols, width, one, space):
     elif what == MASK:
         key = _matrix(words, addresses, np.float64(1.0), space)
         first = r * np.int64(width) + c
-        if words[ROW] != NONE:
-            first += addresses[words[ROW]]
         for e in range(I32(4)):
             registers[(to * 4 + e) * wide + mine] = dropout(action[BITS], first + e, key, one)
     else:
@@ -201,12 +198,11 @@ def _of_thread(result, registers, mine):
 
 @device
 def _write(result, addresses, i, j, value, one, space):
-    """A finished reduction, times its factor, to row i, column j of where it goes, or to what is there if IS_ADDED."""
+    """A finished reduction, times its factor, to row i, column j of where it goes."""
     target = shifted(result, TARGET)
     if result[FACTOR] != NONE:
         value = value * at(addresses[result[FACTOR]] + result[FACTOR_OFFSET], one, space)[0]
-    out, place = _matrix(target, addresses, one, space), i * target[ROW] + j * target[COL]
-    out[place] = out[place] + value if result[IS_ADDED] else value
+    _matrix(target, addresses, one, space)[i * target[ROW] + j * target[COL]] = value
 
 
 @device
@@ -354,7 +350,8 @@ def down(d, addresses, block, blocks, one, space):
     """OUT (PIECES, N): row p is the sum of the PIECE rows of A (M, N) from p PIECE on. Overwrites.
 
     HEAD threads lie along a row, a power of two, four columns each, and K such strips make a row; the other threads
-    are below each other, and what they have is joined by halves. Has barriers: all threads of a block, a power of two, call it together.
+    are below each other, and what they have is joined by halves. Has barriers: all threads of a block, a power of two,
+    call it together.
     """
     x, out = operand(d, addresses, A, one, space), operand(d, addresses, OUT, one, space)
     memory = shared(one)

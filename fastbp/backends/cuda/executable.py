@@ -27,8 +27,10 @@ WORTH_A_GRAPH = 4  # steps of one number of rows from which a graph is captured;
 
 @dataclass
 class _OnDevice:
-    """A bound Program: its table in device memory, the row of its constants, and its graph once it is captured, with the
-    addresses that are fixed in it.
+    """A bound Program: its table in device memory, the row of its constants, its graph once it is captured.
+
+    Attributes:
+        fixed: the addresses that the graph has.
     """
 
     bound: Bound
@@ -98,9 +100,7 @@ class CudaExecutable:
         return found
 
     def _bind(self, n: int, consts_at: int) -> Bound:
-        return bind(
-            self.program, self.slots, n, self.dtype.name, self.precision, consts_at, with_blas=blas.available()
-        )
+        return bind(self.program, self.slots, n, self.dtype.name, self.precision, consts_at, with_blas=blas.available())
 
     def bytes_for(self, n: int) -> int:
         """Device memory that n rows take beside what comes in."""
@@ -189,16 +189,13 @@ class CudaExecutable:
         """Run once for each row (rows, position, step) of ``steps``, int64 on the host, without waiting in between.
 
         Inputs whose rows are the batch's begin at row ``position``; inputs of dtype "double" (the scalars of updates)
-        at row ``step``; outputs of fixed shape are written to row ``step``: (steps, rows, columns). Steps of small
-        networks are all done by one launch of one block.
+        at row ``step``; outputs of fixed shape are written to row ``step``: (steps, rows, columns). However many there
+        are, they are the same launches, so that results do not depend on that.
 
         Raises:
             ValueError: more than KEPT_BINDINGS different numbers of rows, whose tables are not all kept.
         """
         steps = np.ascontiguousarray(steps, np.int64)
-        by_one_block = self.run_many([values], [steps])
-        if by_one_block is not None:
-            return by_one_block[0]
         count, most = int(steps[:, 2].max()) + 1, int(steps[:, 0].max())
         counts = Counter(steps[:, 0].tolist())
         if len(counts) > KEPT_BINDINGS:
@@ -290,7 +287,7 @@ class CudaExecutable:
 
         def address(which: int) -> int:
             first = table.OPERANDS + 4 * which
-            return int(addresses[words[first + table.SLOT]]) + words[first + table.OFFSET]
+            return int(addresses[words[first + table.SLOT]] + words[first + table.OFFSET])
 
         blas.product(
             self.dtype.name,

@@ -32,7 +32,6 @@ from fastbp.backends.cuda.device import (
 )
 from fastbp.backends.cuda.operands import operand, word
 from fastbp.backends.cuda.table import (
-    ADDS,
     BOTH,
     CODE,
     COL,
@@ -136,7 +135,7 @@ def put_four(p, place, v0, v1, v2, v3, count, wide):
 def finish(code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, place, count, wide):
     """``count`` elements of the result from their finished sums: code(x, y), then; overwrites OUT, and OUT2 if BOTH.
 
-    If ADDS, they are added to OUT. ``place`` is that of the first one in either. Returns them, and what is behind them.
+    ``place`` is that of the first one in either. Returns them, and what is behind them.
     """
     for turn in range(2):  # so that the formulas are there once: they are most of the kernel
         formula = then if turn else code
@@ -144,9 +143,6 @@ def finish(code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, place, co
             put_four(out, place, x0, x1, x2, x3, count, wide)
         if formula != NONE:
             x0, x1, x2, x3 = apply4(formula, (x0, x1, x2, x3), (y0, y1, y2, y3), (y0, y1, y2, y3))
-    if how == ADDS:
-        z0, z1, z2, z3 = four(out, place, np.int64(1), count, wide, x0 - x0)
-        x0, x1, x2, x3 = z0 + x0, z1 + x1, z2 + x2, z3 + x3
     if how == BOTH:
         put_four(out2, place, x0, x1, x2, x3, count, wide)
     else:
@@ -257,9 +253,7 @@ def _combine_and(keep: Callable[..., None]) -> Callable[..., None]:
             y0, y1, y2, y3 = zero, zero, zero, zero
             if code != NONE:
                 y0, y1, y2, y3 = four(y, i * y_row + j * y_col, y_col, count, wide_y, zero)
-            x0, x1, x2, x3 = finish(
-                code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, place, count, wide
-            )
+            x0, x1, x2, x3 = finish(code, then, how, x0, x1, x2, x3, y0, y1, y2, y3, out, out2, place, count, wide)
             keep(copy, place, x0, x1, x2, x3, count)
             e += apart
 

@@ -29,7 +29,6 @@ from fastbp.backends.cuda.table import (
     BYTES,
     CHAIN,
     COMBINE,
-    COUNTED,
     DONE,
     FROM,
     GATHER,
@@ -52,12 +51,11 @@ from fastbp.backends.cuda.table import (
     STEP_SCRIPT,
     STEP_WIDTH,
     STEPS,
-    STEPS_AT,
     STEPS_SLOT,
     UPDATE,
 )
 from fastbp.backends.cuda.tensor_cores import product_on_tensor_cores
-from fastbp.backends.cuda.tiles import LARGE, TENSOR_TILES, small_tile
+from fastbp.backends.cuda.tiles import LARGE, TENSOR_TILES, TINY, small_tile
 
 GLOBAL, ANYWHERE = np.int32(0), True  # what pointers point into: see ptx.at
 TYPES = {"float32": float32, "float64": float64}
@@ -95,29 +93,19 @@ def _of_blocks(product: Callable[..., None]) -> Callable[..., None]:
 
     def blocks(words, slots, one):
         table, block = at(words, np.int64(1), GLOBAL), np.int64(cuda.blockIdx.x)
-        own = table[APART] != 0  # outer slots
         outer = at(slots + 8 * block * table[APART], np.int64(1), GLOBAL)
         memory = address_of(shared(one))
         inner = at(memory + table[ADDRESSES], np.int64(1), ANYWHERE)
-        steps = shifted(table, table[STEPS_AT])
-        if table[STEPS_SLOT] != NONE:
-            steps = at(outer[table[STEPS_SLOT]], np.int64(1), GLOBAL)
-        mine, ranges = np.int64(0), np.int64(1)
-        if not own:  # not a choice of two pairs: over that, CUDA 13.0's NVVM optimises for minutes
-            mine, ranges = block, np.int64(cuda.gridDim.x)
-        for s in range(steps[2 * mine], steps[2 * mine + 1]):
-            step = shifted(steps, 2 * ranges + STEP_WIDTH * s)
-            k = thread()
-            while k < table[SLOTS]:
-                slot = shifted(table, BLOCK_HEAD + SLOT_WIDTH * k)
-                begin = np.int64(0)
-                if slot[FROM] == NONE:
-                    begin = memory
-                elif slot[FROM] != COUNTED:
-                    begin = outer[slot[FROM]]
+        steps = at(outer[table[STEPS_SLOT]], np.int64(1), GLOBAL)
+        for s in range(steps[0], steps[1]):
+            step = shifted(steps, 2 + STEP_WIDTH * s)
+            mine = thread()
+            while mine < table[SLOTS]:
+                slot = shifted(table, BLOCK_HEAD + SLOT_WIDTH * mine)
+                begin = memory if slot[FROM] == NONE else outer[slot[FROM]]
                 moved = step[STEP_POSITION] * slot[BY_POSITION] + step[STEP_NUMBER] * slot[BY_STEP]
-                inner[k] = begin + slot[BYTES] + moved
-                k += threads()
+                inner[mine] = begin + slot[BYTES] + moved
+                mine += threads()
             sync()
             script = shifted(table, table[table[SCRIPTS] + step[STEP_SCRIPT]])
             for k in range(script[0]):
@@ -176,8 +164,8 @@ def _kernels(dtype: str) -> dict[str, Kernel]:
         "down": Kernel(_over_grid(elementwise.down), 256, 4 * 256 * item, wide=True),
         "advance": Kernel(advance, 32),
     }
-    for name, tile in (("small", small_tile(item)), ("large", LARGE)):
-        if name == "small" or item == 4:  # 64 sums of float64 do not fit the registers
+    for name, tile in (("tiny", TINY), ("small", small_tile(item)), ("large", LARGE)):
+        if name != "large" or item == 4:  # 64 sums of float64 do not fit the registers
             product = gemm.product_of(tile, TYPES[dtype])
             found[f"product_{name}"] = Kernel(_over_grid(product), tile.threads, tile.shared_bytes(item), wide=True)
     if item == 4:

@@ -46,8 +46,7 @@ class Rows(ABC):
 
     Attributes:
         words: the table, to which rows are added.
-        places: where every buffer that is no part of another lies; of sums that go on, ``added``, their own places.
-        before: columns -> slot of the number of elements in the batch's rows before these; none if these come first.
+        places: where every buffer that is no part of another lies.
         scratch: memory behind all others, where sums of pieces may lie until the next instruction.
         scratch_bytes: how much of it has been asked for.
     """
@@ -60,8 +59,6 @@ class Rows(ABC):
         self.item = item
         self.words = words
         self.places = places
-        self.added: Mapping[int, Place] = {}
-        self.before: Mapping[int, int] = {}
         self.scratch = scratch
         self.scratch_bytes = 0
 
@@ -132,8 +129,6 @@ class Rows(ABC):
         """A buffer, row by row."""
         buffer = self.program.buffers[index]
         rows, cols = self.program.shape(index, self.n)
-        if index in self.added:
-            return Operand(replace(self.added[index], row=cols, col=1), rows, cols, added=True)
         place = self.places[index if buffer.base is None else buffer.base]
         return Operand(replace(place, offset=place.offset + buffer.offset * self.item, row=cols, col=1), rows, cols)
 
@@ -275,13 +270,13 @@ class Rows(ABC):
         if i.code:
             operands[table.Y] = self._broadcast(i.ins[2], shape)
         code, then = (CODES[name] if name else table.NONE for name in (i.code, i.then))
-        return operands, {"code": code, "then": then, "how": table.BOTH if both else table.ADDS if out.added else 0}
+        return operands, {"code": code, "then": then, "how": table.BOTH if both else 0}
 
     # ---- chains --------------------------------------------------------------------------------------------------
 
     def _chain(self, i: Instruction, domain: tuple[int, int], steps: Sequence[Step], results: Sequence[Result]) -> None:
         ins, outs = (tuple(self.operand(k) for k in side) for side in (i.ins, i.outs))
-        work = Work(domain, ins, tuple(steps), tuple(results), outs, self.before.get(domain[1], table.NONE))
+        work = Work(domain, ins, tuple(steps), tuple(results), outs)
         found = self.cut_chain(work)
         if found is None:
             self._step_by_step(work)
@@ -327,7 +322,7 @@ class Rows(ABC):
         code = table.NONE
         if sums.factor is not None:
             operands[table.Y], code = replace(sums.factor, row=0, col=0), CODES["mul"]
-        how = table.MAXIMA if result.how == "max" else table.ADDS if sums.out.added else 0
+        how = table.MAXIMA if result.how == "max" else 0
         row = self.row(operands, code=code, sizes=(1, sums.elements, 0), pieces=sums.pieces, how=how)
         self.over_elements(table.COMBINE, "combine", row, sums.elements, 4)
 
@@ -342,7 +337,7 @@ class Rows(ABC):
             used = [*step.args, *([step.scale] if step.scale >= 0 else [])]
             alone = replace(step, args=tuple(range(len(step.args))), scale=len(step.args) if step.scale >= 0 else -1)
             ins = tuple(values[v] for v in used)
-            self._small(Work(work.shape, ins, (alone,), (Result(len(ins)),), (out,), work.before))
+            self._small(Work(work.shape, ins, (alone,), (Result(len(ins)),), (out,)))
             values.append(out)
         for result, out in zip(work.results, work.outs, strict=True):
             ins = (values[result.value], *([values[result.scale]] if result.scale >= 0 else []))

@@ -12,9 +12,9 @@ PRODUCT, COMBINE, CHAIN, SOFTMAX, MOVE, ONEHOT, GATHER, SCATTER, UPDATE = range(
 # words of a row; M, N, K are sizes; the work is done in PIECES of PIECE; CODE and THEN are formulas, NONE for none
 OP, CODE, THEN, M, N, K, PIECES, PIECE, HEAD, HOW = range(10)
 NONE = -1
-# HOW of a product: BOTH if OUT gets code(A B, Y) and OUT2 then(OUT); else OUT gets then(code(A B, Y)), or that more if
-# ADDS. Of a COMBINE, MAXIMA if it takes the largest instead of the sum.
-BOTH, MAXIMA, ADDS = 1, 2, 3
+# HOW of a product: BOTH if OUT gets code(A B, Y) and OUT2 then(OUT); else OUT gets then(code(A B, Y)). Of a COMBINE,
+# MAXIMA if it takes the largest instead of the sum.
+BOTH, MAXIMA = 1, 2
 OPERANDS = 10
 # words of an operand: number of the slot that holds its address, offset in bytes, strides in elements
 SLOT, OFFSET, ROW, COL = range(4)
@@ -29,15 +29,14 @@ PROBABILITIES, LOGARITHMS, LOGARITHMS_GRAD, LOG_SUM_EXP = range(4)
 # threads lie along a row.
 ACTIONS, RESULTS, LANES, PIECE_ROWS, PIECE_COLS, COLUMN_PIECES, CHAIN_HEAD = range(7)
 # An action: what to do, registers of the result and the operands, of a number that the first one is multiplied by, or
-# NONE; the matrix that is read or written; the bits of a mask, whose matrix is the key, with the slot in ROW that has
-# the number of elements before the first one, or NONE. Codes from 0 on are formulas.
+# NONE; the matrix that is read or written; the bits of a mask, whose matrix is the key. Codes from 0 on are formulas.
 WHAT, TO, FIRST, SECOND, THIRD, SCALE, PLACE, BITS = 0, 1, 2, 3, 4, 5, 6, 10
 ACTION_WIDTH = 11
 LOAD, STORE, ADD, LARGEST, MASK = -1, -2, -3, -4, -5
 # A result: register it adds up in, whether it is a maximum, over what; where it goes, a piece's ROW after the one
-# before; slot (or NONE) and offset of the number that it is multiplied by; whether it is added to what is there
-REGISTER, IS_MAXIMUM, AXIS, TARGET, FACTOR, FACTOR_OFFSET, IS_ADDED = 0, 1, 2, 3, 7, 8, 9
-RESULT_WIDTH = 10
+# before; slot (or NONE) and offset of the number that it is multiplied by
+REGISTER, IS_MAXIMUM, AXIS, TARGET, FACTOR, FACTOR_OFFSET = 0, 1, 2, 3, 7, 8
+RESULT_WIDTH = 9
 OVER_ROWS, OVER_COLUMNS, OVER_ALL = range(3)
 
 # What moves from step to step: address of the steps, int64 (rows, position, step); how many steps have been done; how
@@ -46,14 +45,11 @@ STEPS, DONE, MOVING, MOVING_HEAD = range(4)
 NUMBER, BEGINNING, A_POSITION, A_STEP = range(4)
 MOVING_WIDTH = 4
 
-# What blocks of their own read (see blocks.py): how many SLOTS a block has; where an index of scripts and the steps
-# begin, in words from here; or the slot that has the address of the steps, if that is not NONE; where a block's
-# addresses begin in its shared memory, in bytes; how many outer slots each block has for itself, 0 if all have the
-# same. Then come the slots: the outer one that a slot begins at, NONE for shared memory, or COUNTED for a number that
-# begins at 0; bytes on; bytes a position and a step. A script is a number of rows, and where each begins. Steps begin
-# with a pair of numbers a block: which are its own, from the first to the one behind the last; then come the steps.
-# Blocks with outer slots for themselves have steps for themselves, too.
-SLOTS, SCRIPTS, STEPS_AT, STEPS_SLOT, ADDRESSES, APART, BLOCK_HEAD = range(7)
+# What blocks of their own read (see blocks.py): how many SLOTS a block has; where an index of scripts begins, in words
+# from here; the slot that has the address of the block's steps; where a block's addresses begin in its shared memory,
+# in bytes; how many outer slots each block has for itself. Then come the slots: the outer one that a slot begins at, or
+# NONE for shared memory; bytes on; bytes a position and a step. A script is a number of rows, and where each begins.
+# Steps begin with a pair of numbers: from the first to the one behind the last.
+SLOTS, SCRIPTS, STEPS_SLOT, ADDRESSES, APART, BLOCK_HEAD = range(6)
 FROM, BYTES, BY_POSITION, BY_STEP, SLOT_WIDTH = range(5)
-COUNTED = -2
 STEP_SCRIPT, STEP_POSITION, STEP_NUMBER, STEP_WIDTH = range(4)

@@ -29,9 +29,13 @@ class Tile:
 
 
 LARGE = Tile(128, 128, 8, 8, 8)  # 64 multiply-adds for 16 numbers read from shared memory
-# For products with few tiles, for float64, and for one block that does everything. As much of K at a time as fits what a
-# block may have without leave: with few blocks, most of a step's time goes by waiting for the next numbers.
+# For products with few tiles, for float64, and for one block that does everything. As much of K at a time as fits what
+# a block may have without leave: with few blocks, most of a step's time goes by waiting for the next numbers.
 SMALL, SMALL_DOUBLE = Tile(64, 64, 32, 4, 4), Tile(64, 64, 16, 4, 4)
+
+
+# For products with so few tiles that most of a card is idle: more blocks, each with less to do.
+TINY = Tile(32, 32, 32, 4, 4)
 
 
 def small_tile(item: int) -> Tile:

@@ -5,7 +5,8 @@ And what the emitters of both share: constants, comparisons, sine and cosine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -218,4 +219,24 @@ def switch(builder: Any, code: Any, cases: Sequence[Callable[[], None]]) -> None
         builder.position_at_end(block)
         case()
         builder.branch(end)
+    builder.position_at_end(end)
+
+
+@contextmanager
+def repeated(builder: Any, count: int) -> Iterator[None]:
+    """What is built inside is done ``count`` times, at least once; the compiler is told not to unroll that loop."""
+    module, kind = builder.module, ir.IntType(32)
+    before, body, end = builder.block, builder.append_basic_block("body"), builder.append_basic_block("end")
+    builder.branch(body)
+    builder.position_at_end(body)
+    turn = builder.phi(kind)
+    turn.add_incoming(kind(0), before)
+    yield
+    after = builder.add(turn, kind(1))
+    turn.add_incoming(after, builder.block)
+    back = builder.cbranch(builder.icmp_signed("<", after, kind(count)), body, end)
+    asked = module.add_metadata(["llvm.loop.unroll.disable"])
+    itself = module.add_metadata([kind(len(module.metadata)), asked])  # a number of its own
+    itself.operands = (itself, asked)
+    back.set_metadata("llvm.loop", itself)
     builder.position_at_end(end)

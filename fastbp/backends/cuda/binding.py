@@ -120,6 +120,8 @@ def _ceil(size: int) -> int:
 class _OverGrid(Rows):
     """A launch for every row, by all blocks of a grid."""
 
+    room_for_chains = chain_table.MOST_SHARED
+
     def __init__(
         self, program: Program, n: int, item: int, where: dict[int, Place], scratch: Place, precision: str
     ) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastbp.backends.cuda.device import (
+    address_of,
     apply4,
     at,
     device,
@@ -209,10 +210,18 @@ def _write(result, addresses, i, j, value, one, space):
 def chain(d, addresses, block, blocks, one, space):
     """values = actions over (M, N), the results' sums and maxima; all as its table says. Overwrites.
 
-    Has barriers: all threads of a block, a power of two and at least LANES, call it together.
+    If K is not 0, the table's PIECE words are first copied to shared memory, K bytes behind its beginning: one wait for
+    all of them, not one an action. Has barriers: all threads of a block, a power of two and at least LANES, call it
+    together.
     """
-    head = shifted(d, d[HEAD])
-    registers = shared(one)
+    head, registers = shifted(d, d[HEAD]), shared(one)
+    if d[K] != 0:
+        copied, words, place = at(address_of(registers) + d[K], np.int64(1), True), d[PIECE], np.int64(thread())
+        while place < words:
+            copied[place] = head[place]
+            place += threads()
+        sync()
+        head = copied
     rows_in_all, width = I32(d[M]), I32(d[N])
     count, lanes = I32(head[ACTIONS]), I32(head[LANES])
     mine = I32(thread())

@@ -19,7 +19,7 @@ from numba.cuda.extending import intrinsic
 
 from fastbp import polynomials, scalars
 from fastbp.backends.cuda.codes import FORMULAS, SHORT
-from fastbp.backends.llvm import LARGEST_ANGLE, Emitter, Value, switch
+from fastbp.backends.llvm import LARGEST_ANGLE, Emitter, Value, repeated, switch
 
 I1, I32, I64, F32, F64 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
 GLOBAL, SHARED, CONSTANT = 1, 3, 4  # address spaces
@@ -371,7 +371,7 @@ def apply4(typingctx: Any, code: Any, xs: Any, ys: Any, zs: Any) -> Any:
             for i in range(count):
                 for value, place in zip(values[i], turning[i], strict=True):
                     builder.store(value, place)
-            with cgutils.for_range(builder, I32(4)):
+            with repeated(builder, 4):
                 found = one(formula, [builder.load(turning[i][0]) for i in range(count)])
                 for i in range(count):
                     first, *others = (builder.load(place) for place in turning[i])

@@ -49,7 +49,10 @@ class Rows(ABC):
         places: where every buffer that is no part of another lies.
         scratch: memory behind all others, where sums of pieces may lie until the next instruction.
         scratch_bytes: how much of it has been asked for.
+        room_for_chains: bytes of shared memory for a chain's registers and a copy of its table; 0 for no copies.
     """
+
+    room_for_chains = 0
 
     def __init__(
         self, program: Program, n: int, item: int, words: list[int], places: Mapping[int, Place], scratch: Place
@@ -297,13 +300,21 @@ class Rows(ABC):
         """A row and a launch for each table, and what adds up their pieces' sums."""
         used = 0
         for part in made:
-            row = self.row({}, sizes=(*part.shape, 0), pieces=part.pieces, head=table.WIDTH)
-            self.words += part.words
-            self._launch(table.CHAIN, "chain", row, part.pieces, threads, self.registers_of(part, threads))
+            self._table(part, threads)
             for sums in part.sums:
                 self._add_pieces(sums, replace(self.scratch, offset=self.scratch.offset + used), threads)
                 used += sums.pieces * sums.elements * self.item
         self._partial(used)
+
+    def _table(self, part: Part, threads: int) -> None:
+        """A row, the table behind it, and its launch; its block has a copy of the table, if there is room."""
+        registers = self.registers_of(part, threads)
+        copied = registers if registers + 8 * len(part.words) <= self.room_for_chains else 0
+        sizes = (*part.shape, copied)
+        row = self.row({}, sizes=sizes, pieces=part.pieces, piece=len(part.words), head=table.WIDTH)
+        self.words += part.words
+        shared = registers + 8 * len(part.words) * bool(copied)
+        self._launch(table.CHAIN, "chain", row, part.pieces, threads, shared)
 
     def _add_pieces(self, sums: Pieces, at: Place, threads: int) -> None:
         """Join what every piece made, in order: of one element by a chain, in one block; else a thread an element."""
@@ -314,9 +325,7 @@ class Rows(ABC):
             whole = replace(result, value=0, axis=None, scale=len(ins) - 1 or -1)
             work = Work((1, sums.pieces), ins, (), (whole,), (sums.out,))
             (part,) = parts(work, at, self.item, threads, alone=True)
-            row = self.row({}, sizes=(*part.shape, 0), head=table.WIDTH)
-            self.words += part.words
-            self._launch(table.CHAIN, "chain", row, 1, threads, self.registers_of(part, threads))
+            self._table(part, threads)
             return
         operands = {table.OUT: sums.out.place, table.A: at}
         code = table.NONE

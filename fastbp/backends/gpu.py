@@ -139,7 +139,11 @@ def describe() -> dict[str, str]:
             "driver": f"for CUDA {in_words(module.cuda.runtime.driverGetVersion())}",
             "cupy built for": f"CUDA {in_words(module.cuda.runtime.runtimeGetVersion())}",
         }
-    return found | {f"backend {backend}": f"cannot run: {text}" if text else "runs" for backend, text in why.items()}
+    found |= {f"backend {backend}": f"cannot run: {text}" if text else "runs" for backend, text in why.items()}
+    if why["cuda"] is None:
+        blas = importlib.import_module("fastbp.backends.cuda.blas")
+        found["cuBLAS"] = "found" if blas.available() else f"not found, so large products take longer: {INSTALL}"
+    return found
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def chain(rows: int, cols: int, large: bool = False) -> Case:
         }
         return plan(outputs | {"tops": y.max(1)}), values, rows
 
-    return Case(f"chain {rows}x{cols}", make, large=large)
+    return Case(f"chain {rows}x{cols}", make, large=large, summed=rows * cols)
 
 
 def many_values() -> Case:

@@ -98,3 +98,43 @@ def test_the_sum_of_a_column(rows, threads, dtype):
     theta = net.theta.copy()
     optimizer.update(theta, gradient, optimizer.init(theta))
     np.testing.assert_array_equal(trained.theta, theta)
+
+
+LENGTHS = [1, 2, 7, 8, 9, 16, 61, 64, 300]  # around one vector of rows, and of columns
+
+
+@pytest.mark.parametrize("columns", range(1, 18))
+def test_one_row_has_the_bits_of_many(columns, dtype):
+    """A matrix with few columns is one long row then: x W and g Wᵀ, for every shape of a ragged end."""
+    rng = np.random.default_rng(columns)
+    for length in LENGTHS:
+        x, g = graph.input("x", length), graph.input("g", columns)
+        w = graph.param("w", (length, columns))
+        outputs = {"y": (x @ w + graph.param("row", (1, columns))).tanh(), "d": g.matmul(w, tb=True) * x}
+        machine = CpuExecutable(plan(outputs), dtype)
+        values = {"x": rng.normal(size=(20, length)), "g": rng.normal(size=(20, columns))}
+        values |= {"w": rng.normal(size=(length, columns)), "row": rng.normal(size=(1, columns))}
+        values = {name: v.astype(dtype) for name, v in values.items()}
+        many = machine.run(values, 20)
+        for rows in (1, 2, 3, 7):
+            few = machine.run(values | {"x": values["x"][:rows], "g": values["g"][:rows]}, rows)
+            for name, all_rows in many.items():
+                np.testing.assert_array_equal(few[name], all_rows[:rows], err_msg=f"{name}, {length} x {columns}")
+
+
+@pytest.mark.parametrize("columns", [*range(1, 18), 33])
+def test_sgd_of_one_row_is_done_as_by_hand(columns, dtype):
+    """theta less an outer product, to the same bits as the gradient and its update one after the other."""
+    rng = np.random.default_rng(columns)
+    for length in LENGTHS:
+        x, t = rng.normal(size=(1, length)).astype(dtype), rng.normal(size=(1, columns)).astype(dtype)
+        made = {"loss": "half_sse", "output": "identity", "dtype": dtype, "seed": 1}
+        net, trained = (fastbp.MLP([length, columns], **made) for _ in range(2))
+        gradient, optimizer, theta = net.loss_and_grad(x, t)[1], optim.SGD(0.125), net.theta.copy()
+        optimizer.update(theta, gradient, optimizer.init(theta))
+        trained.fit(x, t, epochs=1, batch_size=1, optimizer=optimizer)
+        np.testing.assert_array_equal(trained.theta, theta, err_msg=f"{length} x {columns}")
+        exact = (x.astype(np.float64) @ net.weights[0] + net.biases[0] - t) * x.T.astype(np.float64)
+        np.testing.assert_allclose(
+            gradient[: length * columns].reshape(exact.shape), exact, rtol=0, atol=40 * LIMITS[dtype]
+        )

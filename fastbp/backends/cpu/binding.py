@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fastbp.backends.cpu import bf16, caches, few_rows, gemm, schedule, simd
+from fastbp.backends.cpu import bf16, caches, few_columns, few_rows, gemm, schedule, simd
 from fastbp.backends.cpu import machine as cpu
 from fastbp.backends.cpu.chain_table import Builder, Place, Work, added_pieces, flattened
 from fastbp.backends.cpu.gemm import TILE_ROWS, TILE_VECTORS
@@ -668,7 +668,8 @@ class _Table:
             operands[which] = (slot, offset + first * self.item, n, 1)
         operands[cpu.EXTRA] = self._operand(hyper)
         most = few_rows.MOST_SUMMANDS if n >= COLUMN_PANELS * self.panel else FEW_SUMMANDS
-        if update.code == "sgd" and 0 < sizes[2] <= most and n > self.panel:  # to the same bits as tiles
+        narrow = sizes[2] == 1 and 1 < n <= few_columns.MOST_UPDATED
+        if update.code == "sgd" and 0 < sizes[2] <= most and (n > self.panel or narrow):  # to the same bits as tiles
             pieces = FEWEST_PIECES if self._is_far_larger(sizes[0] * n) else 1
             blocking = (block_of(sizes[2], n), 0, 0, how | gemm.SGD | gemm.SUMMANDS, self.panel)
             notes = ("sgd", "row by row", *(["with db"] if how & gemm.ONES else []))

@@ -18,6 +18,13 @@ from numba.extending import intrinsic
 from fastbp import scalars
 from fastbp.backends.cpu import simd
 from fastbp.backends.cpu.compiling import kernel
+from fastbp.backends.cpu.few_columns import (
+    MOST_SUMMED,
+    MOST_UPDATED,
+    dots_of_row,
+    sums_of_columns,
+    update_by_outer,
+)
 from fastbp.backends.cpu.gemm import (
     BIAS,
     FAR_AHEAD,
@@ -29,7 +36,7 @@ from fastbp.backends.cpu.gemm import (
     apply_update,
     epilogue,
 )
-from fastbp.backends.cpu.simd import BINARY_CODES, I64, UPDATE_CODES, itemsize_of, lanes_of, load_at, pointer
+from fastbp.backends.cpu.simd import BINARY_CODES, I64, UPDATE_CODES, itemsize_of, lanes_of, load_at, pointer, store_at
 from fastbp.backends.llvm import switch
 
 MOST_ROWS = 4
@@ -325,6 +332,9 @@ def _update_rows(
 def update_by_rows(m, n, k, a, a_row, a_col, b, b_row, theta, theta_row, rate, one):
     """theta (m, n) -= rate A B with k <= MOST_SUMMANDS: a row of theta after the other, in the order of memory."""
     start, line = pointer(a, int64(0), one), pointer(theta, int64(0), one)
+    if k == 1 and 1 < n <= MOST_UPDATED and a_row == 1 and theta_row == n:
+        update_by_outer(m, n, start, pointer(b, int64(0), one), line, rate)
+        return
     _update_rows(k, m, n, start, a_row, a_col, pointer(b, int64(0), one), b_row, line, theta_row, rate)
 
 
@@ -405,7 +415,10 @@ def product_turned(
 ):  # fmt: skip
     """epilogue(A Bᵀ, Y) with B (N, K): :func:`fastbp.backends.cpu.gemm.product`, to the same bits."""
     parts = (m + len(TURNED) - 1) // len(TURNED)
-    for part in range(parts):
+    narrow = m == 1 and 1 < k <= MOST_SUMMED and b_row == k
+    if narrow:
+        sums_of_columns(n, k, pointer(a, int64(0), one), pointer(b, int64(0), one), pointer(out, int64(0), one))
+    for part in range(0 if narrow else parts):
         i = m * part // parts
         rows = m * (part + 1) // parts - i
         _turned(
@@ -439,18 +452,24 @@ def narrow_product_by_dots(
     """
     lanes = lanes_of(one)
     sums, bias = pointer(scratch, int64(0), one), pointer(y, 0, one)
-    if not how & PACK_T:
+    by_rows = m < lanes and not how & PACK_T and b_row == n
+    for i in range(m if by_rows else 0):
+        to = pointer(out, i * out_row, one)
+        dots_of_row(n, k, pointer(a, i * a_row, one), pointer(b, int64(0), one), sums)
+        for j in range(n):
+            store_at(to, j, load_at(sums, j) + (load_at(bias, j) if how & BIAS else one - one))
+    if not how & PACK_T and not by_rows:
         turned = scratch + lanes * itemsize_of(one)
         for q in range(0, k, lanes):
             here, to = pointer(b, q * b_row, one), pointer(turned, q, one)
             simd.transpose_tile(min(lanes, k - q), n, to, k, here, b_row)
         b, b_row = turned, k
-    for i in range(0, m, lanes):
+    for i in range(m if by_rows else 0, m, lanes):
         count = min(lanes, m - i)
         for j in range(n):
             _dots(count, k, pointer(b, j * b_row, one), pointer(a, i * a_row, one), a_row, sums)
             to, added = pointer(out, i * out_row + j, one), load_at(bias, j) if how & BIAS else one - one
             for r in range(count):
-                simd.store_at(to, r * out_row, load_at(sums, r) + added)
+                store_at(to, r * out_row, load_at(sums, r) + added)
     if code >= 0 or then >= 0:
         epilogue(m, n, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one)

@@ -586,7 +586,7 @@ def _loop_many(watches: Sequence[_Watch]) -> None:
     trained = {k: _slices(watch.one, watch) for k, watch in enumerate(watches)}
     asked: dict[int, tuple[int, int]] = {}
     failed: list[DeviceMemoryError] = []
-    alike = len({watch.one.run.program.form for watch in watches}) == 1
+    together = _go_together([watch.one for watch in watches])
 
     def go_on(k: int, how: Callable[..., tuple[int, int]], *answer: Any) -> None:
         """To the next slice of network k, unless it ends."""
@@ -613,7 +613,7 @@ def _loop_many(watches: Sequence[_Watch]) -> None:
                     began = time.perf_counter()
                     try:
                         ones = [watches[k].one for k in numbers]
-                        found = _steps_of(ones, [asked[k] for k in numbers], alike, pool)
+                        found = _steps_of(ones, [asked[k] for k in numbers], together, pool)
                     except MemoryError as error:
                         for k in numbers:
                             go_on(k, trained[k].throw, error)
@@ -631,23 +631,27 @@ def _loop_many(watches: Sequence[_Watch]) -> None:
         raise failed[0]
 
 
-def _steps_of(
-    ones: Sequence[_Fit], asked: Sequence[tuple[int, int]], alike: bool, pool: ThreadPoolExecutor
-) -> list[tuple[Array, Array]]:
-    """Losses and weights of the steps that each asks for: by one launch, on several threads, or one by one.
-
-    Args:
-        alike: whether all run the same Program, but for names.
-    """
+def _go_together(ones: Sequence[_Fit]) -> bool:
+    """Whether one launch does steps of all networks: decided once, since the bits of a step depend on it."""
     first, run = ones[0], ones[0].run
-    if isinstance(run, backends.OnDevice) and alike and first.feeder is None:
+    if len(ones) == 1 or not isinstance(run, backends.OnDevice) or first.feeder is not None:
+        return False
+    alike = len({one.run.program.form for one in ones}) == 1  # the same Program, but for names
+    return alike and run.suits_many(first.batch)
+
+
+def _steps_of(
+    ones: Sequence[_Fit], asked: Sequence[tuple[int, int]], together: bool, pool: ThreadPoolExecutor
+) -> list[tuple[Array, Array]]:
+    """Losses and weights of the steps that each asks for: by one launch, on several threads, or one by one."""
+    first, run = ones[0], ones[0].run
+    if together and isinstance(run, backends.OnDevice):
         made = [one.asked(*steps) for one, steps in zip(ones, asked, strict=True)]
         results = run.run_many([values for values, *_ in made], [table for _, table, *_ in made])
-        if results is not None:
-            return [
-                (one.done(last - begin, result["loss"]), weights)
-                for one, (begin, last), result, (*_, weights) in zip(ones, asked, results, made, strict=True)
-            ]
+        return [
+            (one.done(last - begin, result["loss"]), weights)
+            for one, (begin, last), result, (*_, weights) in zip(ones, asked, results, made, strict=True)
+        ]
     if first.net.backend == "cpu":
         return list(pool.map(lambda one, steps: one.steps(*steps), ones, asked))
     return [one.steps(*steps) for one, steps in zip(ones, asked, strict=True)]

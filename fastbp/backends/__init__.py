@@ -153,13 +153,16 @@ class OnDevice:
         except MemoryError as error:
             raise self._described(error, int(steps[:, 0].max())) from error
 
-    def run_many(self, values: Sequence[Mapping[str, Any]], steps: Sequence[Any]) -> list[dict[str, Any]] | None:
-        """:meth:`run_steps` for several sets of values in one launch; None where the machine cannot do that."""
-        many = getattr(self.inside, "run_many", None)
-        if many is None:
-            return None
+    def suits_many(self, n: int) -> bool:
+        """Whether :meth:`run_many` is for steps of at most n rows."""
+        suits = getattr(self.inside, "suits_blocks", None)
+        return suits is not None and bool(suits(n))
+
+    def run_many(self, values: Sequence[Mapping[str, Any]], steps: Sequence[Any]) -> list[dict[str, Any]]:
+        """:meth:`run_steps` for several sets of values in one launch; see :meth:`suits_many`."""
+        many: Any = self.inside
         try:
-            found: list[dict[str, Any]] | None = many(values, steps)
+            found: list[dict[str, Any]] = many.run_many(values, steps)
         except MemoryError as error:
             raise self._described(error, max(int(s[:, 0].max()) for s in steps)) from error
         return found

@@ -82,10 +82,10 @@ def test_steps(most_copied, gathered, monkeypatch):
     """Inputs that move from step to step: copied to where a graph expects them, or reached where they are."""
     monkeypatch.setattr(binding, "MOST_COPIED", most_copied)
     rng = np.random.default_rng(0)
-    X, T = rng.normal(size=(11, 3)), rng.normal(size=(11, 2))
+    X, T = rng.normal(size=(11, 4)), rng.normal(size=(11, 2))
     found = []
     for backend in ("numpy", "cuda"):
-        net = MLP([3, 4, 2], activation="tanh", loss="mse", backend=backend, dtype="float64", seed=0)
+        net = MLP([4, 4, 2], activation="tanh", loss="mse", backend=backend, dtype="float64", seed=0)
         history = net.fit(X, T, epochs=2, batch_size=4, shuffle=gathered, optimizer=optim.Adam(0.01))
         theta = net.theta if backend == "numpy" else net.theta.get()
         found.append(np.concatenate([history.loss, theta]))
@@ -114,6 +114,31 @@ def test_a_network_in_precision(precision):
     assert checks.relative_error(found[1], found[0]) <= 3e-2
 
 
+@pytest.mark.parametrize("every", [True, False], ids=["cublas", "own"])
+def test_a_result_of_every_step_that_is_an_operand(every, monkeypatch):
+    """It moves from step to step, as inputs do."""
+    if not every:
+        monkeypatch.setattr(blas, "available", lambda: False)
+    rng = np.random.default_rng(0)
+    x, w, v = graph.input("x", 3), graph.param("w", (3, 4)), graph.param("v", (4, 2))
+    h = (x @ w).tanh()
+    run = CudaExecutable(plan({"h": h, "y": h @ v}), "float64")
+    values = {"x": rng.normal(size=(4, 3)), "w": rng.normal(size=(3, 4)), "v": rng.normal(size=(4, 2))}
+    found = run.run_steps(on_device(values), np.array([[2, 0, 0], [2, 2, 1]]))
+    expected = np.tanh(values["x"] @ values["w"])
+    np.testing.assert_allclose(found["h"].get().reshape(4, 4), expected, rtol=1e-13)
+    np.testing.assert_allclose(found["y"].get().reshape(4, 2), expected @ values["v"], rtol=1e-13)
+    assert run.bound(2).bound.captured != every
+
+
+def test_inputs_whose_rows_begin_anywhere_are_copied(monkeypatch):
+    """However large: cuBLAS chooses by alignment, and a batch may begin at any row."""
+    monkeypatch.setattr(binding, "MOST_COPIED", 0)
+    for cols, copied in ((3, True), (4, False)):
+        run = CudaExecutable(plan({"y": graph.input("x", cols) @ graph.param("w", (cols, 2))}), "float32")
+        assert ("move" in kernels(run, 5)) is copied
+
+
 def test_a_graph_with_other_addresses_is_forgotten(monkeypatch):
     """What is fixed in it: the workspace, and where parameters and results lie."""
     monkeypatch.setattr(binding, "MOST_COPIED", 1 << 20)
@@ -123,7 +148,7 @@ def test_a_graph_with_other_addresses_is_forgotten(monkeypatch):
     device = on_device(values)
     run.run_steps(device, np.array([[4, 0, 0]]))
     here = run.bound(4)
-    here.graph, here.fixed = object(), here.fixed
+    here.graph = object()
     run._forget_if_moved(here, run._where(here.bound.workspace, device, fake_outputs(run)))
     assert here.graph is not None
     other = device | {"w": on_device(values)["w"]}

@@ -174,17 +174,18 @@ def test_steps_are_one_launch(monkeypatch):
     net = MLP((3, 5, 2), backend="numpy", seed=0)
     run, values, steps = steps_of(net, optim.SGD(0.1), 5, 0, device=True)
     machine = CudaExecutable(run.program, "float32")
-    assert machine.run_many([values], [steps]) is not None
+    machine.run_many([values], [steps])
     assert launched == ["blocks"]
+    assert machine.suits_blocks(3)
     monkeypatch.setattr(blocks, "WHOLE_OPERATIONS", run.program.operations(3) - 1)
-    machine = CudaExecutable(run.program, "float32")
-    assert machine.run_many([values], [steps]) is None
+    assert machine.suits_blocks(2)
+    assert not machine.suits_blocks(3)
 
 
 def test_outputs_that_have_rows_are_not_made_by_one_block():
     x = graph.input("x", 3)
     machine = CudaExecutable(plan({"y": (x @ graph.param("w", (3, 2))).tanh()}), "float32")
-    assert machine.whole([4]) is None
+    assert not machine.suits_blocks(4)
 
 
 def test_an_ensemble_is_trained_by_a_block_each(monkeypatch):

@@ -138,6 +138,16 @@ def test_more_numbers_of_rows_than_tables_are_kept():
         CudaExecutable(run.program, "float64").run_steps(on_device(values), steps)
 
 
+def test_tables_that_a_call_needs_are_not_given_up_for_others_of_it():
+    """The mean of n rows has 1/n in its constants: those of the oldest table were overwritten."""
+    machine = CudaExecutable(plan({"mean": graph.input("x", 1).mean()}), "float64")
+    x = fake_cupy.asarray(np.ones((40, 1)))
+    for n in range(1, 17):
+        machine.run({"x": x[:n]}, n)
+    found = machine.run_steps({"x": x}, np.array([[1, 0, 0], [20, 0, 1], [1, 0, 2]]))["mean"].get()
+    np.testing.assert_array_equal(found.ravel(), np.ones(3))
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_training_steps_in_float32(loss):
     """As exact as array code in float32, of each loss and of the way that the parameters went."""

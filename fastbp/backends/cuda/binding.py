@@ -1,6 +1,6 @@
 """Program + number of rows -> the table that GPU kernels read, and the launches that do it.
 
-An instruction is a launch or two.
+An instruction is a launch, or a few: products that are cut or by cuBLAS, sums in pieces.
 """
 
 from __future__ import annotations
@@ -149,12 +149,14 @@ class _OverGrid(Rows):
         )
         buffers = self.program.buffers
         moving = {index for index, b in enumerate(buffers) if b.kind == "input" and b.shape[0] == N}
-        self.moving = {self.places[index].slot for index in moving if index in self.places}
+        moved = [*moving, *(index for index, b in enumerate(buffers) if b.kind == "output")]
+        self.moving = {self.places[index].slot for index in moved if index in self.places}
         bf16 = self.precision == "bf16"
         size = 2 if bf16 else self.item
         copied = set(operands) if bf16 else set(operands) & moving
         if not bf16 and sum(self.program.size(index, self.n) for index in copied) * size > MOST_COPIED:
-            copied = set()
+            # but those whose rows lie at addresses of all kinds: cuBLAS chooses by that, and bits would depend on it
+            copied = {index for index in copied if self.program.shape(index, self.n)[1] * size % 16}
         temps = {index for index in copied if index in self.program.lifetimes}
         offsets, end = place(self.program, self.n, size, ALIGNMENT, temps)
         for index in operands:

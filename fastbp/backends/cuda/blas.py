@@ -1,7 +1,7 @@
 """Products by cuBLAS on CuPy's current stream, C = A B, row by row.
 
 cuBLAS is called through ctypes: CuPy refuses its own calls while a graph is captured. Its sums have the same bits in
-every run on a card, but other ones on another card.
+every run on a card with a version of cuBLAS, but other ones with others.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _TYPES = {
     ("float64", "highest"): (_FLOAT64, _FLOAT64, 70),
 }
 _DEFAULT_ALGORITHM = -1
+_NO_MEMORY = (1, 3)  # not initialised, allocation failed: what cublasCreate says where memory is short
 _lock = threading.Lock()  # a handle has one stream at a time
 _said: dict[int, tuple[int, int]] = {}  # device -> stream and workspace that its handle knows
 
@@ -39,27 +40,36 @@ def available() -> bool:
 @cache
 def _library() -> Any:
     """The library, None if it is not there."""
+    pointer: Any = ctypes.c_void_p
+    number: Any = ctypes.c_int
+    sizes, matrix = [number] * 5, [pointer, number, number]
     try:
         from cuda import pathfinder
 
-        library = ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
+        path = pathfinder.load_nvidia_dynamic_lib("cublas").abs_path
+        library: Any = ctypes.CDLL(path) if path else None
+        library.cublasCreate_v2.argtypes = [pointer]
+        library.cublasSetStream_v2.argtypes = [pointer, pointer]
+        library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, ctypes.c_size_t]
+        library.cublasGemmEx.argtypes = [pointer, *sizes, pointer, *matrix, *matrix, pointer, *matrix, number, number]
     except Exception:  # whatever is wrong with it, products can be done without
         return None
-    pointer: Any = ctypes.c_void_p
-    number: Any = ctypes.c_int
-    library.cublasCreate_v2.argtypes = [pointer]
-    library.cublasSetStream_v2.argtypes = [pointer, pointer]
-    library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, ctypes.c_size_t]
-    sizes, matrix = [number] * 5, [pointer, number, number]
-    library.cublasGemmEx.argtypes = [pointer, *sizes, pointer, *matrix, *matrix, pointer, *matrix, number, number]
     return library
 
 
 @cache
 def _handle(device: int) -> ctypes.c_void_p:
-    """The handle of a device, made at its first product."""
+    """The handle of a device, made at its first product; it takes memory that CuPy's pool may keep for nobody."""
+    import cupy
+
     handle = ctypes.c_void_p()
-    _check(_library().cublasCreate_v2(ctypes.byref(handle)), "cublasCreate")
+    status = _library().cublasCreate_v2(ctypes.byref(handle))
+    if status in _NO_MEMORY:
+        cupy.get_default_memory_pool().free_all_blocks()
+        status = _library().cublasCreate_v2(ctypes.byref(handle))
+    if status in _NO_MEMORY:
+        raise MemoryError("cuBLAS found no memory for itself")
+    _check(status, "cublasCreate")
     return handle
 
 

@@ -1,7 +1,6 @@
 """Tables for blocks of their own: each runs many instructions one after the other, with barriers in between.
 
-A network so small that a launch an instruction costs more than the work is trained by one block: all instructions of
-many steps in one launch. Networks of one shape can be trained at once, a block each.
+Several small networks of one shape are trained at once, a block each: all instructions of many steps in one launch.
 
 Instructions are bound as for a grid, but a block reaches its buffers through slots of its own, made anew before every
 step: see BLOCK_HEAD in table.py. Temps lie in shared memory as far as they fit, the smallest first; else behind each
@@ -52,9 +51,9 @@ class Blocks:
     workspace: int
 
 
-def suits_one_block(program: Program, sizes: Iterable[int]) -> bool:
-    """Whether one block should do whole steps of so many rows."""
-    return max(program.operations(n) for n in sizes) <= WHOLE_OPERATIONS
+def suits_one_block(program: Program, n: int) -> bool:
+    """Whether one block should do whole steps of at most so many rows."""
+    return program.operations(n) <= WHOLE_OPERATIONS
 
 
 def bind_whole(

@@ -87,8 +87,8 @@ class CudaExecutable:
             self._sources.append((slot, buffer.name, itemsize * cols * moves, 8 * cols * (buffer.dtype == "double")))
 
     def bound(self, n: int) -> _OnDevice:
-        """The tables for n rows, made once and kept."""
-        found = self._bound.get(n)
+        """The tables for n rows, made once and kept: those that were asked for last."""
+        found = self._bound.pop(n, None)
         if found is None:
             row = len(self._bound)
             if row == KEPT_BINDINGS:
@@ -96,7 +96,8 @@ class CudaExecutable:
             bytes_ = self._consts.strides[0]
             bound = self._bind(n, row * bytes_)
             self._consts[row].set(bound.consts)
-            found = self._bound[n] = _OnDevice(bound, cupy.asarray(bound.words), row)
+            found = _OnDevice(bound, cupy.asarray(bound.words), row)
+        self._bound[n] = found
         return found
 
     def _bind(self, n: int, consts_at: int) -> Bound:
@@ -118,13 +119,14 @@ class CudaExecutable:
             self._launch_all(here, addresses)
         return {name: self._part(index, outputs, n) for name, index in self.program.outputs.items()}
 
-    def whole(self, sizes: Sequence[int]) -> _Whole | None:
-        """The tables for steps of so many rows by one block each; None where launches are better, or needed."""
-        if any(self.program.buffers[index].shape[0].per_row for _, index in self._results):
-            return None  # whose size changes from step to step
+    def suits_blocks(self, n: int) -> bool:
+        """Whether :meth:`run_many` is for steps of at most n rows: small ones, with results of one size."""
+        fixed = not any(self.program.buffers[index].shape[0].per_row for _, index in self._results)
+        return fixed and blocks.suits_one_block(self.program, n)
+
+    def whole(self, sizes: Sequence[int]) -> _Whole:
+        """The tables for steps of so many rows by one block each."""
         key = tuple(sorted(set(sizes)))
-        if not blocks.suits_one_block(self.program, key):
-            return None
         found = self._wholes.get(key)
         if found is None:
             if len(self._wholes) == KEPT_BINDINGS:
@@ -145,13 +147,11 @@ class CudaExecutable:
             found = self._wholes[key] = _Whole(bound, words, consts, {n: k for k, n in enumerate(key)})
         return found
 
-    def run_many(self, values: Sequence[Mapping[str, Any]], steps: Sequence[Any]) -> list[dict[str, Any]] | None:
-        """:meth:`run_steps` for several sets of values at once, a block each; None where blocks cannot do it."""
+    def run_many(self, values: Sequence[Mapping[str, Any]], steps: Sequence[Any]) -> list[dict[str, Any]]:
+        """:meth:`run_steps` for several sets of values at once, a block each, where that suits the rows of a batch."""
         every = [np.ascontiguousarray(s, np.int64) for s in steps]
         with self._lock, self._order.turn(current_stream()):
             whole = self.whole([n for s in every for n in set(s[:, 0].tolist())])
-            if whole is None:
-                return None
             outputs = [
                 {
                     index: cupy.empty((int(s[:, 2].max()) + 1, *self.program.shape(index, 0)), self.dtype)
@@ -202,7 +202,7 @@ class CudaExecutable:
             raise ValueError(f"steps: at most {KEPT_BINDINGS} different numbers of rows; got {len(counts)}")
         outside = current_stream()
         with self._lock, self._order.turn(outside):
-            bindings = {n: self.bound(n) for n in counts}
+            bindings = {n: self.bound(n) for n in sorted(counts, key=lambda n: n not in self._bound)}  # lest one go
             outputs = {
                 index: cupy.empty((count, *self.program.shape(index, most)), self.dtype) for _, index in self._results
             }

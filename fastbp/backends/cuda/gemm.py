@@ -224,8 +224,9 @@ def _combine_and(keep: Callable[..., None]) -> Callable[..., None]:
         elif y_row == 0 and y_col == 0:
             m, n = np.int64(1), size
         zero = one - one
-        wide = whole_quads(out, n, one) and (how != BOTH or whole_quads(out2, n, one))
-        wide_sums = whole_quads(sums, n, one) and (pieces == 1 or whole_quads(sums, size, one))
+        line = np.int64(4) if m == 1 else n  # of one line there is no next one whose beginning counts
+        wide = whole_quads(out, line, one) and (how != BOTH or whole_quads(out2, line, one))
+        wide_sums = whole_quads(sums, line, one) and (pieces == 1 or whole_quads(sums, size, one))
         wide_y = y_col == 1 and whole_quads(y, y_row, one)
         quads = (n + 3) >> 2
         e, apart = np.int64(block) * threads() + thread(), np.int64(blocks) * threads()

@@ -154,13 +154,13 @@ def _kernels(dtype: str) -> dict[str, Kernel]:
     item = np.dtype(dtype).itemsize
     found = {
         "chain": Kernel(_over_grid(elementwise.chain), 128, 96 << 10, wide=True),
-        "combine": Kernel(_over_grid(gemm.combine)),
+        "combine": Kernel(_over_grid(gemm.combine), wide=True),
         "softmax": Kernel(_over_grid(rowwise.softmax)),
         "move": Kernel(_over_grid(rowwise.move)),
         "onehot": Kernel(_over_grid(rowwise.onehot)),
         "gather": Kernel(_over_grid(rowwise.gather)),
         "scatter": Kernel(_over_grid(rowwise.scatter)),
-        "update": Kernel(_over_grid(elementwise.update_all)),
+        "update": Kernel(_over_grid(elementwise.update_all), wide=True),
         "down": Kernel(_over_grid(elementwise.down), 256, 4 * 256 * item, wide=True),
         "advance": Kernel(advance, 32),
     }

@@ -19,6 +19,7 @@ from fastbp.program import Instruction, Program, Result, Step
 ALIGNMENT = 256  # bytes: temps begin where the widest accesses may
 THREADS = 256  # of a block that has no tile or chain to say how many
 BUSY = 16 * 132  # blocks that keep a large card busy: twice as many as it has room for
+LARGEST = 2**31 - 2**16  # of a size: kernels count in int32, and a step beyond the end
 WORKSPACE, CONSTS = 0, 1  # the first slots
 
 
@@ -157,7 +158,7 @@ class Rows(ABC):
         how: int = 0,
     ) -> int:
         """Add a row; where it begins."""
-        if max(sizes) >= 2**31 or pieces >= 2**31:
+        if max(*sizes, pieces) >= LARGEST:
             raise InputError(f"a matrix of {sizes[0]} by {sizes[1]} is too large for one kernel: take smaller batches")
         first = len(self.words)
         self.words += [0, code, then, *sizes, pieces, piece, head, how]

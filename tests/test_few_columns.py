@@ -100,10 +100,11 @@ def test_the_sum_of_a_column(rows, threads, dtype):
     np.testing.assert_array_equal(trained.theta, theta)
 
 
-LENGTHS = [1, 2, 7, 8, 9, 16, 61, 64, 300]  # around one vector of rows, and of columns
+LENGTHS = [1, 7, 8, 9, 61, 300]  # around one vector of rows
+FEW = [1, 2, 3, 4, 5, 8, 9, 16, 17]  # columns: around what is done so, and a vector of them
 
 
-@pytest.mark.parametrize("columns", range(1, 18))
+@pytest.mark.parametrize("columns", FEW)
 def test_one_row_has_the_bits_of_many(columns, dtype):
     """A matrix with few columns is one long row then: x W and g Wᵀ, for every shape of a ragged end."""
     rng = np.random.default_rng(columns)
@@ -116,13 +117,13 @@ def test_one_row_has_the_bits_of_many(columns, dtype):
         values |= {"w": rng.normal(size=(length, columns)), "row": rng.normal(size=(1, columns))}
         values = {name: v.astype(dtype) for name, v in values.items()}
         many = machine.run(values, 20)
-        for rows in (1, 2, 3, 7):
+        for rows in (1, 2, 7):
             few = machine.run(values | {"x": values["x"][:rows], "g": values["g"][:rows]}, rows)
             for name, all_rows in many.items():
                 np.testing.assert_array_equal(few[name], all_rows[:rows], err_msg=f"{name}, {length} x {columns}")
 
 
-@pytest.mark.parametrize("columns", [*range(1, 18), 33])
+@pytest.mark.parametrize("columns", [*FEW, 33])
 def test_sgd_of_one_row_is_done_as_by_hand(columns, dtype):
     """theta less an outer product, to the same bits as the gradient and its update one after the other."""
     rng = np.random.default_rng(columns)

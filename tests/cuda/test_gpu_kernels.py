@@ -10,7 +10,7 @@ import pytest
 from cuda_cases import CASES, LIMITS, LIMITS_OF, judge, typed
 
 import fastbp
-from fastbp import graph, optim, scalars
+from fastbp import backends, graph, optim, scalars
 from fastbp.backends.cuda import binding, blas
 from fastbp.backends.cuda.executable import CudaExecutable
 from fastbp.backends.cuda.launching import launch
@@ -74,6 +74,27 @@ def test_case_by_cublas(case, precision, record_property, monkeypatch):
     monkeypatch.setattr(binding, "NARROW", 0)
     run, n = check(case, "float32", precision, record_property)
     assert sum(one.kernel == "cublas" for one in run.bound(n).bound.launches) == 3
+
+
+@pytest.mark.parametrize("widths", [(72, 136, 80), (7, 13, 5)], ids=str)
+@pytest.mark.parametrize("precision", ["highest", *LIMITS_OF])
+def test_layers_by_cublas(precision, widths, monkeypatch):
+    """Two of them and all gradients: what one makes is the next one's operand, in bf16 rounded where it is made."""
+    monkeypatch.setattr(binding, "OWN_K", 0)
+    monkeypatch.setattr(binding, "NARROW", 0)
+    x, w, v = graph.input("x", widths[0]), graph.param("w", widths[:2]), graph.param("v", widths[1:])
+    loss = ((x @ w).tanh() @ v).square().sum()
+    program = plan({"loss": loss, **{f"d{k}": g for k, g in enumerate(graph.gradients(loss, [w, v, x]))}})
+    values = {"x": RNG.normal(size=(19, widths[0]))}
+    values |= {"w": RNG.normal(size=widths[:2]) / widths[0] ** 0.5, "v": RNG.normal(size=widths[1:]) / widths[1] ** 0.5}
+    exact = backends.executable(program, "numpy", "float64").run(values, 19)
+    run = CudaExecutable(program, "float32", precision)
+    found = run.run(on_device(typed(values, "float32")), 19)
+    for name, expected in exact.items():
+        assert fastbp.checks.relative_error(found[name].get(), expected) <= 3 * LIMITS_OF.get(precision, 1e-6)
+    kernels = [one.kernel for one in run.bound(19).bound.launches]
+    assert kernels.count("cublas") == 6
+    assert ("combine_rounded" in kernels) == (precision == "bf16")
 
 
 @pytest.mark.parametrize("dtype", LIMITS)

@@ -414,17 +414,17 @@ def product_turned(
     m, n, k, block, a, a_row, b, b_row, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one,
 ):  # fmt: skip
     """epilogue(A Bᵀ, Y) with B (N, K): :func:`fastbp.backends.cpu.gemm.product`, to the same bits."""
-    parts = (m + len(TURNED) - 1) // len(TURNED)
-    narrow = m == 1 and 1 < k <= MOST_SUMMED and b_row == k
-    if narrow:
+    if m == 1 and 1 < k <= MOST_SUMMED and b_row == k:
         sums_of_columns(n, k, pointer(a, int64(0), one), pointer(b, int64(0), one), pointer(out, int64(0), one))
-    for part in range(0 if narrow else parts):
-        i = m * part // parts
-        rows = m * (part + 1) // parts - i
-        _turned(
-            rows, n, k, block, pointer(a, i * a_row, one), a_row, pointer(b, int64(0), one), b_row,
-            pointer(out, i * out_row, one), out_row,
-        )  # fmt: skip
+    else:
+        parts = (m + len(TURNED) - 1) // len(TURNED)
+        for part in range(parts):
+            i = m * part // parts
+            rows = m * (part + 1) // parts - i
+            _turned(
+                rows, n, k, block, pointer(a, i * a_row, one), a_row, pointer(b, int64(0), one), b_row,
+                pointer(out, i * out_row, one), out_row,
+            )  # fmt: skip
     if code >= 0 or then >= 0:
         epilogue(m, n, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one)
 
@@ -452,24 +452,25 @@ def narrow_product_by_dots(
     """
     lanes = lanes_of(one)
     sums, bias = pointer(scratch, int64(0), one), pointer(y, 0, one)
-    by_rows = m < lanes and not how & PACK_T and b_row == n
-    for i in range(m if by_rows else 0):
-        to = pointer(out, i * out_row, one)
-        dots_of_row(n, k, pointer(a, i * a_row, one), pointer(b, int64(0), one), sums)
-        for j in range(n):
-            store_at(to, j, load_at(sums, j) + (load_at(bias, j) if how & BIAS else one - one))
-    if not how & PACK_T and not by_rows:
-        turned = scratch + lanes * itemsize_of(one)
-        for q in range(0, k, lanes):
-            here, to = pointer(b, q * b_row, one), pointer(turned, q, one)
-            simd.transpose_tile(min(lanes, k - q), n, to, k, here, b_row)
-        b, b_row = turned, k
-    for i in range(m if by_rows else 0, m, lanes):
-        count = min(lanes, m - i)
-        for j in range(n):
-            _dots(count, k, pointer(b, j * b_row, one), pointer(a, i * a_row, one), a_row, sums)
-            to, added = pointer(out, i * out_row + j, one), load_at(bias, j) if how & BIAS else one - one
-            for r in range(count):
-                store_at(to, r * out_row, load_at(sums, r) + added)
+    if m < lanes and n <= MOST_SUMMED and not how & PACK_T and b_row == n:
+        for i in range(m):
+            to = pointer(out, i * out_row, one)
+            dots_of_row(n, k, pointer(a, i * a_row, one), pointer(b, int64(0), one), sums)
+            for j in range(n):
+                store_at(to, j, load_at(sums, j) + (load_at(bias, j) if how & BIAS else one - one))
+    else:
+        if not how & PACK_T:
+            turned = scratch + lanes * itemsize_of(one)
+            for q in range(0, k, lanes):
+                here, to = pointer(b, q * b_row, one), pointer(turned, q, one)
+                simd.transpose_tile(min(lanes, k - q), n, to, k, here, b_row)
+            b, b_row = turned, k
+        for i in range(0, m, lanes):
+            count = min(lanes, m - i)
+            for j in range(n):
+                _dots(count, k, pointer(b, j * b_row, one), pointer(a, i * a_row, one), a_row, sums)
+                to, added = pointer(out, i * out_row + j, one), load_at(bias, j) if how & BIAS else one - one
+                for r in range(count):
+                    store_at(to, r * out_row, load_at(sums, r) + added)
     if code >= 0 or then >= 0:
         epilogue(m, n, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one)

@@ -29,8 +29,6 @@ MOST_COPIED = 16 << 20  # bytes of inputs: a graph, whose products have fixed ad
 
 MOST_LANES = 16  # threads along a row of a matrix whose rows are summed
 
-CUBLAS = "cublas"  # stands for a kernel's name
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -44,6 +42,29 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A product by cuBLAS, C (m, n) = A (m, k) B (k, n), which stands among launches.
+
+    Attributes:
+        shape: m, n, k.
+        a, b, out: where the matrices lie; ta, tb: whether A and B lie transposed there.
+    """
+
+    shape: tuple[int, int, int]
+    a: Place
+    ta: bool
+    b: Place
+    tb: bool
+    out: Place
+    kernel: str = "cublas"
+
+    @property
+    def slots(self) -> set[int]:
+        """By which its matrices are reached."""
+        return {self.a.slot, self.b.slot, self.out.slot}
+
+
+@dataclass(frozen=True)
 class Bound:
     """A Program for one number of rows.
 
@@ -53,12 +74,12 @@ class Bound:
         consts: numbers that it reads, in slot CONSTS from ``consts_at`` on.
         workspace: bytes that it needs, in slot WORKSPACE.
         blas: where cuBLAS' own workspace begins there, in bytes.
-        blas_slots: slots by which cuBLAS' operands are reached.
+        blas_slots: slots by which cuBLAS' workspace and operands are reached.
         captured: whether steps may be captured as a graph: no operand of cuBLAS moves from step to step.
     """
 
     words: np.ndarray
-    launches: tuple[Launch, ...]
+    launches: tuple[Launch | Product, ...]
     consts: np.ndarray
     workspace: int
     blas: int = 0
@@ -106,11 +127,11 @@ def bind(
         grid.emit(instruction)
     workspace = max(1, grid.scratch.offset + grid.scratch_bytes)
     words, launches = np.array(grid.words or [0], np.int64), tuple(grid.launches)
-    if not grid.blas_slots:
+    used = {slot for one in launches if isinstance(one, Product) for slot in one.slots}
+    if not used:
         return Bound(words, launches, consts, workspace)
-    begin = _ceil(workspace)
-    used = tuple(sorted(grid.blas_slots))
-    return Bound(words, launches, consts, begin + blas.WORKSPACE, begin, used, not grid.moving & grid.blas_slots)
+    begin, fixed = _ceil(workspace), tuple(sorted(used | {WORKSPACE}))
+    return Bound(words, launches, consts, begin + blas.WORKSPACE, begin, fixed, not grid.moving & used)
 
 
 def _ceil(size: int) -> int:
@@ -127,8 +148,7 @@ class _OverGrid(Rows):
     ) -> None:
         super().__init__(program, n, item, [], where, scratch)
         self.precision = precision
-        self.launches: list[Launch] = []
-        self.blas_slots: set[int] = set()
+        self.launches: list[Launch | Product] = []
         self.moving: set[int] = set()  # slots that move from step to step
         self._copies: dict[int, Place] = {}  # of operands of cuBLAS: where they go
         self._made: set[int] = set()  # those that have been copied
@@ -181,9 +201,7 @@ class _OverGrid(Rows):
         as_it_is = not i.code and not i.then and len(i.outs) == 1 and operands[table.OUT].slot == WORKSPACE
         out = operands[table.OUT] if as_it_is else replace(self.scratch, row=n, col=1)
         a, b = (self._for_blas(index) for index in i.ins[:2])
-        row = self.row({table.OUT: out, table.A: a, table.B: b}, code=int(i.ta), then=int(i.tb), sizes=(m, n, k))
-        self.blas_slots |= {WORKSPACE, out.slot, a.slot, b.slot}
-        self.launches.append(Launch(CUBLAS, row, 0, 0, 0))
+        self.launches.append(Product((m, n, k), a, i.ta, b, i.tb, out))
         if not as_it_is:
             self._partial(m * n * self.item)
             kernel, last = "combine", i.outs[-1]

@@ -21,18 +21,16 @@ from fastbp.backends.cuda.device import (
     dropout,
     load4,
     number,
-    pack_bf16,
     shared,
     shifted,
     shuffle_xor,
-    store2,
     store4,
     sync,
     thread,
     threads,
     update,
 )
-from fastbp.backends.cuda.gemm import I32, four, halves, larger, put_four, quad, whole_quads
+from fastbp.backends.cuda.gemm import I32, four, larger, put_four, put_rounded, quad, quotient, remainder, whole_quads
 from fastbp.backends.cuda.operands import operand
 from fastbp.backends.cuda.table import (
     ACTION_WIDTH,
@@ -225,14 +223,13 @@ def chain(d, addresses, block, blocks, one, space):
     rows_in_all, width = I32(d[M]), I32(d[N])
     count, lanes = I32(head[ACTIONS]), I32(head[LANES])
     mine = I32(thread())
-    ty, tx = halves(mine, lanes)
-    below, _ = halves(threads(), lanes)
+    tx, ty, below = remainder(mine, lanes), quotient(mine, lanes), quotient(threads(), lanes)
     first_result = shifted(head, CHAIN_HEAD + count * ACTION_WIDTH)
     across = I32(head[COLUMN_PIECES])
     piece, pieces = I32(block), I32(d[PIECES])
     while piece < pieces:
-        down_, right = halves(piece, across)
-        r0, c0 = down_ * I32(head[PIECE_ROWS]), right * I32(head[PIECE_COLS])
+        strip = quotient(piece, across)  # of rows
+        r0, c0 = strip * I32(head[PIECE_ROWS]), remainder(piece, across) * I32(head[PIECE_COLS])
         rows, cols = min(rows_in_all, r0 + I32(head[PIECE_ROWS])), min(width, c0 + I32(head[PIECE_COLS]))
         for k in range(head[RESULTS]):
             _clear(shifted(first_result, k * RESULT_WIDTH), registers, one)
@@ -261,7 +258,7 @@ def chain(d, addresses, block, blocks, one, space):
         for k in range(head[RESULTS]):
             result = shifted(first_result, k * RESULT_WIDTH)
             if result[AXIS] == OVER_ROWS:
-                _down(result, addresses, registers, down_, c0 + I32(4) * tx, cols, lanes, one, space)
+                _down(result, addresses, registers, strip, c0 + I32(4) * tx, cols, lanes, one, space)
             elif result[AXIS] == OVER_ALL:
                 _all(result, addresses, registers, piece, one, space)
         sync()
@@ -350,7 +347,7 @@ def rounded(d, addresses, block, blocks, one, space):
     q, quads, apart = np.int64(block) * threads() + thread(), (size + 3) >> 2, np.int64(blocks) * threads()
     while q < quads:
         v0, v1, v2, v3 = quad(x, aligned, 4 * q, size, I32(0), I32(1), np.int64(0), zero)
-        store2(out, 2 * q, (np.int32(pack_bf16(v0, v1)), np.int32(pack_bf16(v2, v3))))
+        put_rounded(out, 4 * q, v0, v1, v2, v3, 4)
         q += apart
 
 
@@ -368,11 +365,10 @@ def down(d, addresses, block, blocks, one, space):
     zero = one - one
     wide, wide_out = whole_quads(x, cols, one), whole_quads(out, cols, one)
     mine, across = I32(thread()), I32(d[K])
-    ty, tx = halves(mine, lanes)
-    below, _ = halves(threads(), lanes)
+    tx, ty, below = remainder(mine, lanes), quotient(mine, lanes), quotient(threads(), lanes)
     number, strips = I32(block), I32(d[PIECES]) * across
     while number < strips:
-        piece, strip = halves(number, across)
+        piece, strip = quotient(number, across), remainder(number, across)
         c = np.int64(I32(4) * (strip * lanes + tx))
         count = I32(min(np.int64(4), cols - c))
         r, end = piece * d[PIECE] + ty, min(rows, (piece + 1) * d[PIECE])

@@ -14,7 +14,8 @@ import cupy
 import numpy as np
 
 from fastbp.backends.cuda import blas, blocks, table
-from fastbp.backends.cuda.binding import CUBLAS, Bound, bind, constants
+from fastbp.backends.cuda.binding import Bound, Product, bind, constants
+from fastbp.backends.cuda.chain_table import Place
 from fastbp.backends.cuda.launching import CAN_CAPTURE, captured, current_stream, launch, most_shared, new_stream
 from fastbp.backends.cuda.rows import CONSTS, WORKSPACE, Slots
 from fastbp.backends.cuda.streams import Order, between
@@ -276,27 +277,25 @@ class CudaExecutable:
         """All launches of a step; ``addresses`` are the slots' on the host, for cuBLAS."""
         words, slots = here.words.data.ptr, self._addresses.data.ptr
         for one in here.bound.launches:
-            if one.kernel == CUBLAS:
-                self._multiply(here.bound, one.row, addresses)
+            if isinstance(one, Product):
+                self._multiply(one, addresses, here.bound.blas)
             else:
                 launch(one.kernel, self.dtype.name, one.blocks, one.threads, one.shared, words + 8 * one.row, slots)
 
-    def _multiply(self, bound: Bound, row: int, addresses: np.ndarray) -> None:
-        """A product by cuBLAS."""
-        words = bound.words[row : row + table.WIDTH].tolist()
+    def _multiply(self, one: Product, addresses: np.ndarray, workspace: int) -> None:
+        """A product by cuBLAS, whose own workspace begins so many bytes behind that of all."""
 
-        def address(which: int) -> int:
-            first = table.OPERANDS + 4 * which
-            return int(addresses[words[first + table.SLOT]] + words[first + table.OFFSET])
+        def address(place: Place) -> int:
+            return int(addresses[place.slot] + place.offset)
 
         blas.product(
             self.dtype.name,
             self.precision if self.dtype == np.float32 else "highest",
-            (words[table.M], words[table.N], words[table.K]),
-            (address(table.A), bool(words[table.CODE])),
-            (address(table.B), bool(words[table.THEN])),
-            address(table.OUT),
-            int(addresses[WORKSPACE]) + bound.blas,
+            one.shape,
+            (address(one.a), one.ta),
+            (address(one.b), one.tb),
+            address(one.out),
+            int(addresses[WORKSPACE]) + workspace,
         )
 
 

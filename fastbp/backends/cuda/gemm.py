@@ -64,10 +64,14 @@ def ceil_div(x, y):
 
 
 @device
-def halves(x, y):
-    """x // y and x % y of int32 that are not negative."""
-    quotient = I32(np.uint32(x) // np.uint32(y))
-    return quotient, x - quotient * y
+def quotient(x, y):
+    """x // y of numbers that are not negative, in 32 bits: Numba divides int32 in 64, by a call."""
+    return I32(np.uint32(x) // np.uint32(y))
+
+
+@device
+def remainder(x, y):
+    return I32(np.uint32(x) % np.uint32(y))
 
 
 @device
@@ -171,8 +175,7 @@ def finish_tile(d, addresses, tile, stride, m0, n0, rows, cols, piece, one, spac
     quads = (cols + I32(3)) >> I32(2)
     e = I32(thread())
     while e < rows * quads:
-        r, c = halves(e, quads)
-        c = I32(4) * c
+        r, c = quotient(e, quads), I32(4) * remainder(e, quads)
         count = min(I32(4), cols - c)
         x0, x1, x2, x3 = load4(tile, r * stride + c)
         i, j = np.int64(m0 + r), np.int64(n0 + c)
@@ -183,29 +186,30 @@ def finish_tile(d, addresses, tile, stride, m0, n0, rows, cols, piece, one, spac
         e = I32(e + I32(threads()))
 
 
+@device
 def _nothing(copy, place, x0, x1, x2, x3, count):
     """For results that are not kept rounded."""
 
 
-def _rounded(copy, place, x0, x1, x2, x3, count):
-    """``count`` results, from ``place`` on, rounded to bf16."""
+@device
+def put_rounded(copy, place, x0, x1, x2, x3, count):
+    """Write ``count`` of four float32 as bf16, to nearest even, from number ``place`` of ``copy`` on, words of two."""
     if count == 4 and place & 3 == 0:
         store2(copy, place >> 1, (np.int32(pack_bf16(x0, x1)), np.int32(pack_bf16(x2, x3))))
         return
-    halves_ = at(address_of(copy), np.uint16(1), GLOBAL)
+    numbers = at(address_of(copy), np.uint16(1), GLOBAL)
     low, high = pack_bf16(x0, x1), pack_bf16(x2, x3)
-    halves_[place] = np.uint16(low & 0xFFFF)
+    numbers[place] = np.uint16(low & 0xFFFF)
     if count > 1:
-        halves_[place + 1] = np.uint16(low >> 16)
+        numbers[place + 1] = np.uint16(low >> 16)
     if count > 2:
-        halves_[place + 2] = np.uint16(high & 0xFFFF)
+        numbers[place + 2] = np.uint16(high & 0xFFFF)
     if count > 3:
-        halves_[place + 3] = np.uint16(high >> 16)
+        numbers[place + 3] = np.uint16(high >> 16)
 
 
 def _combine_and(keep: Callable[..., None]) -> Callable[..., None]:
     """The device function that also keeps the results in another way."""
-    keep = device(keep)
 
     @device
     def combine(d, addresses, block, blocks, one, space):
@@ -261,7 +265,7 @@ def _combine_and(keep: Callable[..., None]) -> Callable[..., None]:
     return combine
 
 
-combine, combine_rounded = _combine_and(_nothing), _combine_and(_rounded)
+combine, combine_rounded = _combine_and(_nothing), _combine_and(put_rounded)
 
 
 def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
@@ -362,9 +366,8 @@ def product_of(tile: Tile, dtype: Any) -> Callable[..., None]:
         next_a, next_b = cuda.local.array(shape_a, dtype), cuda.local.array(shape_b, dtype)
         number, tiles = I32(block), tiles_m * tiles_n * I32(d[PIECES])
         while number < tiles:
-            piece, place = halves(number, tiles_m * tiles_n)
-            n0, m0 = halves(place, tiles_m)
-            m0, n0 = m0 * bm, n0 * bn
+            piece, place = quotient(number, tiles_m * tiles_n), remainder(number, tiles_m * tiles_n)
+            m0, n0 = remainder(place, tiles_m) * bm, quotient(place, tiles_m) * bn
             k0 = piece * I32(d[PIECE])
             k1 = min(k, k0 + I32(d[PIECE]))
             for i in range(tm):

@@ -46,7 +46,7 @@ from fastbp.backends.cuda.device import (
     to_tf32,
     walked,
 )
-from fastbp.backends.cuda.gemm import finish_tile, whole_quads
+from fastbp.backends.cuda.gemm import finish_tile, quotient, remainder, whole_quads
 from fastbp.backends.cuda.operands import operand, word
 from fastbp.backends.cuda.table import COL, PIECE, PIECES, ROW, A, B, K, M, N
 from fastbp.backends.cuda.tiles import STRIP, TensorTile
@@ -54,17 +54,6 @@ from fastbp.backends.cuda.tiles import STRIP, TensorTile
 I32 = np.int32
 BK = 32  # of K in a step
 GROUP = 16  # rows of tiles that are walked together, column by column: blocks at work share what they read
-
-
-@device
-def _divided(x, y):
-    """x // y of numbers that are not negative, in 32 bits: Numba divides int32 in 64, by a call."""
-    return I32(np.uint32(x) // np.uint32(y))
-
-
-@device
-def _remainder(x, y):
-    return I32(np.uint32(x) % np.uint32(y))
 
 
 @device
@@ -196,11 +185,11 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
     @device
     def place_of(d, number):
         """The piece, and where the tile lies in C. GROUP rows of tiles after each other, each column by column."""
-        tiles_m, tiles_n = _divided(I32(d[M]) + bm - 1, bm), _divided(I32(d[N]) + bn - 1, bn)
-        piece, tile = _divided(number, tiles_m * tiles_n), _remainder(number, tiles_m * tiles_n)
-        top, within = _divided(tile, group * tiles_n) * group, _remainder(tile, group * tiles_n)
+        tiles_m, tiles_n = quotient(I32(d[M]) + bm - 1, bm), quotient(I32(d[N]) + bn - 1, bn)
+        piece, tile = quotient(number, tiles_m * tiles_n), remainder(number, tiles_m * tiles_n)
+        top, within = quotient(tile, group * tiles_n) * group, remainder(tile, group * tiles_n)
         high = min(group, tiles_m - top)
-        return piece, I32((top + _remainder(within, high)) * bm), I32(_divided(within, high) * bn)
+        return piece, I32((top + remainder(within, high)) * bm), I32(quotient(within, high) * bn)
 
     @device
     def add_up(sums, d, addresses, number, a_tall, b_tall, one, space):
@@ -216,7 +205,7 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
         me = I32(thread())
         busy = me < count
         lane, warp = I32(me & 31), I32(me >> 5)
-        m1, n1 = I32(_divided(warp, warps_n) * rows_of_warp), I32(_remainder(warp, warps_n) * cols_of_warp)
+        m1, n1 = I32(quotient(warp, warps_n) * rows_of_warp), I32(remainder(warp, warps_n) * cols_of_warp)
         # ---- where this thread begins to read fragments: lines 0 … 15 and then 4 words on, or the other way round
         along, aside = I32(lane & 15), I32(lane >> 4 << 2)
         crossed, beside = I32((lane & 7) | (lane >> 4 << 3)), I32((lane & 8) >> 1)
@@ -236,10 +225,10 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
         across_a, across_b = quads_tall if a_tall else quads_a, quads_tall if b_tall else quads_b
         down_a, down_b = count // across_a, count // across_b
         apart_a, apart_b = tall if a_tall else wide_a, tall if b_tall else wide_b
-        line_a, line_b = _divided(me, across_a), _divided(me, across_b)
+        line_a, line_b = quotient(me, across_a), quotient(me, across_b)
         if bf16:
             line_a, line_b = _spread(line_a) if a_tall else line_a, _spread(line_b) if b_tall else line_b
-        column_a, column_b = I32(_remainder(me, across_a) * 4), I32(_remainder(me, across_b) * 4)
+        column_a, column_b = I32(remainder(me, across_a) * 4), I32(remainder(me, across_b) * 4)
         to_a = I32(line_a * apart_a + (column_a >> 1 if bf16 else column_a))
         to_b = I32(begin_b + line_b * apart_b + (column_b >> 1 if bf16 else column_b))
         # ---- from where, and how much of the matrix there is from there on, along K and along the other side
@@ -289,7 +278,7 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
                         words, to, apart_b, b, b_aligned, columns_b, lines_b, on_b, down_b, copies_b, space
                     )
                 if busy:
-                    for k in range(_divided(here + deep - 1, deep)):
+                    for k in range(quotient(here + deep - 1, deep)):
                         multiply(sums, words, this + place_a, this + place_b, a_tall, b_tall, k)
             if left <= 0:
                 break
@@ -309,7 +298,7 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
         memory = shared(one)
         sums = cuda.local.array(sums_shape, float32)
         number = I32(block)
-        while number < _divided(I32(d[M]) + bm - 1, bm) * _divided(I32(d[N]) + bn - 1, bn) * d[PIECES]:
+        while number < quotient(I32(d[M]) + bm - 1, bm) * quotient(I32(d[N]) + bn - 1, bn) * d[PIECES]:
             for i in range(fragments_m):
                 for j in range(fragments_n):
                     for e in range(4):
@@ -326,10 +315,10 @@ def product_on_tensor_cores(tile: TensorTile) -> Callable[..., None]:
             # ---- finished sums, the rows of one line of warps at a time, through shared memory to where they belong
             piece, m0, n0 = place_of(d, number)  # once more, to have the registers for sums in between
             lane, warp = I32(thread() & 31), I32(thread() >> 5)
-            to = I32((lane >> 2) * strip + _remainder(warp, warps_n) * cols_of_warp + (lane & 3) * 2)
+            to = I32((lane >> 2) * strip + remainder(warp, warps_n) * cols_of_warp + (lane & 3) * 2)
             height = I32(min(bm, d[M] - m0))
-            for s in range(_divided(height + rows_of_warp - 1, rows_of_warp)):
-                if _divided(warp, warps_n) == s:
+            for s in range(quotient(height + rows_of_warp - 1, rows_of_warp)):
+                if quotient(warp, warps_n) == s:
                     for i in range(fragments_m):
                         for j in range(fragments_n):
                             first = to + 16 * i * strip + 8 * j

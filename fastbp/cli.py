@@ -461,9 +461,10 @@ def _write_predictions(file: IO[str], outputs: Array, model: Model) -> None:
 
 def info() -> None:
     """Show versions, the CPU that kernels are compiled for, the GPU, and what is missing."""
-    from fastbp.backends.cpu import simd
+    from fastbp.backends.cpu.loading import cache_folder
+    from fastbp.backends.cpu.target import VECTOR_BYTES, target
 
-    triple, name, features = simd.target()
+    triple, name, features = target()
     names = ("numpy", "numba", "llvmlite")
     facts = {
         "fastbp": fastbp.__version__,
@@ -473,9 +474,9 @@ def info() -> None:
         "numba-cuda": _version("numba-cuda") or "not installed",
         "CPU": f"{name} ({triple})",
         "CPU features": _features_in_words(features),
-        "vectors": f"{simd.VECTOR_BYTES} bytes: {simd.VECTOR_BYTES // 4} float32, {simd.VECTOR_BYTES // 8} float64",
+        "vectors": f"{VECTOR_BYTES} bytes: {VECTOR_BYTES // 4} float32, {VECTOR_BYTES // 8} float64",
         "threads": f"{fastbp.get_num_threads()} (FASTBP_NUM_THREADS or set_num_threads changes it)",
-        "kernels kept in": _kernel_cache(),
+        "kernels kept in": str(cache_folder() or "nowhere; set NUMBA_CACHE_DIR to a writable folder"),
         "backends": ", ".join(fastbp.available_backends()),
         **{f"GPU {name}": fact for name, fact in gpu.describe().items()},
         **{f"extra {extra}": _extra_in_words(extra, packages) for extra, packages in EXTRAS.items()},
@@ -494,18 +495,6 @@ def _version(*packages: str) -> str | None:
 def _features_in_words(features: str) -> str:
     enabled = [feature[1:] for feature in features.split(",") if feature.startswith("+")]
     return " ".join(name for name in enabled if name.startswith(SHOWN_FEATURES)) or "those that the CPU's name implies"
-
-
-def _kernel_cache() -> str:
-    """The folder in which Numba keeps what it compiles of this package, found without compiling."""
-    from numba import njit
-
-    from fastbp.backends.cpu.binding import bind
-
-    try:
-        return str(njit(cache=True)(bind).stats.cache_path)
-    except RuntimeError:  # no folder that it may write to
-        return "nowhere; set NUMBA_CACHE_DIR to a writable folder"
 
 
 def _extra_in_words(extra: str, packages: Sequence[str]) -> str:

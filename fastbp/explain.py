@@ -27,13 +27,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import types
 
 from fastbp import arrays, losses, measure, ops, optim, scalars
 from fastbp.backends import resolve_dtype
-from fastbp.backends.cpu import schedule, simd, team
+from fastbp.backends.cpu import loading, schedule
 from fastbp.backends.cpu.binding import Line
-from fastbp.backends.cpu.compiling import compile_entry, source_stamp
 from fastbp.backends.cpu.executable import CpuExecutable
 from fastbp.backends.division import divide
 from fastbp.backends.threads import get_num_threads, set_num_threads
@@ -351,33 +349,25 @@ def _without_clock(
     return found
 
 
-def _make_clock_entry(stamp: str) -> Callable[..., Any]:
-    def clock_entry(address: Any, count: Any) -> Any:
-        """Read the clock ``count`` times as the machine does around a line; nanoseconds of it all."""
-        stamp  # noqa: B018  a part of the disk cache's key, see compiling.py
-        first = simd.nanoseconds()
-        for _ in range(count):
-            began = simd.nanoseconds()
-            team.atomic_add(address, 0, simd.nanoseconds() - began)
-        return simd.nanoseconds() - first
-
-    return clock_entry
-
-
 @cache
-def _clock_entry() -> Any:
-    return compile_entry(_make_clock_entry(source_stamp()), (types.int64, types.int64), "clock")
+def _clock_entry() -> Callable[[int], None]:
+    def make() -> Callable[..., None]:
+        from fastbp.backends.cpu.probes import make_clock_entry
+
+        return make_clock_entry()
+
+    return loading.entry("clock", make, "backends/cpu/probes.py")
 
 
 def _clock(count: int = 2000, repeats: int = 9) -> tuple[float, float]:
     """Nanoseconds that the clock adds to the time of a line, and that it costs in all."""
     entry, found = _clock_entry(), []
     for _ in range(repeats):
-        total = np.zeros(1, np.int64)
-        elapsed = entry(total.ctypes.data, count)
-        found.append((int(total[0]) / count, elapsed / count))
-    added, cost = zip(*found, strict=True)
-    return statistics.median(added), statistics.median(cost)
+        call = np.array([count, 0, 0], np.int64)
+        entry(call.ctypes.data)
+        found.append(call[1:] / count)
+    added, cost = np.median(found, axis=0).tolist()
+    return added, cost
 
 
 # ---- from lines back to the Program --------------------------------------------------------------------------------

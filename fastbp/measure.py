@@ -22,6 +22,7 @@ are those among which the cpu backend shares the network's instructions; the flo
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -35,19 +36,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from fastbp import optim, pictures
 from fastbp.backends import ON_HOST, Executable, executable, resolve, resolve_dtype
-from fastbp.backends.cpu import simd
+from fastbp.backends.cpu import loading
 from fastbp.backends.cpu.binding import Slots, bind
-from fastbp.backends.cpu.compiling import compile_entry, source_stamp
+from fastbp.backends.cpu.target import VECTOR_BYTES
 from fastbp.backends.threads import get_num_threads
 from fastbp.errors import DataError, missing_extra, unknown
 from fastbp.files import replacing
@@ -118,59 +114,36 @@ GROWING = tuple(Network(f"{w}-{w}-{w}", (w, w, w), 64) for w in (4, 8, 16, 32, 6
 
 # ---- the machine ---------------------------------------------------------------------------------------------------
 
-_CHAINS = simd.VECTOR_REGISTERS * 3 // 4  # independent accumulators: enough to hide the latency, and none is spilled
-_LINKS = 4  # FMAs of each chain a turn of the loop
 _PEAK_SECONDS = 0.005
 _PEAK_REPEATS = 3  # after every case, and the best is kept
 
 
-def _emit_fma_chains(typingctx: Any, turns: Any, one: Any) -> Any:
-    """turns · _LINKS · _CHAINS vector FMAs; the returned sum of all lanes 0 keeps them alive."""
-
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        m = simd.VectorEmitter(builder, str(sig.return_type))
-        # from numbers that LLVM does not know: it saw that a chain which began with 1 stayed there, and left it out
-        start = m.splat(arguments[1])
-        chains = [cgutils.alloca_once_value(builder, (start * float(k)).value) for k in range(_CHAINS)]
-        with cgutils.for_range(builder, arguments[0]):
-            values = [simd.Vector(m, builder.load(chain)) for chain in chains]
-            for _ in range(_LINKS):
-                values = [m.fma(x, 0.999, 0.001) for x in values]  # tends to 1: no overflow, no subnormal numbers
-            for chain, x in zip(chains, values, strict=True):
-                builder.store(x.value, chain)
-        total = sum((simd.Vector(m, builder.load(chain)) for chain in chains), simd.Vector(m, m.constant(0.0)))
-        return builder.extract_element(total.value, ir.Constant(simd.I32, 0))
-
-    return one(types.int64, one), codegen
-
-
-_fma_chains = intrinsic(_emit_fma_chains)
-
-
-def _make_fma_entry(stamp: str) -> Callable[..., Any]:
-    def fma_entry(turns: Any, one: Any) -> Any:
-        stamp  # noqa: B018  a part of the disk cache's key, see compiling.py
-        return _fma_chains(turns, one)
-
-    return fma_entry
-
-
 @cache
-def _fma_entry(dtype: str) -> Any:
-    signature = (types.int64, getattr(types, dtype))
-    return compile_entry(_make_fma_entry(source_stamp()), signature, f"{dtype} FMA peak")
+def _fma_entry(dtype: str) -> Callable[[int], None]:
+    def make() -> Callable[..., None]:
+        from fastbp.backends.cpu.probes import make_fma_entry
+
+        return make_fma_entry(dtype)
+
+    return loading.entry(f"{dtype} FMA peak", make, "backends/cpu/probes.py")
 
 
 def fma_peak(dtype: str, threads: int = 1) -> float:
     """The FMA peak of ``threads`` cores in GFLOP/s, measured now: the best of several runs, for it is a limit."""
     dtype = resolve_dtype(dtype)
-    entry, one = _fma_entry(dtype), np.dtype(dtype).type(1)
-    operations_a_turn = 2 * _LINKS * _CHAINS * simd.VECTOR_BYTES // np.dtype(dtype).itemsize
-    entry(1, one)
-    turns = steps_lasting(lambda count: entry(count, one), _PEAK_SECONDS)
+    entry = _fma_entry(dtype)
+
+    def call(turns: int) -> Array:
+        words = np.array([turns, 0, 0], np.int64)
+        words[1:2].view(np.float64)[0] = 1.0
+        entry(words.ctypes.data)
+        return words
+
+    operations_a_turn = int(call(1)[2])
+    turns = steps_lasting(call, _PEAK_SECONDS)
 
     def seconds() -> float:
-        team = [threading.Thread(target=entry, args=(turns, one)) for _ in range(threads)]
+        team = [threading.Thread(target=call, args=(turns,)) for _ in range(threads)]
         began = time.perf_counter()
         for thread in team:
             thread.start()
@@ -537,11 +510,11 @@ def this_machine(peak: dict[int, float]) -> Machine:
     return Machine(
         cpu=_cpu_name(),
         threads=get_num_threads(),
-        vector_bytes=simd.VECTOR_BYTES,
+        vector_bytes=VECTOR_BYTES,
         peak=peak,
         python=platform.python_version(),
         numpy=np.__version__,
-        numba=numba.__version__,
+        numba=importlib.metadata.version("numba"),
         fastbp=fastbp.__version__,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -16,8 +16,8 @@ from numba.extending import intrinsic
 from fastbp.backends.cpu import simd
 from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.simd import I32, I64, pointer, transpose_tile
+from fastbp.backends.cpu.target import HAS_BF16
 
-HAS_BF16 = simd.VECTOR_BYTES == 64 and "+avx512bf16" in simd.target()[2].split(",")
 LANES = 16  # pairs a vector
 
 

@@ -11,11 +11,11 @@ from functools import cached_property
 
 import numpy as np
 
-from fastbp.backends.cpu import bf16, caches, few_columns, few_rows, gemm, schedule, simd
-from fastbp.backends.cpu import machine as cpu
+from fastbp.backends.cpu import caches, schedule, target
+from fastbp.backends.cpu import words as cpu
 from fastbp.backends.cpu.chain_table import Builder, Place, Work, added_pieces, flattened
-from fastbp.backends.cpu.gemm import TILE_ROWS, TILE_VECTORS
 from fastbp.backends.cpu.in_place import taken_over
+from fastbp.backends.cpu.target import TILE_ROWS, TILE_VECTORS
 from fastbp.backends.cpu.team import MAX_PIECES
 from fastbp.backends.division import Division, divide
 from fastbp.ops import ONE
@@ -71,7 +71,7 @@ COPIED_FARTHEST, COPIED_FAR, COPIED_NEAR, COPIED_FOR_SUMS, COPIED_WITH_A = 5, 24
 DOT_COLUMNS, DOT_COLUMNS_TURNED, DOT_SUMMANDS, NARROW_ROWS = 3, 4, 48, 64
 LONG_COLUMN = 128  # numbers
 FEW_SUMMANDS = 6  # up to which a gradient with SGD is made row by row, if rows are short
-MOST_TURNED, SHORT_TURNED = 8, 32  # rows of A up to which Bᵀ is not copied; K up to which they are few_rows.MOST_ROWS
+MOST_TURNED, SHORT_TURNED = 8, 32  # rows of A up to which Bᵀ is not copied; K up to which they are cpu.MOST_ROWS
 PACKED_COLUMNS = 96  # copying a line of A costs about 8 cycles, and 96 columns use it for 96
 
 Operand = tuple[int, int, int, int]
@@ -170,9 +170,9 @@ class _Common:
         self.program = program
         self.slots = slots
         self.n = n
-        self.pairs = precision == "bf16" and dtype == "float32" and bf16.HAS_BF16
+        self.pairs = precision == "bf16" and dtype == "float32" and target.HAS_BF16
         self.item = 4 if dtype == "float32" else 8
-        self.panel = TILE_VECTORS * simd.VECTOR_BYTES // self.item
+        self.panel = TILE_VECTORS * target.VECTOR_BYTES // self.item
         consts = [i for i, b in enumerate(program.buffers) if b.kind == "const"]
         # the last three serve sums over rows, the zeros beside a matrix, and the log Σ exp of nothing
         self.consts = np.array([*(const_value(program.buffers[i], n) for i in consts), 1.0, 0.0, -np.inf], dtype)
@@ -247,7 +247,7 @@ class _Binder:
             rows, cols = program.shape(i.ins[1], n)
             if i.tb and goes_by_dots(rows, cols, True):
                 continue
-            if min(rows, cols) > 1 if i.tb else gemm.NARROW and rows >= SHORT_PACKED_K and cols > common.panel:
+            if min(rows, cols) > 1 if i.tb else target.NARROW and rows >= SHORT_PACKED_K and cols > common.panel:
                 ready[i.ins[1], i.tb] = table.transposed(i) if i.tb else table.in_panels(i)
                 table.scratch += _ceil(table.scratch_size, ALIGNMENT)
                 table.scratch_size = 0
@@ -310,7 +310,7 @@ class _Binder:
         tables = tables[2:]
         common.kept += [*tables, moves]
         table.chunks(number, chunks, tables, moves)
-        return int(cpu.chunk_header.py_func(common.slots.count)) + scratch + size
+        return cpu.chunk_header(common.slots.count) + scratch + size
 
 
 def _root(program: Program, index: int) -> int:
@@ -425,7 +425,7 @@ def is_long_column(rows: int, cols: int) -> bool:
 
 def goes_by_dots(n: int, k: int, turned: bool) -> bool:
     """Whether a product A B or A Bᵀ with N columns is made of dot products, however many rows it has."""
-    return gemm.NARROW and 1 < n <= (DOT_COLUMNS_TURNED if turned else DOT_COLUMNS) and k >= DOT_SUMMANDS
+    return target.NARROW and 1 < n <= (DOT_COLUMNS_TURNED if turned else DOT_COLUMNS) and k >= DOT_SUMMANDS
 
 
 def _few_pieces(sizes: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
@@ -599,30 +599,30 @@ class _Table:
         elif (i.ins[1], i.tb) in self.ready:
             b, b_panel = self.ready[i.ins[1], i.tb], k * self.panel
         elif i.tb:
-            how = gemm.PACK_T
+            how = cpu.PACK_T
         operands = {cpu.OUT: self._operand(out), cpu.A: a, cpu.B: b}
-        code, then = simd.BINARY_CODES[i.code] if i.code else -1, -1
+        code, then = cpu.BINARY_CODES[i.code] if i.code else -1, -1
         if i.code:
             operands[cpu.Y] = self._operand(i.ins[2], (m, n))
             plain, _, act = i.code.partition("_")
             two = bool(act and i.then)  # only one function fits behind a bias that is added in registers
             if plain == "add" and self._shape(i.ins[2]) == (1, n) and not two:
-                how, code = how | gemm.BIAS, -1
+                how, code = how | cpu.BIAS, -1
                 if act:
-                    then = simd.UNARY_CODES[act]
+                    then = cpu.UNARY_CODES[act]
                     operands[cpu.OUT2] = operands[cpu.OUT]
         if i.then:
-            then = simd.UNARY_CODES[i.then]
+            then = cpu.UNARY_CODES[i.then]
             operands[cpu.OUT2] = self._operand(i.outs[-1])
         if id(i) in self.biases:
-            how |= gemm.ONES
+            how |= cpu.ONES
             operands[cpu.Y] = self.common.one
         if n == 1 and (m > 1 or not i.ta):  # the same for one row as for many, so that its bits are
             self._column(i, (m, k), operands, how, code, then)
         elif id(i) in self.fused:
             self._updating(i, (m, n, k), operands, b_panel, how)
         elif not i.ta and goes_by_dots(n, k, i.tb):
-            self._narrow_product((m, n, k), operands, self._cost(i), how | gemm.FEW_COLUMNS, code, then)
+            self._narrow_product((m, n, k), operands, self._cost(i), how | cpu.FEW_COLUMNS, code, then)
         elif self._has_few_summands((m, n, k), i) and b_panel == self.panel:
             self._outer_product((m, n, k), operands, self._cost(i), how, code, then)
         else:
@@ -641,8 +641,8 @@ class _Table:
         turned = {which: (*place[:2], 0, place[2]) for which, place in operands.items()}  # a column is a row
         turned[cpu.A] = (*b[:2], 0, b[2])
         if i.ta or (k == 1 and a[2] == 1):
-            if how & gemm.BIAS:
-                how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
+            if how & cpu.BIAS:
+                how, code = how & ~cpu.BIAS, cpu.BINARY_CODES["add"]
             turned[cpu.B] = (*a[:2], a[3] if i.ta else m, 1)
             if id(i) in self.fused:
                 self._updating(i, (1, m, k), turned, self.panel)
@@ -652,7 +652,7 @@ class _Table:
         turned[cpu.B] = (*a[:2], a[2], 1)
         moved = m * k * self.item
         cost = moved // FAR_BYTES if moved > caches.second_level() else self._cost(i)
-        self._product_with_few_rows((1, m, k), turned, cost, how | gemm.PACK_T | gemm.DOTS, code, then)
+        self._product_with_few_rows((1, m, k), turned, cost, how | cpu.PACK_T | cpu.DOTS, code, then)
 
     def _updating(
         self, i: Instruction, sizes: tuple[int, int, int], operands: dict[int, Operand], panel: int, how: int = 0
@@ -661,26 +661,26 @@ class _Table:
         update, n = self.fused[id(i)], sizes[1]
         theta, _, *states, hyper = update.ins
         first = self.program.buffers[i.outs[0]].offset
-        size = self.program.size(i.outs[0], self.n) + (n if how & gemm.ONES else 0)
+        size = self.program.size(i.outs[0], self.n) + (n if how & cpu.ONES else 0)
         self.updated.setdefault(id(update), []).append((first, size))
         for which, index in zip((cpu.OUT, cpu.Y, cpu.OUT2), (theta, *states), strict=False):
             slot, offset = self._where(index)
             operands[which] = (slot, offset + first * self.item, n, 1)
         operands[cpu.EXTRA] = self._operand(hyper)
-        most = few_rows.MOST_SUMMANDS if n >= COLUMN_PANELS * self.panel else FEW_SUMMANDS
-        narrow = sizes[2] == 1 and 1 < n <= few_columns.MOST_UPDATED
+        most = cpu.MOST_SUMMANDS if n >= COLUMN_PANELS * self.panel else FEW_SUMMANDS
+        narrow = sizes[2] == 1 and 1 < n <= cpu.MOST_UPDATED
         if update.code == "sgd" and 0 < sizes[2] <= most and (n > self.panel or narrow):  # to the same bits as tiles
             pieces = FEWEST_PIECES if self._is_far_larger(sizes[0] * n) else 1
-            blocking = (block_of(sizes[2], n), 0, 0, how | gemm.SGD | gemm.SUMMANDS, self.panel)
-            notes = ("sgd", "row by row", *(["with db"] if how & gemm.ONES else []))
+            blocking = (block_of(sizes[2], n), 0, 0, how | cpu.SGD | cpu.SUMMANDS, self.panel)
+            notes = ("sgd", "row by row", *(["with db"] if how & cpu.ONES else []))
             block = (-(-sizes[0] // pieces), n)
             self._row(cpu.PRODUCT, sizes, block, self._cost(i), operands, blocking=blocking, notes=notes)
             return
         if update.code == "sgd":
-            self._product(sizes, operands, panel, self._cost(i), how | gemm.SGD)
+            self._product(sizes, operands, panel, self._cost(i), how | cpu.SGD)
             return
         m_block, _ = self._tiles(sizes, self._cost(i), TILE_ROWS, self.panel)
-        code = simd.UPDATE_CODES[update.code]
+        code = cpu.UPDATE_CODES[update.code]
         blocking = (block_of(sizes[2], n), 0, 0, 0, panel)
         notes = (update.code,)
         self._row(cpu.PRODUCT_UPDATE, sizes, (m_block, n), self._cost(i), operands, code, -1, blocking, notes=notes)
@@ -703,7 +703,7 @@ class _Table:
         if self.common.pairs and not self.in_chunk and parameters > PAIRED_PARAMETERS and k >= PAIRED_K and a_row:
             self._product_of_pairs(sizes, operands, cost, how, code, then)
             return
-        turned = bool(how & gemm.PACK_T)
+        turned = bool(how & cpu.PACK_T)
         if not self.in_chunk and self._has_few_rows(sizes, turned, b_panel, a_row != 1):
             self._product_with_few_rows(sizes, operands, cost, how, code, then, what)
             return
@@ -720,19 +720,19 @@ class _Table:
             lowest = LOWEST_PIECE
         elif copied_from == COPIED_FOR_SUMS and not far_a:
             lowest, narrowest = LOWEST_OF_SUMS, COLUMN_PANELS * self.panel
-        elif gemm.NARROW and far_a:
+        elif target.NARROW and far_a:
             halves = 1 if n < 2 * PACKED_COLUMNS or m >= UNDIVIDED_ROWS else 2
             narrowest = _ceil(-(-n // halves), self.panel)
             lowest = max(LOWEST_PIECE, _ceil(-(-m // FEWEST_PIECES), TILE_ROWS))
             if far_b:
                 lowest = next(piece for rows, piece in TALL_PIECES if m < rows)
-        elif gemm.NARROW and (far_b or (turned and not whole_b)):
+        elif target.NARROW and (far_b or (turned and not whole_b)):
             narrowest = COLUMN_PANELS * self.panel
             if n <= UNDIVIDED * self.panel and m >= 2 * TALL_PIECE:
                 narrowest = _ceil(n, self.panel)
             down = -(-FEWEST_PIECES // -(-n // narrowest))  # pieces below each other, if there shall be a few
             lowest = min(TALLEST_PIECE, max(TALL_PIECE, _ceil(-(-m // down), TILE_ROWS)))
-        if gemm.NARROW and (far_a or far_b) and n <= narrowest:  # no other way to share
+        if target.NARROW and (far_a or far_b) and n <= narrowest:  # no other way to share
             lowest = min(lowest, _ceil(-(-m // 2), TILE_ROWS))
         if 2 * k * n * self.item <= first or (turned and whole_b and m > lowest):
             narrowest = _ceil(n, self.panel)  # B stays in a cache: whole rows, one after the other
@@ -740,41 +740,41 @@ class _Table:
         many = FEW_PIECES if a_row == 1 and k > longest else MANY_PIECES
         m_block, n_block = self._tiles(sizes, cost, lowest, narrowest, many)
         height, width = min(m, m_block), min(n, n_block)
-        stays = gemm.NARROW and height * width * self.item <= second // 4  # a small C, from stretch to stretch
-        if a_row == 1 and not how & gemm.SGD and (k > longest or stays):  # A and B of a stretch fit the second level
+        stays = target.NARROW and height * width * self.item <= second // 4  # a small C, from stretch to stretch
+        if a_row == 1 and not how & cpu.SGD and (k > longest or stays):  # A and B of a stretch fit the second level
             block = block_of(k, n)
             longest = min(longest, block * max(1, second // (2 * (height + width) * self.item) // block))
         strip = max(1, m_block)
         if height >= copied_from:
-            how |= gemm.PACK_B
-        if far_a and width >= (min(n, PACKED_COLUMNS) if gemm.NARROW else 2 * self.panel):
-            how |= gemm.PACK_A
-            if gemm.NARROW and height >= COPIED_WITH_A and n >= self.panel and not turned:
-                how |= gemm.PACK_B
-            strip = _ceil(strip, gemm.group_of(self.panel))
+            how |= cpu.PACK_B
+        if far_a and width >= (min(n, PACKED_COLUMNS) if target.NARROW else 2 * self.panel):
+            how |= cpu.PACK_A
+            if target.NARROW and height >= COPIED_WITH_A and n >= self.panel and not turned:
+                how |= cpu.PACK_B
+            strip = _ceil(strip, target.group_of(self.panel))
         elif m <= m_block and n <= self.panel and k <= longest and m * n * self.item <= first:
-            how |= gemm.SMALL | gemm.BY_STRIP
-        elif gemm.NARROW and (how & gemm.PACK_B or (turned and not whole_b)):
-            how |= gemm.BY_STRIP
+            how |= cpu.SMALL | cpu.BY_STRIP
+        elif target.NARROW and (how & cpu.PACK_B or (turned and not whole_b)):
+            how |= cpu.BY_STRIP
             strip = _ceil(max(PACKED_ROWS, min(m_block, second // (2 * max(1, width) * self.item))), TILE_ROWS)
-        elif not how & gemm.PACK_B and k <= longest and (whole_b or 2 * k * width * self.item <= second):
-            how |= gemm.BY_STRIP
+        elif not how & cpu.PACK_B and k <= longest and (whole_b or 2 * k * width * self.item <= second):
+            how |= cpu.BY_STRIP
             strips = -(-height // max(TILE_ROWS, first // (2 * max(1, width) * self.item)))
             strip = _ceil(-(-height // max(1, strips)), TILE_ROWS)
-        if how & (gemm.PACK_A | gemm.PACK_B | gemm.PACK_T):
-            group = gemm.group_of(self.panel)
-            groups = -(-min(strip, height) // group) if how & gemm.PACK_A else 0
+        if how & (cpu.PACK_A | cpu.PACK_B | cpu.PACK_T):
+            group = target.group_of(self.panel)
+            groups = -(-min(strip, height) // group) if how & cpu.PACK_A else 0
             length = min(k, longest)
-            across = _ceil(width, self.panel) if turned and how & gemm.BY_STRIP else gemm.TOGETHER * self.panel
-            packed_a = groups * gemm.room_for_group(length, group, simd.VECTOR_BYTES // self.item)
+            across = _ceil(width, self.panel) if turned and how & cpu.BY_STRIP else target.TOGETHER * self.panel
+            packed_a = groups * target.room_for_group(length, group, target.VECTOR_BYTES // self.item)
             room = (longest if groups else length) * across + packed_a
             self.common.scratch = max(self.common.scratch, room * self.item)
         blocking = (block_of(k, n), longest, strip, how, b_panel)
         signs = (
-            (gemm.PACK_A, "A packed"),
-            (gemm.PACK_B | gemm.PACK_T, "B packed"),
-            (gemm.SGD, "sgd"),
-            (gemm.ONES, "with db"),
+            (cpu.PACK_A, "A packed"),
+            (cpu.PACK_B | cpu.PACK_T, "B packed"),
+            (cpu.SGD, "sgd"),
+            (cpu.ONES, "with db"),
         )
         notes = [word for bit, word in signs if how & bit]
         self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, what, notes)
@@ -789,7 +789,7 @@ class _Table:
         on 5, 8 and 19 rows took 0.7, 0.6 and 0.5 of the time.
         """
         far = stride > FAR and k >= PACKED_K
-        if not gemm.NARROW:
+        if not target.NARROW:
             return far, PACKED_ROWS if far else NEVER
         if k < SHORT_PACKED_K:
             return False, NEVER
@@ -809,7 +809,7 @@ class _Table:
         rows ran at 0.65 of the peak with packing, at 0.21 without; 784 x 48 on 512 at 0.71 and 0.65; 256 x 64 on 128 at
         0.71 and 0.79.
         """
-        if not gemm.NARROW:
+        if not target.NARROW:
             return stride > FAR and k >= 4 * PACKED_K and n >= 2 * self.panel
         if n >= PACKED_COLUMNS:
             return k >= SHORT_PACKED_K and 2 * k > caches.rows_that_stay(1, stride)
@@ -829,13 +829,13 @@ class _Table:
         """
         m, n, k = sizes
         if turned:
-            return forward and m <= (few_rows.MOST_ROWS if k < SHORT_TURNED else MOST_TURNED)
-        if m > few_rows.MOST_ROWS or b_panel != self.panel or n <= self.panel:
+            return forward and m <= (cpu.MOST_ROWS if k < SHORT_TURNED else MOST_TURNED)
+        if m > cpu.MOST_ROWS or b_panel != self.panel or n <= self.panel:
             return False
         if not forward:
             if m == 1:
                 return k * n * self.item > caches.first_level()
-            far = caches.second_level() if m == few_rows.MOST_ROWS else caches.second_level() // 4
+            far = caches.second_level() if m == cpu.MOST_ROWS else caches.second_level() // 4
             return n >= SUMMED_PANELS * self.panel and k * n * self.item > far
         return n > COLUMN_PANELS * self.panel if m == 1 else k * n * self.item > caches.second_level()
 
@@ -851,21 +851,21 @@ class _Table:
     ) -> None:
         """A product that is shared by columns, if at all; see few_rows.py."""
         m, n, k = sizes
-        if how & gemm.PACK_T and how & gemm.BIAS:  # left to the epilogue
-            how, code = how & ~gemm.BIAS, simd.BINARY_CODES["add"]
+        if how & cpu.PACK_T and how & cpu.BIAS:  # left to the epilogue
+            how, code = how & ~cpu.BIAS, cpu.BINARY_CODES["add"]
         if k * n * self.item > caches.second_level():
-            how |= gemm.FAR_AHEAD
+            how |= cpu.FAR_AHEAD
         summed = m > 1 and operands[cpu.A][2] == 1  # rows of Aᵀ
-        far = self._is_far_larger(k * n) or ((how & gemm.DOTS or summed) and self._is_worth_sharing(cost))
-        if how & gemm.PACK_T and m == 1 and k >= DOT_SUMMANDS and id(self.instruction) in self.common.deltas:
-            how |= gemm.DOTS  # a delta of one row on its own may be summed in another order than in a batch
+        far = self._is_far_larger(k * n) or ((how & cpu.DOTS or summed) and self._is_worth_sharing(cost))
+        if how & cpu.PACK_T and m == 1 and k >= DOT_SUMMANDS and id(self.instruction) in self.common.deltas:
+            how |= cpu.DOTS  # a delta of one row on its own may be summed in another order than in a batch
         narrowest = (SUMMED_PIECE if summed else 1) * self.panel
         n_block = max(narrowest, _ceil(-(-n // 4), self.panel)) if far else n  # long rows
-        rows = m + 1 if how & gemm.ONES else m
+        rows = m + 1 if how & cpu.ONES else m
         self.common.scratch = max(self.common.scratch, 2 * rows * n_block * self.item)
-        blocking = (block_of(k, n), 0, 0, how | gemm.FEW_ROWS, self.panel)
-        notes = ["dot products" if how & gemm.DOTS else "B turned" if how & gemm.PACK_T else "row by row"]
-        notes += [word for bit, word in ((gemm.SGD, "sgd"), (gemm.ONES, "with db")) if how & bit]
+        blocking = (block_of(k, n), 0, 0, how | cpu.FEW_ROWS, self.panel)
+        notes = ["dot products" if how & cpu.DOTS else "B turned" if how & cpu.PACK_T else "row by row"]
+        notes += [word for bit, word in ((cpu.SGD, "sgd"), (cpu.ONES, "with db")) if how & bit]
         self._row(cpu.PRODUCT, sizes, (m, n_block), cost, operands, code, then, blocking, what, notes)
 
     def _has_few_summands(self, sizes: tuple[int, int, int], i: Instruction) -> bool:
@@ -875,7 +875,7 @@ class _Table:
         would be written a line here, a line there.
         """
         m, n, k = sizes
-        return not i.ta and not i.tb and m > 1 and 0 < k <= few_rows.MOST_OUTER and n >= OUTER_PANELS * self.panel
+        return not i.ta and not i.tb and m > 1 and 0 < k <= cpu.MOST_OUTER and n >= OUTER_PANELS * self.panel
 
     def _outer_product(
         self, sizes: tuple[int, int, int], operands: dict[int, Operand], cost: int, how: int, code: int, then: int
@@ -883,7 +883,7 @@ class _Table:
         """A product with few summands, by rows; it is shared by them."""
         m, n, k = sizes
         rows = max(1, PIECE_ELEMENTS // n) if self._is_worth_sharing(cost) else m
-        blocking = (block_of(k, n), 0, 0, how | gemm.OUTER, self.panel)
+        blocking = (block_of(k, n), 0, 0, how | cpu.OUTER, self.panel)
         self._row(cpu.PRODUCT, sizes, (rows, n), cost, operands, code, then, blocking, notes=["row by row"])
 
     def _narrow_product(
@@ -891,7 +891,7 @@ class _Table:
     ) -> None:
         """A product with few columns, by dot products; it is shared by rows."""
         m, n, k = sizes
-        lanes = simd.VECTOR_BYTES // self.item
+        lanes = target.VECTOR_BYTES // self.item
         rows = max(NARROW_ROWS, _ceil(-(-m // MANY_PIECES), lanes)) if self._is_worth_sharing(cost) else max(1, m)
         self.common.scratch = max(self.common.scratch, (n * k + lanes) * self.item)
         blocking = (block_of(k, n), 0, 0, how, self.panel)
@@ -907,8 +907,8 @@ class _Table:
         m_block, n_block = self._tiles(sizes, cost, 4 * PACKED_ROWS, _ceil(-(-n // 2), self.panel))
         room = (longest // 2 * self.panel + _ceil(min(m, m_block), self.panel) * -(-min(k, longest) // 2)) * self.item
         self.common.scratch = max(self.common.scratch, room)
-        signs = ((gemm.PAIRS, "bfloat16"), (gemm.SGD, "sgd"), (gemm.ONES, "with db"))
-        how |= gemm.PAIRS
+        signs = ((cpu.PAIRS, "bfloat16"), (cpu.SGD, "sgd"), (cpu.ONES, "with db"))
+        how |= cpu.PAIRS
         notes = [word for bit, word in signs if how & bit]
         blocking = (block, longest, 0, how, self.panel)
         self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, notes=notes)
@@ -931,7 +931,7 @@ class _Table:
                 n_block = max(narrowest, _ceil(n_block // 2, self.panel))
             else:
                 break
-        if gemm.NARROW:  # with tiles of every height all pieces can have about as many rows: 128 are 4 times 32
+        if target.NARROW:  # with tiles of every height all pieces can have about as many rows: 128 are 4 times 32
             m_block = -(-m // max(1, -(-m // max(m_block, 1))))
         return m_block, n_block
 
@@ -958,7 +958,7 @@ class _Table:
 
     def _transposition(self, index: int, out: Operand, panel: int, what: str = "") -> None:
         rows, cols = self._shape(index)
-        lanes = simd.VECTOR_BYTES // self.item
+        lanes = target.VECTOR_BYTES // self.item
         block = (lanes * max(1, PIECE_ELEMENTS // max(1, cols * lanes)), cols)
         operands = {cpu.OUT: out, cpu.A: self._operand(index)}
         cost = 2 * self.item * rows * cols // 100
@@ -1006,7 +1006,7 @@ class _Table:
             if update is not None:
                 reads = [x for j in division.tail if j is not update for x in j.ins]
                 if not reads_range(self.program, self.n, reads, update, buffer.offset, size):
-                    how = gemm.SGD
+                    how = cpu.SGD
                     slot, offset = self._where(update.ins[0])
                     operands[cpu.OUT] = (slot, offset + buffer.offset * self.item, size, 1)
                     operands[cpu.EXTRA] = self._operand(update.ins[-1])
@@ -1042,9 +1042,9 @@ class _Table:
             block = (PIECE_ELEMENTS // max(n, 1), n)
         places = dict(zip((cpu.OUT, cpu.A, cpu.B), operands, strict=False)) | {cpu.EXTRA: self._number(i)}
         if len(i.operands) == 1:
-            self._row(cpu.MAP_UNARY, (m, n, 0), block, cost, places, simd.UNARY_CODES[i.code])
+            self._row(cpu.MAP_UNARY, (m, n, 0), block, cost, places, cpu.UNARY_CODES[i.code])
         else:
-            self._row(cpu.MAP_BINARY, (m, n, 0), block, cost, places, simd.BINARY_CODES[i.code])
+            self._row(cpu.MAP_BINARY, (m, n, 0), block, cost, places, cpu.BINARY_CODES[i.code])
 
     # ---- chains ----------------------------------------------------------------------------------------------------
 
@@ -1119,10 +1119,10 @@ class _Table:
         places = (self._operand(index) for index in (*i.outs, *i.ins))
         operands = dict(zip((cpu.OUT, cpu.A, cpu.B), places, strict=False))
         codes = {
-            "softmax": simd.PROBABILITIES,
-            "log_softmax": simd.LOGARITHMS,
-            "log_softmax_grad": simd.LOGARITHMS_GRAD,
-            "logsumexp": simd.LOG_SUM_EXP,
+            "softmax": cpu.PROBABILITIES,
+            "log_softmax": cpu.LOGARITHMS,
+            "log_softmax_grad": cpu.LOGARITHMS_GRAD,
+            "logsumexp": cpu.LOG_SUM_EXP,
         }
         block = (PIECE_ELEMENTS // max(n, 1), n)
         self._row(cpu.SOFTMAX, (m, n, 0), block, self._cost(i), operands, codes[i.op])
@@ -1133,9 +1133,9 @@ class _Table:
     def _cross_entropy(self, i: Instruction) -> None:
         m, n = self._shape(i.ins[0])
         operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self._operand(i.ins[0]), cpu.B: self._operand(i.ins[1])}
-        code = simd.BY_LABELS if i.code == "labels" else 0
+        code = cpu.BY_LABELS if i.code == "labels" else 0
         if i.then == "grad":
-            code |= simd.WITH_GRADIENT
+            code |= cpu.WITH_GRADIENT
             operands |= {cpu.OUT2: self._operand(i.outs[1]), cpu.EXTRA: self._operand(i.ins[2])}
         block = (PIECE_ELEMENTS // max(n, 1), n)
         self._row(cpu.CROSS_ENTROPY, (m, n, 0), block, self._cost(i), operands, code)
@@ -1209,7 +1209,7 @@ class _Table:
         rows = self._shape(i.outs[0])[0] if rows is None else rows
         block = (max(1, PIECE_ELEMENTS // cols), cols)
         cost = 2 * self.item * rows * cols // COPIED
-        operands, code = {cpu.OUT: to, cpu.A: source}, simd.UNARY_CODES["copy"]
+        operands, code = {cpu.OUT: to, cpu.A: source}, cpu.UNARY_CODES["copy"]
         self._row(cpu.MAP_UNARY, (rows, cols, 0), block, cost, operands, code, what=i.title)
 
     def _update(self, i: Instruction) -> None:
@@ -1221,7 +1221,7 @@ class _Table:
                 slot, offset = self._where(index)
                 operands[which] = (slot, offset + first * self.item, end - first, 1)
             cost = self._cost(i) * (end - first) // self.program.size(theta, self.n)
-            code = simd.UPDATE_CODES[i.code]
+            code = cpu.UPDATE_CODES[i.code]
             self._row(cpu.UPDATE, (1, end - first, 0), (1, PIECE_ELEMENTS), cost, operands, code)
 
     def _not_updated(self, update: Instruction) -> list[tuple[int, int]]:

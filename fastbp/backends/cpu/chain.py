@@ -19,12 +19,54 @@ from __future__ import annotations
 
 from numba import int64
 
+from fastbp.backends.cpu.chain_words import (
+    A_COLUMN,
+    A_PIECE,
+    A_ROW,
+    ADD,
+    BINARY,
+    BODY,
+    CLEAR,
+    CLEAR_MAX,
+    CODE,
+    COLUMNS,
+    COPY,
+    END_ALL,
+    END_COLUMNS,
+    EPILOGUE,
+    HEADER,
+    HEIGHT,
+    KIND,
+    MASK,
+    MAXIMUM,
+    OFFSET,
+    OPERATION,
+    OUT,
+    OWN,
+    PLACE,
+    PLACES,
+    PROLOGUE,
+    REDUCE_ALL,
+    REDUCE_ROWS,
+    REDUCE_WHOLE,
+    ROW,
+    RUNNING,
+    SLOT,
+    SPREAD,
+    STEP,
+    STILL,
+    TERNARY,
+    TILE,
+    UNARY,
+    WIDTH,
+    C,
+    X,
+    Y,
+    Z,
+)
 from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.gemm import apply_binary, apply_ternary, apply_unary
 from fastbp.backends.cpu.simd import (
-    BINARY_CODES,
-    MAX,
-    UNARY_CODES,
     dropout_mask,
     get_int,
     lanes_of,
@@ -37,31 +79,7 @@ from fastbp.backends.cpu.simd import (
     shifted,
     store_at,
 )
-
-# words of the header
-PLACES, STILL, PROLOGUE, BODY, EPILOGUE, HEIGHT, WIDTH, COLUMNS, ROW = range(
-    9
-)  # ROW: elements of a row before rows became one
-HEADER = 9
-# words of a place: slot (OWN for private memory), offset; bytes a row, a column, a piece; 1 or 0
-SLOT, OFFSET, A_ROW, A_COLUMN, A_PIECE, STEP = range(6)
-PLACE = 6
-OWN = -1
-# words of an operation; OUT, X, Y, Z and C are places
-KIND, CODE, OUT, X, Y, Z, C = range(7)
-OPERATION = 7
-UNARY, BINARY, TERNARY = 1, 2, 3
-SPREAD = 4  # a number a row, spread over the columns of a block
-TILE = 5  # a row, once for every row of a block
-CLEAR, CLEAR_MAX = 6, 7  # running sums, or maxima: CODE elements
-REDUCE_ALL = 8  # the block joins the running sums in OUT
-REDUCE_ROWS = 9  # every row of the block becomes a number
-END_ALL, END_COLUMNS = 10, 11  # what is reduced goes out, times the number C
-MASK = 12  # CODE has the bits of program.Step
-REDUCE_WHOLE = 13  # the only block of all becomes a number, times the number C: what REDUCE_ALL and END_ALL would give
-
-COPY, ADD, MAXIMUM = UNARY_CODES["copy"], BINARY_CODES["add"], BINARY_CODES["maximum"]
-RUNNING = 4  # vectors of running sums
+from fastbp.backends.cpu.words import MAX
 
 
 @kernel

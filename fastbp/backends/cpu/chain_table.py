@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fastbp.backends.cpu import chain, simd
+from fastbp.backends.cpu import chain_words as chain
+from fastbp.backends.cpu import target, words
 from fastbp.program import Result, Step
 
 # Elements of a block at most: starting an operation takes 5 to 10 ns, so they should be many; and as long as the values
@@ -18,11 +19,11 @@ MOST, FEWEST = 1024, 256
 BLOCK_BYTES = 192 << 10
 
 _TABLES = {
-    1: (chain.UNARY, simd.UNARY_CODES),
-    2: (chain.BINARY, simd.BINARY_CODES),
-    3: (chain.TERNARY, simd.TERNARY_CODES),
+    1: (chain.UNARY, words.UNARY_CODES),
+    2: (chain.BINARY, words.BINARY_CODES),
+    3: (chain.TERNARY, words.TERNARY_CODES),
 }
-_CODES = {"sum": simd.SUM, "max": simd.MAX}
+_CODES = {"sum": words.SUM, "max": words.MAX}
 _COMBINE = {"sum": chain.ADD, "max": chain.MAXIMUM}
 ALIGNMENT = 64  # bytes
 NONE = -1  # in the place of an operand
@@ -248,7 +249,7 @@ class Builder:
             self.body.append([chain.REDUCE_WHOLE, code, to, value, NONE, NONE, scale])
             return
         if result.axis is None:
-            length = chain.RUNNING * simd.VECTOR_BYTES // self.item
+            length = chain.RUNNING * target.VECTOR_BYTES // self.item
             running = self._own(length)
             self.body.append([chain.REDUCE_ALL, code, running, value, NONE, NONE, NONE])
             self.epilogue.append([chain.END_ALL, code, to, running, NONE, NONE, scale])

@@ -1,27 +1,18 @@
-"""Compiling kernels and keeping them on disk.
-
-Numba's cache looks at the file of the function that it caches, so everything that is compiled into one entry would go
-stale unnoticed: a hash of all kernel sources is closed over by the entry, which makes it part of the cache's key.
-Cold starts hold a file lock, because concurrent ones have crashed (numba issues 4807 and 10128).
-"""
+"""Compiling kernels with Numba, to object code; loading.py keeps and loads it."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import sys
-import tempfile
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from numba import config, njit
+from llvmlite import ir
+from numba import config, njit, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 
+from fastbp.backends.cpu.target import target
 from fastbp.errors import FastbpError
 
 
@@ -57,86 +48,47 @@ class _PartCompiler(Compiler):  # type: ignore[misc]
         return list(super().define_pipelines())
 
 
-# Inner kernels are called from compiled code alone: without the wrappers that Python and C would need they compile
-# faster. Integer division follows NumPy, so that no division can raise.
+# Kernels are called from compiled code alone: without the wrappers that Python and C would need they compile faster.
+# Integer division follows NumPy, so that no division can raise.
 kernel = njit(
     nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_PartCompiler
 )
 
-COMPILED_SOURCES = (
-    "scalars.py",
-    "polynomials.py",
-    "backends/llvm.py",
-    *(
-        f"backends/cpu/{name}.py"
-        for name in ("compiling", "simd", "bf16", "gemm", "chain", "few_rows", "team", "machine")
-    ),
-)
-MESSAGE_AFTER = 1.5  # seconds; a warm start takes a tenth of it
 
-
-def source_stamp() -> str:
-    """A hash of every source that ends up in compiled code."""
-    package = Path(__file__).parents[2]
-    digest = hashlib.sha256()
-    for name in COMPILED_SOURCES:
-        digest.update((package / name).read_bytes())
-    return digest.hexdigest()
-
-
-def compile_entry(function: Callable[..., Any], signature: tuple[Any, ...], name: str) -> Any:
-    """The compiled function for one signature, from the disk cache if it is there.
-
-    An unwritable cache folder is reported once and survived: the kernels are then compiled for this process only.
-    """
+@global_compiler_lock
+def library(function: Callable[..., None], name: str) -> Any:
+    """Numba's library of machine code with a C function ``name`` of one int64, which calls the Python function."""
     if config.DISABLE_JIT:
         raise FastbpError("the cpu backend needs Numba's compiler: unset NUMBA_DISABLE_JIT, or take backend='numpy'")
-    options = {"nogil": True, "error_model": "numpy"}
-    dispatcher = None
-    with _announced(name):
-        try:
-            dispatcher = njit(cache=True, **options)(function)
-            with locked(dispatcher.stats.cache_path):
-                dispatcher.compile(signature)
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "cannot cache" not in str(error):
-                raise
-            warnings.warn(
-                f"fastbp cannot keep its compiled kernels ({error}); they are compiled anew by every process. "
-                "Set NUMBA_CACHE_DIR to a writable folder.",
-                stacklevel=2,
-            )
-            if dispatcher is None or not dispatcher.signatures:  # else they were compiled, and could not be written
-                dispatcher = njit(**options)(function)
-                dispatcher.compile(signature)
-    dispatcher.disable_compile()
-    return dispatcher
+    codegen = cpu_target.target_context.codegen()
+    if codegen.magic_tuple() != target():
+        raise FastbpError(f"Numba compiles for {codegen.magic_tuple()}, fastbp expected {target()}: NUMBA_CPU_NAME and "
+                          "NUMBA_CPU_FEATURES have to be environment variables")  # fmt: skip
+    dispatcher = kernel(function)
+    dispatcher.compile((types.int64,))
+    (part,) = dispatcher.overloads.values()
+    made = codegen.create_library(name)
+    made.enable_object_caching()
+    made.add_ir_module(_calling(part.fndesc, name))
+    made.add_linking_library(part.library)
+    made.finalize()
+    return made
 
 
-@contextlib.contextmanager
-def _announced(name: str) -> Iterator[None]:
-    """Say on stderr what takes so long, if it takes long."""
-    text = f"fastbp: compiling the {name} kernels for this machine; they are kept for the next time.\n"
-    timer = threading.Timer(MESSAGE_AFTER, lambda: sys.stderr.write(text))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+def object_code(function: Callable[..., None], name: str) -> bytes:
+    """The machine code of such a library, ready to be linked."""
+    _, _, (code, _) = library(function, name).serialize_using_object_code()
+    return bytes(code)
 
 
-@contextlib.contextmanager
-def locked(cache_path: str) -> Iterator[None]:
-    """Hold an exclusive lock for this cache folder, across processes; where there is no fcntl, none is held."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    key = hashlib.sha256(str(cache_path).encode()).hexdigest()[:16]
-    # beside the cache, or in the temporary folder where the cache's own cannot be written
-    folder = cache_path if os.access(cache_path, os.W_OK) else tempfile.gettempdir()
-    with open(os.path.join(folder, f"fastbp-{key}.lock"), "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file lets go of the lock
+def _calling(described: Any, name: str) -> Any:
+    """A C function that calls Numba's, which hands back whether there was an error: kernels raise none."""
+    context = cpu_target.target_context
+    module, number = context.create_module(name), ir.IntType(64)
+    signature = context.call_conv.get_function_type(described.restype, described.argtypes)
+    callee = ir.Function(module, signature, described.llvm_func_name)
+    caller = ir.Function(module, ir.FunctionType(ir.VoidType(), [number]), name)
+    builder = ir.IRBuilder(caller.append_basic_block())
+    context.call_conv.call_function(builder, callee, described.restype, described.argtypes, caller.args)
+    builder.ret_void()
+    return module

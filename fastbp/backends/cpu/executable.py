@@ -10,9 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from fastbp.backends.cpu import machine
+from fastbp.backends.cpu import words
 from fastbp.backends.cpu.binding import ALIGNMENT, Bound, Slots, bind
 from fastbp.backends.cpu.cross_entropy import with_cross_entropy
+from fastbp.backends.cpu.team import team
+from fastbp.backends.cpu.words import CALL
 from fastbp.backends.threads import get_num_threads
 from fastbp.ops import N
 from fastbp.program import Program
@@ -25,7 +27,6 @@ KEPT_WORKSPACE = 256 << 20  # bytes up to which a workspace is kept for the next
 # outputs, no shape for a whole array
 _Layout = tuple[list[tuple[int, int, tuple[int, int]]], list[tuple[str, int, int, int, tuple[int, ...]]]]
 _ONE_STEP = np.zeros((1, 3), np.int64)  # the first table, position 0, step 0
-_ONCE = (_ONE_STEP.ctypes.data, 1, 0, 0)  # and no slot moves
 
 
 class CpuExecutable:
@@ -39,7 +40,7 @@ class CpuExecutable:
         self._bound: dict[int, Bound] = {}
         self._layouts: dict[int, _Layout] = {}
         self._lock = threading.Lock()
-        self._team = machine.team(dtype)
+        self._team = team(dtype)
         self._spare: list[np.ndarray] = []
         # (slot, name, bytes a position, bytes a step) of what comes in; (slot, buffer) of what goes out
         self._sources: list[tuple[int, str, int, int]] = []
@@ -53,7 +54,9 @@ class CpuExecutable:
             moves = buffer.kind == "input" and buffer.shape[0] == N
             itemsize = self.dtype.itemsize if buffer.dtype == "float" else 8
             self._sources.append((slot, buffer.name, itemsize * cols * moves, 8 * cols * (buffer.dtype == "double")))
-        self._zeros = [0] * self.slots.count
+        # the words of a call; to copy them takes a tenth of the time that making them takes
+        self._once = array("q", [0] * (CALL + self.slots.count))
+        self._once[words.STEPS], self._once[words.STEP_COUNT] = _ONE_STEP.ctypes.data, 1
         self._gathers = "order" in program.inputs
 
     def bound(self, n: int) -> Bound:
@@ -73,15 +76,15 @@ class CpuExecutable:
         if self._gathers:
             values = self._followed(values, 2 * n)
         outputs: dict[int, np.ndarray] = {}
-        bases = array("q", self._zeros)  # a list of machine words that is quick to fill; np.int64 takes twice as long
+        call = self._once[:]
         for slot, name, _, _ in self._sources:
-            bases[slot] = _address(values[name])
+            call[CALL + slot] = _address(values[name])
         shapes, parts = self._layouts.get(n) or self._layout(n)
         for slot, index, shape in shapes:
             outputs[index] = place = np.empty(shape, self.dtype)
-            bases[slot] = _address(place)
-        bases[machine.PRIVATE_BYTES] = bound.private
-        self._enter(bound.shared, bound.workspace, bound.private, bound.entry, bases, _ONCE)
+            call[CALL + slot] = _address(place)
+        call[words.TABLES] = bound.entry
+        self._enter(call, bound.shared, bound.workspace, bound.private)
         found: dict[str, Any] = {}
         for name, base, start, stop, part in parts:
             out = outputs.get(base)  # None of an update's theta: the caller has it already
@@ -135,30 +138,30 @@ class CpuExecutable:
             slots[slot] = (_address(values[name]), a_position, a_step)
         for slot, index in self._results:
             slots[slot] = (_address(outputs[index]), 0, strides[index])
-        slots[machine.PRIVATE_BYTES], slots[machine.CLOCK] = (private, 0, 0), (clock, 0, 0)
-        moving = [(k, *slot) for k, slot in enumerate(slots) if slot[1] or slot[2]]
-        places = np.array(moving, np.int64).reshape(-1, 4)
-        bases = array("q", [address for address, _, _ in slots])
-        steps = (_address(plan), len(plan), _address(places), len(places))
-        self._enter(any(b.shared for b in bindings), shared, private, _address(tables), bases, steps)
+        slots[words.CLOCK] = clock, 0, 0
+        moving = np.array([(k, *slot) for k, slot in enumerate(slots) if slot[1] or slot[2]], np.int64).reshape(-1, 4)
+        call = array("q", [0] * CALL + [address for address, _, _ in slots])
+        call[words.TABLES] = _address(tables)
+        call[words.STEPS], call[words.STEP_COUNT] = _address(plan), len(plan)
+        call[words.MOVING], call[words.MOVING_COUNT] = _address(moving), len(moving)
+        self._enter(call, any(b.shared for b in bindings), shared, private)
 
-    def _enter(
-        self, divided: bool, shared: int, private: int, tables: int, bases: array[int], steps: tuple[int, int, int, int]
-    ) -> None:
+    def _enter(self, call: array[int], divided: bool, shared: int, private: int) -> None:
         """Give the machine a workspace, ``shared`` bytes and ``private`` ones a thread, and let it run."""
         shared = -(-shared // ALIGNMENT) * ALIGNMENT
+        call[CALL + words.PRIVATE_BYTES] = private
         kept = []
 
-        def arguments(count: int) -> tuple[int, ...]:
+        def prepared(count: int) -> array[int]:
             workspace = self._borrow(shared + count * private + ALIGNMENT)
             kept.append(workspace)
             start = _address(workspace)
             start += -start % ALIGNMENT
-            bases[machine.WORKSPACE] = bases[machine.PARTIALS] = start
-            bases[machine.PRIVATE] = start + shared
-            return tables, *steps, bases.buffer_info()[0]
+            call[CALL + words.WORKSPACE] = call[CALL + words.PARTIALS] = start
+            call[CALL + words.PRIVATE] = start + shared
+            return call
 
-        self._team.run(get_num_threads() if divided else 1, arguments)
+        self._team.run(get_num_threads() if divided else 1, prepared)
         self._spare[:] = [workspace for workspace in kept if workspace.size <= KEPT_WORKSPACE]
 
     def _borrow(self, size: int) -> np.ndarray:

@@ -19,10 +19,8 @@ from numba.extending import intrinsic
 from fastbp import scalars
 from fastbp.backends.cpu import simd
 from fastbp.backends.cpu.simd import I32, I64, Vector, VectorEmitter
+from fastbp.backends.cpu.words import MOST_SUMMED, MOST_UPDATED
 from fastbp.backends.llvm import switch
-
-MOST_UPDATED = 16  # columns of theta less an outer product
-MOST_SUMMED = 4  # columns that are multiplied and summed
 
 
 def _chosen(m: VectorEmitter, vectors: Sequence[Vector], elements: Sequence[int]) -> Vector:

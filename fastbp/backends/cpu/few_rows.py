@@ -18,30 +18,24 @@ from numba.extending import intrinsic
 from fastbp import scalars
 from fastbp.backends.cpu import simd
 from fastbp.backends.cpu.compiling import kernel
-from fastbp.backends.cpu.few_columns import (
+from fastbp.backends.cpu.few_columns import dots_of_row, sums_of_columns, update_by_outer
+from fastbp.backends.cpu.gemm import OUTER_ELEMENTS, apply_binary, apply_update, epilogue
+from fastbp.backends.cpu.simd import I64, itemsize_of, lanes_of, load_at, pointer, store_at
+from fastbp.backends.cpu.words import (
+    BIAS,
+    BINARY_CODES,
+    FAR_AHEAD,
+    MOST_OUTER,
+    MOST_SUMMANDS,
     MOST_SUMMED,
     MOST_UPDATED,
-    dots_of_row,
-    sums_of_columns,
-    update_by_outer,
-)
-from fastbp.backends.cpu.gemm import (
-    BIAS,
-    FAR_AHEAD,
     ONES,
-    OUTER_ELEMENTS,
     PACK_T,
     SGD,
-    apply_binary,
-    apply_update,
-    epilogue,
+    UPDATE_CODES,
 )
-from fastbp.backends.cpu.simd import BINARY_CODES, I64, UPDATE_CODES, itemsize_of, lanes_of, load_at, pointer, store_at
 from fastbp.backends.llvm import switch
 
-MOST_ROWS = 4
-MOST_SUMMANDS = 10  # rows of B whose factors are in registers
-MOST_OUTER = _TOGETHER = 4  # rows of B in one pass over a row of C
 LONG_ROW = 8  # vectors, from which on rows are stored aligned: sums of rows, and theta less one product
 TURNED = (2, 2, 1, 1, 1, 1)  # vectors of columns that are done at once, for one row of A, two, …
 _ADD, _SGD = BINARY_CODES["add"], UPDATE_CODES["sgd"]
@@ -115,7 +109,7 @@ def _add_rows(
         count, n, fresh, far, a, a_col, b, b_row, out = arguments
         m = simd.VectorEmitter(builder, str(sig.args[4].dtype))
         starts_at_0 = builder.icmp_signed("!=", fresh, I64(0))
-        coming = [builder.gep(b, [builder.mul(I64(_TOGETHER + c), b_row)]) for c in range(_TOGETHER)]
+        coming = [builder.gep(b, [builder.mul(I64(MOST_OUTER + c), b_row)]) for c in range(MOST_OUTER)]
 
         def ask(i: Any) -> None:
             for line in coming:
@@ -138,9 +132,9 @@ def _add_rows(
                 with short:
                     _over_row(m, n, out, compute)
 
-        cases = [*(partial(rows, k) for k in range(1, _TOGETHER + 1)), partial(rows, _TOGETHER, ask)]
-        asks = builder.and_(builder.icmp_signed("!=", far, I64(0)), builder.icmp_signed("==", count, I64(_TOGETHER)))
-        switch(builder, builder.select(asks, I64(_TOGETHER), builder.sub(count, I64(1))), cases)
+        cases = [*(partial(rows, k) for k in range(1, MOST_OUTER + 1)), partial(rows, MOST_OUTER, ask)]
+        asks = builder.and_(builder.icmp_signed("!=", far, I64(0)), builder.icmp_signed("==", count, I64(MOST_OUTER)))
+        switch(builder, builder.select(asks, I64(MOST_OUTER), builder.sub(count, I64(1))), cases)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -370,11 +364,11 @@ def product_by_rows(
                 if i == m:
                     of_a, step = one_at, int64(0)
                 add_rows(
-                    min(length - q, _TOGETHER), n, int64(q == 0), how & FAR_AHEAD,
+                    min(length - q, MOST_OUTER), n, int64(q == 0), how & FAR_AHEAD,
                     pointer(of_a, int64(0), one), step, pointer(b, (at + q) * b_row, one), b_row,
                     pointer(scratch, i * n, one) if at else pointer(to, i * to_row, one),
                 )  # fmt: skip
-            q += _TOGETHER
+            q += MOST_OUTER
         for i in range(rows):
             line = pointer(to, i * to_row, one)
             if at:

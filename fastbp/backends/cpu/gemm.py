@@ -21,10 +21,10 @@ from typing import Any
 from llvmlite import ir
 from numba import int64, types
 from numba.core import cgutils
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
 from fastbp import scalars
-from fastbp.backends.cpu import bf16, simd
+from fastbp.backends.cpu import bf16, simd, target
 from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.simd import (
     I64,
@@ -39,39 +39,16 @@ from fastbp.backends.cpu.simd import (
     transpose_tile,
     update_vectors,
 )
+from fastbp.backends.cpu.target import HEIGHTS, NARROW, TILE_ROWS, TILE_VECTORS, TOGETHER
+from fastbp.backends.cpu.words import ADD, BIAS, BY_STRIP, PACK_A, PACK_B, PACK_T, SGD
 
-# Register tile: ROWS x VECTORS accumulators. 24 of 32 registers, or 12 of 16, leave room for a row of B and the
-# broadcast of A, and give more than one FMA a load. For two vectors a row, tiles of 10 and 12 rows were no faster.
-TILE_ROWS, TILE_VECTORS = (8, 3) if simd.VECTOR_REGISTERS == 32 else (6, 2)
-NARROW = TILE_VECTORS == 2  # a panel of B is one cache line wide
 # Columns of A that are packed for all rows before the next ones: with narrow groups three of them read parts of a
 # line, which stays in the first level meanwhile, if it has 8 ways: of columns a multiple of 4 KB apart it holds 8.
 FIRST_LEVEL = 32768  # bytes
 FEWEST_TOGETHER, MOST_TOGETHER = (8, 32) if NARROW else (1 << 30, 1 << 30)
 UNROLLED = 4  # steps of K
-# Panels of B that are packed at once: 256 bytes of each row. Lines of rows that are 4 KB apart took 5 ns each alone and
-# 2.7 ns four at a time; copying all of B straight on took 4.6 (1024 x 1024, a core with AVX2).
-TOGETHER = 4 if NARROW else 1
 GROUPS_TOGETHER = 8  # of A, if they have TILE_ROWS columns: three cache lines of each row in float32
 OUTER_ELEMENTS = 2048  # of a product with K = 1, which are made before their epilogue
-HEIGHTS = (8, 4, 2, 1) if simd.VECTOR_REGISTERS == 32 else (6, 5, 4, 3, 2, 1)  # of the tiles that there are
-
-# How a tile ends, and how a product is done: bits of one word.
-ADD = 1  # what C held is added: it is the sum over earlier blocks of K
-BIAS = 2  # a row is added to every row of C
-SGD = 4  # C is the gradient of theta, and theta - rate C is all that is stored
-PACK_A, PACK_B = 8, 16  # copy the part of A or B that is used next to memory that is contiguous
-BY_STRIP = 32  # the epilogue comes after a strip of rows, not after each tile
-PACK_T = 64  # B is given as its transpose, row by row, and packed panel by panel
-ONES = 128  # A has one more row, of ones: the sums of B's columns, which are the gradient of a bias
-PAIRS = 256  # A and B are rounded to bfloat16, see bf16.py
-FEW_ROWS = 512  # done by few_rows.py: by rows of B, or without a copy of it if it is given transposed
-SMALL = 1024  # one strip, one stretch of K, one panel of columns, only a transposed B packed
-DOTS = 2048  # dot products of one row of A with rows of B, which is given transposed
-SUMMANDS = 4096  # few columns of A and rows of B, and SGD: done a row of theta after the other
-FEW_COLUMNS = 8192  # done by few_rows.py: dot products of rows of A with few columns of B
-FAR_AHEAD = 16384  # B is beyond the second-level cache: few_rows.py asks for its rows long before they are needed
-OUTER = 32768  # rows of C are sums of few rows of B: done by few_rows.py
 
 
 Multiply = Callable[[simd.VectorEmitter, simd.Vector, simd.Vector, simd.Vector], simd.Vector]
@@ -477,7 +454,7 @@ def _emit_ending(
             for place, s in zip(places(out, out_row, i), row, strict=True):
                 m.store(s, place, mask)
 
-    if mask is None or simd.VECTOR_BYTES == 64:
+    if mask is None or target.VECTOR_BYTES == 64:
         stored(mask)
         return
     with builder.if_else(spill) as (whole, masked):
@@ -614,16 +591,7 @@ def panel_of(one):
     return TILE_VECTORS * lanes_of(one)
 
 
-@register_jitable
-def group_of(panel):
-    """Rows of A that are packed side by side: with narrow panels those of one tile, which reads nothing else then."""
-    return min(panel, TILE_ROWS) if NARROW else panel
-
-
-@register_jitable
-def room_for_group(length, group, lanes):
-    """Elements that such rows take, with those that the last vector goes beyond them: as many for each row."""
-    return (length + (lanes + group - 1) // group) * group
+group_of, room_for_group = kernel(target.group_of), kernel(target.room_for_group)
 
 
 @kernel

@@ -13,14 +13,16 @@ in the cache when its backward pass reads them (see schedule.py).
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import int64, types
+from numba import int64
 
-from fastbp.backends.cpu.chain import ADD, run_chain
-from fastbp.backends.cpu.compiling import compile_entry, kernel, source_stamp
+from fastbp.backends.cpu import words
+from fastbp.backends.cpu.chain import run_chain
+from fastbp.backends.cpu.chain_words import ADD
+from fastbp.backends.cpu.claims import atomic_add, atomic_load, claim, finish, publish, spin
+from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.few_rows import (
     narrow_product_by_dots,
     product_by_dots,
@@ -30,17 +32,6 @@ from fastbp.backends.cpu.few_rows import (
     update_by_rows,
 )
 from fastbp.backends.cpu.gemm import (
-    DOTS,
-    FEW_COLUMNS,
-    FEW_ROWS,
-    NARROW,
-    ONES,
-    OUTER,
-    PACK_T,
-    PAIRS,
-    SGD,
-    SMALL,
-    SUMMANDS,
     apply_binary,
     apply_unary,
     apply_update,
@@ -54,11 +45,7 @@ from fastbp.backends.cpu.gemm import (
     vectors_for,
 )
 from fastbp.backends.cpu.simd import (
-    BY_LABELS,
-    LOG_SUM_EXP,
-    LOGARITHMS_GRAD,
     STACK_VECTORS,
-    WITH_GRADIENT,
     copy_and_prefetch,
     cross_entropy_lanes,
     cross_entropy_row,
@@ -77,6 +64,7 @@ from fastbp.backends.cpu.simd import (
     store_at,
     transpose_tile,
 )
+from fastbp.backends.cpu.target import NARROW
 from fastbp.backends.cpu.team import BASES as CURRENT_BASES
 from fastbp.backends.cpu.team import (
     DONE,
@@ -85,43 +73,88 @@ from fastbp.backends.cpu.team import (
     SPINS_BEFORE_YIELD,
     YIELDS_BEFORE_PARK,
     YIELDS_BETWEEN_RUNS,
-    Team,
-    atomic_add,
-    atomic_load,
-    claim,
-    finish,
-    publish,
-    spin,
 )
 from fastbp.backends.cpu.team import ROW as CURRENT_ROW
+from fastbp.backends.cpu.words import (
+    BLOCK,
+    BY_LABELS,
+    CALL,
+    CHAIN,
+    CHUNK,
+    CHUNKS,
+    CLOCK,
+    CODE,
+    COL_STRIDE,
+    CONTROL,
+    COUNT,
+    CROSS_ENTROPY,
+    DOTS,
+    EXTRA,
+    FEW_COLUMNS,
+    FEW_ROWS,
+    FIRST_ROW,
+    GATHER,
+    HOW,
+    LOG_SUM_EXP,
+    LOGARITHMS_GRAD,
+    LONGEST,
+    M_BLOCK,
+    MAP_BINARY,
+    MAP_UNARY,
+    MOVES,
+    MOVING,
+    MOVING_COUNT,
+    N_BLOCK,
+    NUMBER,
+    OFFSET,
+    ONEHOT,
+    ONES,
+    OP,
+    OPERANDS,
+    OUT,
+    OUT2,
+    OUTER,
+    PACK_T,
+    PAIRS,
+    PANEL,
+    PANELS,
+    PIECES,
+    PRIVATE,
+    PRIVATE_BYTES,
+    PRODUCT,
+    PRODUCT_UPDATE,
+    REST_COUNT,
+    REST_TABLE,
+    ROW_STRIDE,
+    SCATTER,
+    SGD,
+    SHARED,
+    SLOT,
+    SLOTS,
+    SMALL,
+    SOFTMAX,
+    STEP_COUNT,
+    STEPS,
+    STRIP,
+    SUMMANDS,
+    SUMS,
+    TABLE,
+    TABLES,
+    THEN,
+    THREAD,
+    TRANSPOSE,
+    UPDATE,
+    WIDTH,
+    WITH_GRADIENT,
+    A,
+    B,
+    K,
+    M,
+    N,
+    Y,
+)
 
-# ---- the table -----------------------------------------------------------------------------------------------------
-
-# operations
-PRODUCT, MAP_UNARY, MAP_BINARY, SOFTMAX, ONEHOT, TRANSPOSE, GATHER, SCATTER, UPDATE = range(9)
-PRODUCT_UPDATE = 9  # a gradient's product and the update of what it is the gradient of
-CHUNKS = 10
-CHAIN = 11  # see chain.py
-PANELS = 12  # copy a matrix into panels
-CROSS_ENTROPY = 13  # and its gradient, see cross_entropy.py
-# words of a row; M, N, K are sizes, a piece is M_BLOCK rows by N_BLOCK columns
-OP, CODE, THEN, M, N, K, M_BLOCK, N_BLOCK, PIECES, SHARED = range(10)
-# of a product (see gemm.py); PANEL also of a transposition and a copy into panels
-BLOCK, LONGEST, STRIP, HOW, PANEL = range(10, 15)
-SUMS = 15  # 1 where the output is a sum over the rows of a chunk, which adds to those of the chunks before
-NUMBER = 16  # of the instruction, for the clock
-OPERANDS = 17
-# words of an operand; offset in bytes, strides in elements
-SLOT, OFFSET, ROW_STRIDE, COL_STRIDE = range(4)
-OUT, A, B, Y, OUT2, EXTRA = range(6)
-WIDTH = OPERANDS + 4 * 6
-# words of CHUNKS in place of M_BLOCK …: rows of a piece, of a chunk; addresses and lengths of the tables for a whole
-# chunk and for the rest; address of the bytes by which each slot moves a row and a piece; number of slots
-HEAD = CODE  # of a chain: the address of its table
-CHUNK, TABLE, COUNT, REST_TABLE, REST_COUNT, MOVES, SLOTS = N_BLOCK, CODE, THEN, K, BLOCK, LONGEST, STRIP
-# the first slots: memory of each thread's own and its bytes a thread; where the clock adds up, or
-# 0; the number of rows before the chunk; the temps; the sums over the pieces of CHUNKS
-PRIVATE, PRIVATE_BYTES, CLOCK, FIRST_ROW, WORKSPACE, PARTIALS = range(6)
+_chunk_header = kernel(words.chunk_header)
 
 
 @kernel
@@ -555,12 +588,6 @@ def _ended(clock, row, began):
 
 
 @kernel
-def chunk_header(slots):
-    """Bytes at the start of private memory for the addresses of ``slots`` slots, whole cache lines."""
-    return (8 * slots + 63) // 64 * 64
-
-
-@kernel
 def _run_chunks(row, bases, piece, thread, one):
     """A piece of the rows through a table of instructions, a chunk after the other, by this thread alone.
 
@@ -576,7 +603,7 @@ def _run_chunks(row, bases, piece, thread, one):
         for k in range(slots):
             moved = at * get_int(moves, 2 * k) + piece * get_int(moves, 2 * k + 1)
             set_int(own, k, get_int(bases, k) + moved)
-        set_int(own, PRIVATE, own + chunk_header(slots))
+        set_int(own, PRIVATE, own + _chunk_header(slots))
         set_int(own, PRIVATE_BYTES, 0)
         set_int(own, FIRST_ROW, at)
         table, count = get_int(row, TABLE), get_int(row, COUNT)
@@ -640,30 +667,31 @@ def _help(control, thread, one):
             waited = 0
 
 
-def _make_enter(stamp: str) -> Any:
-    def enter(thread, tables, steps, count, slots, slot_count, bases, control, one):
-        """Run ``count`` steps, or help whoever does if thread > 0. All but ``one`` are int64, addresses included.
+def make_enter(dtype: str) -> Any:
+    """The function that a call of the machine enters, for one dtype."""
+    one = np.dtype(dtype).type(1)
 
-        tables: (address, rows) of each bound table. steps: (table, position, step) of each step. slots: (slot, address,
-        bytes a position, bytes a step) of the slots whose addresses differ from step to step; ``bases`` has the others.
+    def enter(call):
+        """Run the steps of a call, or help whoever does if its THREAD > 0. All words are int64, addresses included.
+
+        TABLES: (address, rows) of each bound table. STEPS: (table, position, step) of each step. MOVING: (slot,
+        address, bytes a position, bytes a step) of the slots whose addresses differ from step to step.
         """
-        stamp  # noqa: B018  a part of the disk cache's key, see compiling.py
+        thread, control = get_int(call, THREAD), get_int(call, CONTROL)
         if thread > 0:
             _help(control, thread, one)
             return
-        for s in range(count):
+        tables, steps, moving, bases = (
+            get_int(call, TABLES),
+            get_int(call, STEPS),
+            get_int(call, MOVING),
+            call + 8 * CALL,
+        )
+        for s in range(get_int(call, STEP_COUNT)):
             table, position, step = get_int(steps, 3 * s), get_int(steps, 3 * s + 1), get_int(steps, 3 * s + 2)
-            for k in range(slot_count):
-                moved = position * get_int(slots, 4 * k + 2) + step * get_int(slots, 4 * k + 3)
-                set_int(bases, get_int(slots, 4 * k), get_int(slots, 4 * k + 1) + moved)
+            for k in range(get_int(call, MOVING_COUNT)):
+                moved = position * get_int(moving, 4 * k + 2) + step * get_int(moving, 4 * k + 3)
+                set_int(bases, get_int(moving, 4 * k), get_int(moving, 4 * k + 1) + moved)
             _run_table(get_int(tables, 2 * table), get_int(tables, 2 * table + 1), bases, control, one)
 
     return enter
-
-
-@cache
-def team(dtype: str) -> Team:
-    """The machine of one dtype, compiled or taken from the disk cache on first use."""
-    scalar = types.float32 if dtype == "float32" else types.float64
-    enter = compile_entry(_make_enter(source_stamp()), (types.int64,) * 8 + (scalar,), dtype)
-    return Team(enter, np.dtype(dtype).type(1))

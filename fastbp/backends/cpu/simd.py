@@ -15,62 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from fastbp import polynomials, scalars
+from fastbp.backends.cpu.target import HAS_FMA, HAS_SCALEF, VECTOR_BYTES
+from fastbp.backends.cpu.words import BY_LABELS, WITH_GRADIENT
 from fastbp.backends.llvm import LARGEST_ANGLE, Emitter, Value, switch
 
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 Vector = Value  # the LLVM values of this module are vectors
-
-UNARY_CODES = {name: code for code, name in enumerate(scalars.UNARY)}
-BINARY_CODES = {name: code for code, name in enumerate(scalars.BINARY)}
-TERNARY_CODES = {name: code for code, name in enumerate(scalars.TERNARY)}
-UPDATE_CODES = {name: code for code, name in enumerate(scalars.UPDATES)}
-
-
-# ---- the target ----------------------------------------------------------------------------------------------------
-
-
-def target() -> tuple[str, str, str]:
-    """Triple, CPU name and feature string that Numba compiles for (NUMBA_CPU_NAME and NUMBA_CPU_FEATURES count)."""
-    triple, name, features = cpu_target.target_context.codegen().magic_tuple()
-    return str(triple), str(name), str(features)
-
-
-def _features() -> set[str]:
-    """Of "avx512f", "avx2" and "fma", what the target has."""
-    triple, name, features = target()
-    if features:
-        return {f[1:] for f in features.split(",") if f[:1] == "+"}
-    assembly = _probe(triple, name)  # a CPU name alone: let LLVM say what it implies
-    signs = {"avx512f": "zmm", "avx2": "ymm", "fma": "vfmadd"}
-    return {feature for feature, sign in signs.items() if sign in assembly}
-
-
-def _probe(triple: str, cpu: str) -> str:
-    """Assembly for that CPU of a fused multiply-add of 16 floats."""
-    module = ir.Module()
-    module.triple = triple
-    vector = ir.VectorType(ir.FloatType(), 16)
-    function = ir.Function(module, ir.FunctionType(vector, [vector] * 3), "probe")
-    builder = ir.IRBuilder(function.append_basic_block())
-    fma = ir.Function(module, ir.FunctionType(vector, [vector] * 3), "llvm.fma.v16f32")
-    builder.ret(builder.call(fma, function.args))
-    machine = binding.Target.from_triple(triple).create_target_machine(cpu=cpu)
-    return str(machine.emit_assembly(binding.parse_assembly(str(module))))
-
-
-_X86 = target()[0].startswith(("x86_64", "i686", "amd64"))
-_HAS = _features() if _X86 else set()
-HAS_FMA = not _X86 or "fma" in _HAS  # without, llvm.fma would call the C library for every lane
-VECTOR_BYTES = 64 if "avx512f" in _HAS else 32 if {"avx2", "fma"} <= _HAS else 16
-HAS_SCALEF = _X86 and VECTOR_BYTES == 64  # x 2^n in one instruction
-VECTOR_REGISTERS = 16 if _X86 and VECTOR_BYTES < 64 else 32
 
 
 # ---- values and the emitter ----------------------------------------------------------------------------------------
@@ -666,7 +622,6 @@ def fold(
 
 
 # What a row is reduced to, by code.
-SUM, MAX = range(2)
 
 
 def _reductions(m: VectorEmitter) -> list[tuple[float, Callable[[Vector, Vector], Vector]]]:
@@ -727,11 +682,6 @@ def reduce_into(typingctx: Any, code: Any, n: Any, running: Any, x: Any) -> Any:
 def add(x: Vector, y: Vector) -> Vector:
     """X + y, to fold and to combine with."""
     return x + y
-
-
-# What is done to a row z of a softmax, by code: probabilities exp(d)/s with d = z - max(z), s = Σ exp(d); their
-# logarithms d - log s; what those hand back of y, z - exp(y) Σz; and one number a row, max(z) + log s.
-PROBABILITIES, LOGARITHMS, LOGARITHMS_GRAD, LOG_SUM_EXP = range(4)
 
 
 def _higher(total: Vector, z: Vector) -> Vector:
@@ -849,10 +799,6 @@ def softmax_lanes(typingctx: Any, code: Any, n: Any, z: Any, y: Any) -> Any:
         return context.get_dummy_value()
 
     return signature, codegen
-
-
-# What a cross entropy does, bits of a code: T as labels; the gradient too.
-BY_LABELS, WITH_GRADIENT = 1, 2
 
 
 @intrinsic

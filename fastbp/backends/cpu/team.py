@@ -1,15 +1,4 @@
-"""A team of threads that share the pieces of an instruction, without a threading layer to install.
-
-The caller publishes an instruction by giving every thread a range of its pieces: a word ``end | next piece``.
-Whoever wants work adds 1 to a word and so claims the piece that stood there: of its own range first, so that a core
-finds in its cache what it wrote one instruction earlier, then of the others'. The caller claims too, and goes on when
-all pieces are done. A thread that is late, or never comes, costs nothing: the others do its pieces. What a piece
-computes depends on its number alone, so results do not depend on who did it.
-
-Everything that a claimed piece needs (row of the table, addresses) stands in the control block and cannot change
-before the piece is done, since the caller waits for it. A word read too early is harmless: the addition that claims
-returns the word as it is then, and that says which piece of the present instruction was claimed.
-"""
+"""A team of threads that share the pieces of an instruction, without a threading layer to install; see claims.py."""
 
 from __future__ import annotations
 
@@ -17,17 +6,13 @@ import atexit
 import os
 import threading
 import time
+from array import array
 from collections.abc import Callable
-from typing import Any
+from functools import cache
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from fastbp.backends.cpu.compiling import kernel
-from fastbp.backends.cpu.simd import I64, get_int, set_int
+from fastbp.backends.cpu import loading, words
 from fastbp.backends.threads import MAX_THREADS
 
 # Words of the control block; those that different threads write lie in cache lines of their own. OPEN is the number of
@@ -46,111 +31,15 @@ YIELDS_BEFORE_PARK = 400
 YIELDS_BETWEEN_RUNS = 5
 EXIT_SECONDS = 0.5  # for helpers to fall asleep in, when the process ends
 
-sched_yield = types.ExternalFunction("sched_yield", types.int32())
-
-
-@intrinsic
-def atomic_add(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
-    """Add to the int64 at address + 8 index and return what was there."""
-
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        place = builder.gep(builder.inttoptr(arguments[0], I64.as_pointer()), [arguments[1]])
-        return builder.atomic_rmw("add", place, arguments[2], "acq_rel")
-
-    return types.int64(types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic
-def atomic_load(typingctx: Any, address: Any, index: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        place = builder.gep(builder.inttoptr(arguments[0], I64.as_pointer()), [arguments[1]])
-        return builder.load_atomic(place, "acquire", 8)
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def atomic_store(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        place = builder.gep(builder.inttoptr(arguments[0], I64.as_pointer()), [arguments[1]])
-        builder.store_atomic(arguments[2], place, "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic
-def pause(typingctx: Any) -> Any:
-    """Tell the core that this is a spin loop."""
-
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        if context.codegen().magic_tuple()[0].startswith("x86_64"):
-            nothing = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, nothing, "llvm.x86.sse2.pause"), [])
-        elif context.codegen().magic_tuple()[0].startswith(("aarch64", "arm64")):
-            builder.asm(ir.FunctionType(ir.VoidType(), []), "yield", "", [], True)
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-@kernel
-def spin(count):
-    """One turn of waiting: pause, and let another thread run every so often, for cores are shared."""
-    if count % SPINS_BEFORE_YIELD == SPINS_BEFORE_YIELD - 1:
-        sched_yield()
-    else:
-        pause()
-    return count + 1
-
-
-@kernel
-def publish(control, row, bases, pieces):
-    """Offer an instruction to the team. The caller has waited for the previous one."""
-    set_int(control, ROW, row)
-    set_int(control, BASES, bases)
-    atomic_store(control, DONE, 0)
-    threads = get_int(control, OPEN)
-    for t in range(threads):
-        first, end = pieces * t // threads, pieces * (t + 1) // threads
-        atomic_store(control, RANGES + LINE * t, (end << FIELD) | first)
-
-
-@kernel
-def claim(control, thread):
-    """The number of a piece that is now this thread's to do, or -1 if there is none."""
-    threads = atomic_load(control, OPEN)
-    for k in range(threads):
-        place = RANGES + LINE * ((thread + k) % threads)
-        word = atomic_load(control, place)
-        if (word & MASK) < (word >> FIELD):
-            word = atomic_add(control, place, 1)
-            piece = word & MASK
-            if piece < (word >> FIELD):
-                return piece
-    return -1
-
-
-@kernel
-def finish(control, thread):
-    """Count a piece as done."""
-    count = RANGES + LINE * thread + 1
-    set_int(control, count, get_int(control, count) + 1)
-    atomic_add(control, DONE, 1)
-
 
 class Team:
     """Helper threads of one dtype. They sleep in Python, and work inside ``enter`` without the GIL.
 
     One run at a time has the team; a run that comes from another Python thread meanwhile goes on alone.
-
-    Attributes:
-        compiled: the dispatcher of the machine's entry.
     """
 
-    def __init__(self, enter: Any, one: Any) -> None:
-        self.compiled = enter
-        self._one = one
+    def __init__(self, enter: Callable[[int], None]) -> None:
+        self._enter = enter
         self._busy = threading.Lock()
         self._control = np.zeros(WORDS + 16, np.int64)
         address = self._control.ctypes.data
@@ -172,26 +61,28 @@ class Team:
         """Pieces that each thread has done so far, the calling thread first."""
         return [int(self._words()[RANGES + LINE * t + 1]) for t in range(len(self._bells) + 1)]
 
-    def run(self, threads: int, arguments: Callable[[int], tuple[int, ...]]) -> None:
-        """Run the steps with up to ``threads`` threads.
+    def run(self, threads: int, prepared: Callable[[int], array[int]]) -> None:
+        """Run the steps of a call with up to ``threads`` threads.
 
-        ``arguments(count)`` gives the arguments of ``enter``, with memory for ``count`` threads of their own: for all
-        that were ever hired, since one that is late from an earlier run with more of them may still claim a piece.
+        ``prepared(count)`` gives the words of the call, with memory for ``count`` threads of their own: for all that
+        were ever hired, since one that is late from an earlier run with more of them may still claim a piece.
         """
         if threads < 2 or not self._busy.acquire(blocking=False):
-            self.compiled(0, *arguments(1), 0, self._one)
+            call = prepared(1)
+            self._enter(call.buffer_info()[0])
             return
         try:
             while len(self._bells) < threads - 1 and self._hire():
                 pass
-            steps = arguments(len(self._bells) + 1)
+            call = prepared(len(self._bells) + 1)
+            call[words.CONTROL] = self.control
             self._words()[[OPEN, RUNS]] = min(threads, len(self._bells) + 1), 1
             self._run += 1  # before looking who sleeps: see _hire
             for helper, bell in enumerate(self._bells[: threads - 1]):
                 if self._asleep[helper]:
                     self._asleep[helper] = False
                     bell.release()
-            self.compiled(0, *steps, self.control, self._one)
+            self._enter(call.buffer_info()[0])
         finally:
             self._words()[RUNS] = 0
             self._busy.release()
@@ -217,15 +108,18 @@ class Team:
         asleep = self._asleep
         asleep.append(False)
 
+        call = array("q", [0] * words.CALL)
+        call[words.THREAD], call[words.CONTROL] = helper + 1, self.control
+
         def help_when_called() -> None:
-            seen = 0
+            seen, address = 0, call.buffer_info()[0]
             while True:
                 asleep[helper] = True  # before looking for a run that has begun: it is seen here, or rings the bell
                 if seen == self._run:
                     bell.acquire()
                 asleep[helper] = False
                 seen = self._run
-                self.compiled(helper + 1, 0, 0, 0, 0, 0, 0, self.control, self._one)
+                self._enter(address)
 
         try:
             threading.Thread(target=help_when_called, name=f"fastbp-{helper + 1}", daemon=True).start()
@@ -234,3 +128,16 @@ class Team:
             return False
         self._bells.append(bell)
         return True
+
+
+@cache
+def team(dtype: str) -> Team:
+    """The machine of one dtype, compiled or taken from the disk on first use."""
+
+    def make() -> Callable[..., None]:
+        from fastbp.backends.cpu import machine
+
+        function: Callable[..., None] = machine.make_enter(dtype)
+        return function
+
+    return Team(loading.entry(f"{dtype} kernels", make))

@@ -17,7 +17,7 @@ from typing import Any
 from numba import cuda
 from numba.cuda.dispatcher import CUDACache
 
-from fastbp.backends.cpu.compiling import locked
+from fastbp.backends.cpu.loading import locked
 
 SOURCES = ("scalars.py", "polynomials.py", "backends/llvm.py", "backends/cuda/*.py")
 

@@ -41,9 +41,8 @@ import numpy.typing as npt
 
 from fastbp import optim, pictures
 from fastbp.backends import ON_HOST, Executable, executable, resolve, resolve_dtype
-from fastbp.backends.cpu import loading
+from fastbp.backends.cpu import loading, target
 from fastbp.backends.cpu.binding import Slots, bind
-from fastbp.backends.cpu.target import VECTOR_BYTES
 from fastbp.backends.threads import get_num_threads
 from fastbp.errors import DataError, missing_extra, unknown
 from fastbp.files import replacing
@@ -134,12 +133,13 @@ def fma_peak(dtype: str, threads: int = 1) -> float:
     entry = _fma_entry(dtype)
 
     def call(turns: int) -> Array:
-        words = np.array([turns, 0, 0], np.int64)
-        words[1:2].view(np.float64)[0] = 1.0
+        words = np.array([turns, 0], np.int64)
+        words[1:].view(np.float64)[0] = 1.0
         entry(words.ctypes.data)
         return words
 
-    operations_a_turn = int(call(1)[2])
+    operations_a_turn = 2 * target.LINKS * target.CHAINS * target.VECTOR_BYTES // np.dtype(dtype).itemsize
+    call(1)
     turns = steps_lasting(call, _PEAK_SECONDS)
 
     def seconds() -> float:
@@ -510,7 +510,7 @@ def this_machine(peak: dict[int, float]) -> Machine:
     return Machine(
         cpu=_cpu_name(),
         threads=get_num_threads(),
-        vector_bytes=VECTOR_BYTES,
+        vector_bytes=target.VECTOR_BYTES,
         peak=peak,
         python=platform.python_version(),
         numpy=np.__version__,

@@ -7,10 +7,10 @@ import pytest
 
 import fastbp
 from fastbp import MLP, backends, data, graph, optim
-from fastbp.backends.cpu import bf16
+from fastbp.backends.cpu.target import HAS_BF16
 from fastbp.plan import plan
 
-needs_bf16 = pytest.mark.skipif(not bf16.HAS_BF16, reason="the CPU, or the target, has no avx512_bf16")
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="the CPU, or the target, has no avx512_bf16")
 RNG = np.random.default_rng(0)
 SHAPES = [(1, 300, 301), (8, 256, 257), (37, 301, 300), (129, 1031, 97), (300, 520, 513), (64, 65, 1100)]
 

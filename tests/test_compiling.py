@@ -14,7 +14,8 @@ from numba.core import event
 
 import fastbp
 from fastbp import MLP, graph
-from fastbp.backends.cpu import compiling, machine
+from fastbp.backends.cpu import loading
+from fastbp.backends.cpu.team import team
 from fastbp.losses import LOSSES
 from fastbp.optim import OPTIMIZERS
 from fastbp.scalars import ACTIVATIONS
@@ -72,65 +73,114 @@ def test_the_listener_would_notice():
 
 
 NO_PLACE = """
-from numba.core import caching
-caching.CacheImpl._locator_classes = []
-caching.CompileResultCacheImpl._locator_classes = []
+loading.cache_folder = lambda: None
 """
 DISK_FULL = """
-from numba.core import caching
-def save(self, key, data):
+def replacing(path):
     raise OSError(28, "No space left on device")
-caching.IndexDataCacheFile.save = save
+loading.replacing = replacing
 """
 
 
 # an entry as small as can be: the machine itself takes half a minute to compile
 SMALL_ENTRY = """
-from numba.core import event
 from fastbp.explain import _clock_entry
-with event.install_recorder("numba:compile") as found:
-    entry = _clock_entry()
-starts = [e for _, e in found.buffer if e.is_start and e.data["dispatcher"].py_func.__name__ == "clock_entry"]
-print(len(starts), entry(np.zeros(1, np.int64).ctypes.data, 3) >= 0)
+compiled = []
+compile = loading._compiled
+loading._compiled = lambda *arguments: compiled.append(1) or compile(*arguments)
+call = np.array([3, -1, -1])
+_clock_entry()(call.ctypes.data)
+print(len(compiled), "numba" in sys.modules, (call[1:] >= 0).all())
 """
+START = "import sys\nimport numpy as np\nfrom fastbp.backends.cpu import loading\n"
 
 
 def test_eight_cold_processes_at_once(tmp_path):
-    """They share one cache; the first compiles, the others wait for it, none fails."""
-    code = "import numpy as np\nfrom fastbp.backends.cpu import compiling\ncompiling.MESSAGE_AFTER = 0.0" + SMALL_ENTRY
+    """They share one cache; the first compiles, the others wait for it and never import Numba, none fails."""
+    code = f"{START}loading.MESSAGE_AFTER = 0.0{SMALL_ENTRY}"
     with ThreadPoolExecutor(8) as pool:
         runs = list(pool.map(lambda _: run_python(code, NUMBA_CACHE_DIR=str(tmp_path)), range(8)))
     for run in runs:
         assert run.returncode == 0, run.stderr
-    assert any("compiling the clock kernels" in run.stderr for run in runs)
-    assert sorted(run.stdout.split() for run in runs) == 7 * [["0", "True"]] + [["1", "True"]]
+    assert any("compiling the clock for this machine" in run.stderr for run in runs)
+    assert sorted(run.stdout.split() for run in runs) == 7 * [["0", "False", "True"]] + [["1", "True", "True"]]
 
 
-def test_the_machine_is_loaded_from_the_cache(dtype):
+def test_the_machine_is_loaded_without_numba(dtype):
     """By a process that comes after this one, which has compiled it or found it."""
-    machine.team(dtype)
-    code = f"from fastbp.backends.cpu.machine import team\nprint(team({dtype!r}).compiled.stats.cache_misses)"
+    team(dtype)
+    code = f"""
+import sys
+import numpy as np
+import fastbp
+X = np.ones((5, 3))
+net = fastbp.MLP([3, 4, 2], dtype={dtype!r})
+net.fit(X, X[:, :2], epochs=1)
+print(np.isfinite(net.forward(X)).all(), "numba" in sys.modules)
+"""
     run = run_python(code)
-    assert run.stdout.split() == ["Counter()"], run.stderr
+    assert run.stdout.split() == ["True", "False"], run.stderr
 
 
 @pytest.mark.parametrize("trouble", [NO_PLACE, DISK_FULL], ids=["no place", "disk full"])
 def test_a_cache_that_cannot_be_written_is_reported_and_survived(trouble, tmp_path):
-    code = f"import numpy as np{trouble}{SMALL_ENTRY}print(_clock_entry() is entry)"
+    code = f"{START}{trouble}{SMALL_ENTRY}print(_clock_entry() is _clock_entry())"
     run = run_python(code, NUMBA_CACHE_DIR=str(tmp_path))
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("fastbp cannot keep its compiled kernels") == 1
-    assert run.stdout.split() == ["1", "True", "True"]  # compiled once
+    assert run.stdout.split() == ["1", "True", "True", "True"]  # compiled once
+    assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])  # no part of a file
+
+
+@pytest.mark.parametrize("damage", [b"", b"half", b"other"])
+def test_a_damaged_file_is_compiled_anew(damage, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "cache_folder", lambda: tmp_path)
+    loading.keep("some", b"code of an entry")
+    assert loading.kept("some") == b"code of an entry"
+    assert loading.kept("another") is None
+    assert loading.kept("some", "explain.py") is None  # of other sources
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes({b"": b"", b"half": whole[:-3], b"other": whole[:-1] + b"X"}[damage])
+    assert loading.kept("some") is None
+
+
+def test_folders_of_the_cache(tmp_path, monkeypatch):
+    """The one that is asked for, or the first that can be written; none if that one cannot."""
+    folder = loading.cache_folder.__wrapped__
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "new" / "one"))
+    assert folder() == tmp_path / "new" / "one"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert folder() is None
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setattr(loading, "__file__", str(tmp_path / "file" / "loading.py"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert folder() == tmp_path / "cache" / "fastbp"
 
 
 def test_a_change_in_any_kernel_source_changes_the_stamp(monkeypatch):
-    before = compiling.source_stamp()
+    before = loading.source_stamp()
     read = Path.read_bytes
-    for name in ("simd.py", "gemm.py", "team.py", "machine.py", "scalars.py", "polynomials.py"):
+    for name in loading.COMPILED_SOURCES:
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "read_bytes", lambda path, n=name: read(path) + b"#" * (path.name == n))
-            assert compiling.source_stamp() != before
-    assert compiling.source_stamp() == before
+            changed = loading.PACKAGE / name
+            patch.setattr(Path, "read_bytes", lambda path, changed=changed: read(path) + b"#" * (path == changed))
+            assert loading.source_stamp() != before
+    assert loading.source_stamp() == before
+
+
+def test_every_source_that_is_compiled_is_listed():
+    """What machine.py imports, directly or not, of this package."""
+    code = """
+import sys
+import fastbp.backends.cpu.machine
+print(*(name for name in sys.modules if name.startswith("fastbp.backends.cpu.")))
+"""
+    found = {name.split(".")[-1] for name in run_python(code).stdout.split()}
+    listed = {Path(name).stem for name in loading.COMPILED_SOURCES if "backends/cpu/" in name}
+    assert found == listed
 
 
 def test_importing_fastbp_does_not_import_numba():

@@ -7,7 +7,7 @@ import pytest
 
 import fastbp
 from fastbp import graph, optim
-from fastbp.backends.cpu import binding, gemm
+from fastbp.backends.cpu import binding, target
 from fastbp.backends.cpu.executable import CpuExecutable
 from fastbp.plan import plan
 
@@ -52,7 +52,7 @@ def test_forward_and_deltas(columns, summands, dtype):
             np.testing.assert_allclose(found[name], exact, rtol=0, atol=LIMITS[dtype], err_msg=f"{name}, {n} rows")
 
 
-@pytest.mark.skipif(not gemm.NARROW, reason="with 32 registers tiles do them")
+@pytest.mark.skipif(not target.NARROW, reason="with 32 registers tiles do them")
 def test_which_are_dot_products():
     x, w, v = graph.input("x", 60), graph.param("w", (60, 3)), graph.param("v", (4, 60))
     outputs = {"forward": x.matmul(w), "delta": x.matmul(v, tb=True), "wide": x.matmul(graph.param("u", (60, 4)))}

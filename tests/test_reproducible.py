@@ -10,7 +10,7 @@ from patience import attempts
 
 import fastbp
 from fastbp import MLP, optim
-from fastbp.backends.cpu.machine import team
+from fastbp.backends.cpu.team import team
 
 RNG = np.random.default_rng(0)
 NETWORKS = [

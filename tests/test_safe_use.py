@@ -20,7 +20,7 @@ import fastbp
 from fastbp import MLP, optim
 from fastbp.backends import threads as thread_count
 from fastbp.backends.cpu.executable import CpuExecutable
-from fastbp.backends.cpu.machine import team
+from fastbp.backends.cpu.team import team
 from fastbp.errors import InputError
 
 TIMEOUT = 60  # seconds, after which something that should have ended is taken to hang

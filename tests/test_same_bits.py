@@ -17,9 +17,9 @@ from patience import attempts
 import fastbp
 from fastbp import MLP, graph, optim
 from fastbp.backends import executable
-from fastbp.backends.cpu import binding, caches, few_columns, few_rows
+from fastbp.backends.cpu import binding, caches, words
 from fastbp.backends.cpu.executable import CpuExecutable
-from fastbp.backends.cpu.machine import team
+from fastbp.backends.cpu.team import team
 from fastbp.training import RowOrder
 
 RNG = np.random.default_rng(0)
@@ -384,9 +384,9 @@ def test_parameters_are_updated_row_by_row_to_the_same_bits(batch, dtype, monkey
         return net.theta, any("row by row" in line.schedule and "sgd" in line.schedule for line in lines)
 
     found = []
-    for most in (few_rows.MOST_SUMMANDS, 0):
-        monkeypatch.setattr(few_rows, "MOST_SUMMANDS", most)
-        monkeypatch.setattr(few_columns, "MOST_UPDATED", few_columns.MOST_UPDATED * bool(most))
+    for most in (words.MOST_SUMMANDS, 0):
+        monkeypatch.setattr(words, "MOST_SUMMANDS", most)
+        monkeypatch.setattr(words, "MOST_UPDATED", words.MOST_UPDATED * bool(most))
         found.append(train())
     assert [by_rows for _, by_rows in found] == [True, False]
     np.testing.assert_array_equal(found[0][0], found[1][0])

@@ -8,6 +8,8 @@ import pytest
 
 from fastbp import backends, graph, ops, scalars
 from fastbp.backends.cpu import gemm, simd
+from fastbp.backends.cpu.target import HAS_FMA
+from fastbp.backends.cpu.words import TERNARY_CODES
 from fastbp.nodes import Node
 from fastbp.plan import plan
 
@@ -162,7 +164,7 @@ def ternary():
     def apply(name: str, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         out = np.empty(max(v.size for v in (x, y, z)), x.dtype)
         operands = [part for v in (x, y, z) for part in (v.ctypes.data, int(v.size > 1))]
-        run(simd.TERNARY_CODES[name], out.size, out.ctypes.data, *operands, x.dtype.type(1))
+        run(TERNARY_CODES[name], out.size, out.ctypes.data, *operands, x.dtype.type(1))
         return out
 
     return apply
@@ -182,7 +184,7 @@ def test_fma(ternary, dtype):
     x, y, z = rng.normal(size=(3, 67)).astype(dtype)
     np.testing.assert_allclose(ternary("fma", x, y, z), x * y + z, rtol=0, atol=4 * np.finfo(dtype).eps)
     np.testing.assert_allclose(ternary("fma", x, y[:1], z), x * y[0] + z, rtol=0, atol=4 * np.finfo(dtype).eps)
-    if simd.HAS_FMA:
+    if HAS_FMA:
         step = np.array([np.finfo(dtype).eps], dtype)
         assert ternary("fma", 1 + step, 1 - step, np.array([-1.0], dtype))[0] == -(step[0] ** 2)
 

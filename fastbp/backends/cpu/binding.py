@@ -16,7 +16,7 @@ from fastbp.backends.cpu import words as cpu
 from fastbp.backends.cpu.chain_table import Builder, Place, Work, added_pieces, flattened
 from fastbp.backends.cpu.in_place import taken_over
 from fastbp.backends.cpu.target import TILE_ROWS, TILE_VECTORS
-from fastbp.backends.cpu.team import MAX_PIECES
+from fastbp.backends.cpu.words import MAX_PIECES
 from fastbp.backends.division import Division, divide
 from fastbp.ops import ONE
 from fastbp.program import Instruction, Program, Result, const_value, place

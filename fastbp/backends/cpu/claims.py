@@ -22,7 +22,13 @@ from numba.extending import intrinsic
 
 from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.simd import I64, get_int, set_int
-from fastbp.backends.cpu.team import BASES, DONE, FIELD, LINE, MASK, OPEN, RANGES, ROW, SPINS_BEFORE_YIELD
+from fastbp.backends.cpu.words import CONTROL_LINE, CURRENT_BASES, CURRENT_ROW, DONE, FIELD, MASK, OPEN, RANGES
+
+SPINS_BEFORE_YIELD = 2000
+YIELDS_BEFORE_PARK = 400
+# A helper waits for the next run for some 0.2 ms after the last, which is how long the calls of a loop in Python are
+# apart: waking one that sleeps took 0.1 to 0.3 ms on a machine with other tenants, as long as many a call.
+YIELDS_BETWEEN_RUNS = 5
 
 sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
@@ -85,13 +91,13 @@ def spin(count):
 @kernel
 def publish(control, row, bases, pieces):
     """Offer an instruction to the team. The caller has waited for the previous one."""
-    set_int(control, ROW, row)
-    set_int(control, BASES, bases)
+    set_int(control, CURRENT_ROW, row)
+    set_int(control, CURRENT_BASES, bases)
     atomic_store(control, DONE, 0)
     threads = get_int(control, OPEN)
     for t in range(threads):
         first, end = pieces * t // threads, pieces * (t + 1) // threads
-        atomic_store(control, RANGES + LINE * t, (end << FIELD) | first)
+        atomic_store(control, RANGES + CONTROL_LINE * t, (end << FIELD) | first)
 
 
 @kernel
@@ -99,7 +105,7 @@ def claim(control, thread):
     """The number of a piece that is now this thread's to do, or -1 if there is none."""
     threads = atomic_load(control, OPEN)
     for k in range(threads):
-        place = RANGES + LINE * ((thread + k) % threads)
+        place = RANGES + CONTROL_LINE * ((thread + k) % threads)
         word = atomic_load(control, place)
         if (word & MASK) < (word >> FIELD):
             word = atomic_add(control, place, 1)
@@ -112,6 +118,6 @@ def claim(control, thread):
 @kernel
 def finish(control, thread):
     """Count a piece as done."""
-    count = RANGES + LINE * thread + 1
+    count = RANGES + CONTROL_LINE * thread + 1
     set_int(control, count, get_int(control, count) + 1)
     atomic_add(control, DONE, 1)

@@ -75,9 +75,9 @@ def library(function: Callable[..., None], name: str) -> Any:
     return made
 
 
-def object_code(function: Callable[..., None], name: str) -> bytes:
-    """The machine code of such a library, ready to be linked."""
-    _, _, (code, _) = library(function, name).serialize_using_object_code()
+def object_code(made: Any) -> bytes:
+    """What there is to be linked of such a library."""
+    _, _, (code, _) = made.serialize_using_object_code()
     return bytes(code)
 
 

@@ -36,13 +36,14 @@ COMPILED_SOURCES = (
     *(
         f"backends/cpu/{name}.py"
         for name in (
-            *("target", "words", "chain_words", "team", "compiling", "simd", "bf16", "gemm", "chain", "few_columns"),
+            *("target", "words", "chain_words", "compiling", "simd", "bf16", "gemm", "chain", "few_columns"),
             *("few_rows", "claims", "machine"),
         )
     ),
 )
 ENTRY = "fastbp_entry"  # name of the function in the object code
 MESSAGE_AFTER = 1.5  # seconds
+HASH = hashlib.sha256().digest_size
 
 _engines: list[Any] = []  # LLVM's, which own the code
 
@@ -57,15 +58,14 @@ def entry(name: str, make: Callable[[], Callable[..., None]], *sources: str) -> 
         make: imports the kernels, and returns the function to compile, of one int64 and without a result.
         sources: files of the package that it depends on, besides COMPILED_SOURCES.
     """
-    stamp = source_stamp(*sources)
-    path = kept_at(name)
-    code = _kept(path, stamp)
+    code = kept(name, *sources)
     if code is None:
-        with locked(str(path.parent)) if path else contextlib.nullcontext():
-            code = _kept(path, stamp)  # by a process that was quicker
+        folder = cache_folder()
+        with locked(str(folder)) if folder else contextlib.nullcontext():
+            code = kept(name, *sources)  # by a process that was quicker
             if code is None:
                 code = _compiled(name, make)
-                keep(path, stamp, code)
+                keep(name, code, *sources)
     return _loaded(code)
 
 
@@ -109,32 +109,32 @@ def _users_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
-def kept_at(name: str) -> Path | None:
-    """The file of an entry: one for every target, and for every copy of the package that shares the folder."""
-    folder = cache_folder()
+def _file(folder: Path, name: str) -> Path:
+    """One for every target, and for every copy of the package that shares the folder."""
     identity = hashlib.sha256(repr((str(PACKAGE), target())).encode()).hexdigest()[:16]
-    return folder / f"{name.replace(' ', '-')}-{identity}.o" if folder else None
+    return folder / f"fastbp-{name.replace(' ', '-')}-{identity}.o"
 
 
-def _kept(path: Path | None, stamp: bytes) -> bytes | None:
-    """The object code at ``path``, if it was made of the same sources and is whole."""
-    if path is None:
+def kept(name: str, *sources: str) -> bytes | None:
+    """The object code of an entry, if it is there, was made of the same sources and is whole."""
+    folder = cache_folder()
+    if folder is None:
         return None
     try:
-        found = path.read_bytes()
+        found = _file(folder, name).read_bytes()
     except OSError:
         return None
-    begin, code = found[: 2 * len(stamp)], found[2 * len(stamp) :]
-    return code if begin == stamp + hashlib.sha256(code).digest() else None
+    code = found[2 * HASH :]
+    return code if found[: 2 * HASH] == source_stamp(*sources) + hashlib.sha256(code).digest() else None
 
 
-def keep(path: Path | None, stamp: bytes, code: bytes) -> None:
-    """Write object code for the processes to come; say so if that is not possible."""
-    reason = "there is no folder that can be written"
-    if path is not None:
+def keep(name: str, code: bytes, *sources: str) -> None:
+    """Write the object code of an entry for the processes to come; say so if that is not possible."""
+    folder, reason = cache_folder(), "there is no folder that it may write to"
+    if folder is not None:
         try:
-            with replacing(path) as file:
-                file.write(stamp + hashlib.sha256(code).digest() + code)
+            with replacing(_file(folder, name)) as file:
+                file.write(source_stamp(*sources) + hashlib.sha256(code).digest() + code)
             return
         except OSError as error:
             reason = str(error)
@@ -165,10 +165,10 @@ def locked(cache_path: str) -> Iterator[None]:
 
 
 def _compiled(name: str, make: Callable[[], Callable[..., None]]) -> bytes:
-    from fastbp.backends.cpu.compiling import object_code
+    from fastbp.backends.cpu.compiling import library, object_code
 
     with _announced(name):
-        return object_code(make(), ENTRY)
+        return object_code(library(make(), ENTRY))
 
 
 @contextlib.contextmanager

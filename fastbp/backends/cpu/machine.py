@@ -21,7 +21,17 @@ from numba import int64
 from fastbp.backends.cpu import words
 from fastbp.backends.cpu.chain import run_chain
 from fastbp.backends.cpu.chain_words import ADD
-from fastbp.backends.cpu.claims import atomic_add, atomic_load, claim, finish, publish, spin
+from fastbp.backends.cpu.claims import (
+    SPINS_BEFORE_YIELD,
+    YIELDS_BEFORE_PARK,
+    YIELDS_BETWEEN_RUNS,
+    atomic_add,
+    atomic_load,
+    claim,
+    finish,
+    publish,
+    spin,
+)
 from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.few_rows import (
     narrow_product_by_dots,
@@ -65,16 +75,6 @@ from fastbp.backends.cpu.simd import (
     transpose_tile,
 )
 from fastbp.backends.cpu.target import NARROW
-from fastbp.backends.cpu.team import BASES as CURRENT_BASES
-from fastbp.backends.cpu.team import (
-    DONE,
-    OPEN,
-    RUNS,
-    SPINS_BEFORE_YIELD,
-    YIELDS_BEFORE_PARK,
-    YIELDS_BETWEEN_RUNS,
-)
-from fastbp.backends.cpu.team import ROW as CURRENT_ROW
 from fastbp.backends.cpu.words import (
     BLOCK,
     BY_LABELS,
@@ -88,6 +88,9 @@ from fastbp.backends.cpu.words import (
     CONTROL,
     COUNT,
     CROSS_ENTROPY,
+    CURRENT_BASES,
+    CURRENT_ROW,
+    DONE,
     DOTS,
     EXTRA,
     FEW_COLUMNS,
@@ -110,6 +113,7 @@ from fastbp.backends.cpu.words import (
     ONEHOT,
     ONES,
     OP,
+    OPEN,
     OPERANDS,
     OUT,
     OUT2,
@@ -126,6 +130,7 @@ from fastbp.backends.cpu.words import (
     REST_COUNT,
     REST_TABLE,
     ROW_STRIDE,
+    RUNS,
     SCATTER,
     SGD,
     SHARED,

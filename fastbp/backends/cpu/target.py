@@ -84,6 +84,9 @@ NARROW = TILE_VECTORS == 2  # a panel of B is one cache line wide
 # Panels of B that are packed at once: 256 bytes of each row. Lines of rows that are 4 KB apart took 5 ns each alone and
 # 2.7 ns four at a time; copying all of B straight on took 4.6 (1024 x 1024, a core with AVX2).
 TOGETHER = 4 if NARROW else 1
+# What the FMA peak is measured with: independent accumulators, enough to hide the latency, and none is spilled; FMAs of
+# each in a turn of the loop.
+CHAINS, LINKS = VECTOR_REGISTERS * 3 // 4, 4
 
 
 def group_of(panel: int) -> int:

@@ -13,22 +13,8 @@ from functools import cache
 import numpy as np
 
 from fastbp.backends.cpu import loading, words
-from fastbp.backends.threads import MAX_THREADS
+from fastbp.backends.cpu.words import CONTROL_LINE, CONTROL_WORDS, OPEN, RANGES, RUNS
 
-# Words of the control block; those that different threads write lie in cache lines of their own. OPEN is the number of
-# threads that may claim, RUNS whether a run is going on.
-DONE, ROW, BASES, OPEN, RUNS = 0, 16, 17, 32, 33
-RANGES = 48  # a line a thread: its word, and the number of pieces that it has done
-LINE = 16
-WORDS = RANGES + LINE * MAX_THREADS
-FIELD = 20  # bits of the piece number and of the number of pieces
-MASK = (1 << FIELD) - 1
-MAX_PIECES = MASK - MAX_THREADS  # each thread may claim once too often
-SPINS_BEFORE_YIELD = 2000
-YIELDS_BEFORE_PARK = 400
-# A helper waits for the next run for some 0.2 ms after the last, which is how long the calls of a loop in Python are
-# apart: waking one that sleeps took 0.1 to 0.3 ms on a machine with other tenants, as long as many a call.
-YIELDS_BETWEEN_RUNS = 5
 EXIT_SECONDS = 0.5  # for helpers to fall asleep in, when the process ends
 
 
@@ -41,7 +27,7 @@ class Team:
     def __init__(self, enter: Callable[[int], None]) -> None:
         self._enter = enter
         self._busy = threading.Lock()
-        self._control = np.zeros(WORDS + 16, np.int64)
+        self._control = np.zeros(CONTROL_WORDS + 16, np.int64)
         address = self._control.ctypes.data
         self.control = address + -address % 128
         self._bells: list[threading.Semaphore] = []
@@ -59,7 +45,7 @@ class Team:
 
     def pieces_done(self) -> list[int]:
         """Pieces that each thread has done so far, the calling thread first."""
-        return [int(self._words()[RANGES + LINE * t + 1]) for t in range(len(self._bells) + 1)]
+        return [int(self._words()[RANGES + CONTROL_LINE * t + 1]) for t in range(len(self._bells) + 1)]
 
     def run(self, threads: int, prepared: Callable[[int], array[int]]) -> None:
         """Run the steps of a call with up to ``threads`` threads.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastbp import scalars
+from fastbp.backends.threads import MAX_THREADS
 
 UNARY_CODES = {name: code for code, name in enumerate(scalars.UNARY)}
 BINARY_CODES = {name: code for code, name in enumerate(scalars.BINARY)}
@@ -40,6 +41,18 @@ PRIVATE, PRIVATE_BYTES, CLOCK, FIRST_ROW, WORKSPACE, PARTIALS = range(6)
 # steps and how many there are; the slots that move and how many; the team's control block
 THREAD, TABLES, STEPS, STEP_COUNT, MOVING, MOVING_COUNT, CONTROL = range(7)
 CALL = 8
+
+# ---- the team's control block --------------------------------------------------------------------------------------
+
+# Those that different threads write lie in cache lines of their own: pieces that are done; the row of the table and the
+# addresses of the slots; how many threads may claim, and whether a run is going on.
+DONE, CURRENT_ROW, CURRENT_BASES, OPEN, RUNS = 0, 16, 17, 32, 33
+RANGES = 48  # a line a thread: its word, and the number of pieces that it has done
+CONTROL_LINE = 16
+CONTROL_WORDS = RANGES + CONTROL_LINE * MAX_THREADS
+FIELD = 20  # bits of the piece number and of the number of pieces
+MASK = (1 << FIELD) - 1
+MAX_PIECES = MASK - MAX_THREADS  # each thread may claim once too often
 
 # ---- a product -----------------------------------------------------------------------------------------------------
 

@@ -853,8 +853,6 @@ class _Table:
         m, n, k = sizes
         if how & cpu.PACK_T and how & cpu.BIAS:  # left to the epilogue
             how, code = how & ~cpu.BIAS, cpu.BINARY_CODES["add"]
-        if k * n * self.item > caches.second_level():
-            how |= cpu.FAR_AHEAD
         summed = m > 1 and operands[cpu.A][2] == 1  # rows of Aᵀ
         far = self._is_far_larger(k * n) or ((how & cpu.DOTS or summed) and self._is_worth_sharing(cost))
         if how & cpu.PACK_T and m == 1 and k >= DOT_SUMMANDS and id(self.instruction) in self.common.deltas:

@@ -6,7 +6,7 @@ follow each other, as memory likes it, and a transposed B needs no copy. All but
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,6 @@ from fastbp.backends.cpu.simd import I64, itemsize_of, lanes_of, load_at, pointe
 from fastbp.backends.cpu.words import (
     BIAS,
     BINARY_CODES,
-    FAR_AHEAD,
     MOST_OUTER,
     MOST_SUMMANDS,
     MOST_SUMMED,
@@ -63,31 +62,35 @@ def _over_row(m: simd.VectorEmitter, n: Any, place: Any, compute: Callable[[Any,
         m.store(compute(I64(0), mask), place, mask)
 
 
-def _over_long_row(
+def _over_long_rows(
     m: simd.VectorEmitter,
     n: Any,
-    place: Any,
-    compute: Callable[[Any, Any], simd.Vector],
-    ahead: Callable[[Any], None] = lambda i: None,
+    places: Sequence[Any],
+    compute: Callable[[Any, Any], list[simd.Vector]],
 ) -> None:
-    """:func:`_over_row` for n >= LONG_ROW vectors: two a turn, from where they lie at a multiple of their size.
+    """:func:`_over_row` for rows of n >= LONG_ROW vectors, all at once, compute(i, mask) giving a vector of each.
 
-    So the first one may overlap others too. ``ahead(i)`` is called in each turn.
+    Two vectors a turn, from where those of the first row lie at a multiple of their size; so the first vector may
+    overlap others too.
     """
     builder, lanes, two = m.builder, I64(m.lanes), I64(2 * m.lanes)
-    gap = builder.and_(builder.neg(builder.ptrtoint(place, I64)), I64(m.lanes * m.itemsize - 1))
+    gap = builder.and_(builder.neg(builder.ptrtoint(places[0], I64)), I64(m.lanes * m.itemsize - 1))
     start, last = builder.sdiv(gap, I64(m.itemsize)), builder.sub(n, lanes)
-    first_value, last_value = compute(I64(0), None), compute(last, None)
+
+    def store(i: Any, values: list[simd.Vector]) -> None:
+        for value, place in zip(values, places, strict=True):
+            m.store(value, builder.gep(place, [i]))
+
+    first_values, last_values = compute(I64(0), None), compute(last, None)
     end = builder.add(start, builder.mul(builder.sdiv(builder.sub(n, start), two), two))
     with cgutils.for_range_slice(builder, start, end, two) as (i, _):
         here = [i, builder.add(i, lanes)]
-        ahead(i)
-        for j, value in zip(here, [compute(j, None) for j in here], strict=True):
-            m.store(value, builder.gep(place, [j]))
+        for j, values in zip(here, [compute(j, None) for j in here], strict=True):
+            store(j, values)
     with builder.if_then(builder.icmp_signed("<=", end, last)):
-        m.store(compute(end, None), builder.gep(place, [end]))
-    m.store(first_value, place)
-    m.store(last_value, builder.gep(place, [last]))
+        store(end, compute(end, None))
+    store(I64(0), first_values)
+    store(last, last_values)
 
 
 def _is_long(m: simd.VectorEmitter, n: Any) -> Any:
@@ -95,46 +98,83 @@ def _is_long(m: simd.VectorEmitter, n: Any) -> Any:
 
 
 @intrinsic
-def _add_rows(
-    typingctx: Any, count: Any, n: Any, fresh: Any, far: Any, a: Any, a_col: Any, b: Any, b_row: Any, out: Any
+def _sums_of_rows(
+    typingctx: Any,
+    rows: Any,
+    of_a: Any,
+    n: Any,
+    k: Any,
+    a: Any,
+    a_row: Any,
+    a_col: Any,
+    last: Any,
+    b: Any,
+    b_row: Any,
+    out: Any,
+    out_row: Any,
 ) -> Any:
-    """out (1, n) goes on with a chain of fused multiply-adds over ``count`` <= 4 rows of B; from 0 if ``fresh``.
+    """out (rows, n) = A B, a chain of fused multiply-adds for each element, with 4 rows of B in one pass over a row.
 
-    If they are ``far`` away, the four rows after them are asked for meanwhile.
+    A has ``of_a`` rows; beyond them all its elements are ``last[0]``. Two rows of ``out`` at once use each vector of B
+    twice.
     """
     i64 = types.int64
-    signature = types.void(i64, i64, i64, i64, a, i64, b, i64, out)
+    signature = types.void(i64, i64, i64, i64, a, i64, i64, last, b, i64, out, i64)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        count, n, fresh, far, a, a_col, b, b_row, out = arguments
+        rows, of_a, n, k, a, a_row, a_col, last, b, b_row, out, out_row = arguments
         m = simd.VectorEmitter(builder, str(sig.args[4].dtype))
-        starts_at_0 = builder.icmp_signed("!=", fresh, I64(0))
-        coming = [builder.gep(b, [builder.mul(I64(MOST_OUTER + c), b_row)]) for c in range(MOST_OUTER)]
+        is_long = _is_long(m, n)
 
-        def ask(i: Any) -> None:
-            for line in coming:
-                simd.prefetch(builder, builder.gep(line, [i]), level=2)
+        def some(first: Any, together: int, at: Any, number: int, fresh: bool) -> None:
+            """``together`` rows of ``out``, the first one given, over ``number`` rows of B from ``at`` on."""
+            lines = [builder.gep(b, [builder.mul(builder.add(at, I64(c)), b_row)]) for c in range(number)]
+            places, factors = [], []
+            for r in range(together):
+                index = builder.add(first, I64(r))
+                own = builder.icmp_signed("<", index, of_a)
+                step = builder.select(own, a_col, I64(0))
+                start = builder.select(own, builder.gep(a, [builder.mul(index, a_row)]), last)
+                columns = [builder.gep(start, [builder.mul(builder.add(at, I64(c)), step)]) for c in range(number)]
+                factors.append([m.splat(builder.load(column)) for column in columns])
+                places.append(builder.gep(out, [builder.mul(index, out_row)]))
 
-        def rows(number: int, ahead: Callable[[Any], None] = lambda i: None) -> None:
-            factors = [m.splat(builder.load(builder.gep(a, [builder.mul(I64(c), a_col)]))) for c in range(number)]
-            lines = [builder.gep(b, [builder.mul(I64(c), b_row)]) for c in range(number)]
+            def compute(i: Any, mask: Any) -> list[simd.Vector]:
+                zero = simd.Vector(m, m.constant(0.0))
+                totals = [zero if fresh else m.load(builder.gep(place, [i]), mask) for place in places]
+                for c, line in enumerate(lines):
+                    x = m.load(builder.gep(line, [i]), mask)
+                    totals = [m.fma(own[c], x, total) for own, total in zip(factors, totals, strict=True)]
+                return totals
 
-            def compute(i: Any, mask: Any) -> simd.Vector:
-                before = m.load(builder.gep(out, [i]), mask).value
-                total = simd.Vector(m, builder.select(starts_at_0, m.constant(0.0), before))
-                for factor, line in zip(factors, lines, strict=True):
-                    total = m.fma(factor, m.load(builder.gep(line, [i]), mask), total)
-                return total
-
-            with builder.if_else(_is_long(m, n)) as (long, short):
+            if together > 1:
+                _over_long_rows(m, n, places, compute)
+                return
+            with builder.if_else(is_long) as (long, short):
                 with long:
-                    _over_long_row(m, n, out, compute, ahead)
+                    _over_long_rows(m, n, places, compute)
                 with short:
-                    _over_row(m, n, out, compute)
+                    _over_row(m, n, places[0], lambda i, mask: compute(i, mask)[0])
 
-        cases = [*(partial(rows, k) for k in range(1, MOST_OUTER + 1)), partial(rows, MOST_OUTER, ask)]
-        asks = builder.and_(builder.icmp_signed("!=", far, I64(0)), builder.icmp_signed("==", count, I64(MOST_OUTER)))
-        switch(builder, builder.select(asks, I64(MOST_OUTER), builder.sub(count, I64(1))), cases)
+        def all_rows(at: Any, number: int, fresh: bool = False) -> None:
+            alone = I64(0)
+            if number == MOST_OUTER and not fresh:
+                alone = builder.select(is_long, builder.and_(rows, I64(-2)), I64(0))
+                with cgutils.for_range_slice(builder, I64(0), alone, I64(2)) as (r, _):
+                    some(r, 2, at, number, fresh)
+            with cgutils.for_range_slice(builder, alone, rows, I64(1)) as (r, _):
+                some(r, 1, at, number, fresh)
+
+        four = I64(MOST_OUTER)
+        head = builder.select(builder.icmp_signed("<", k, four), k, four)
+        numbers = range(1, MOST_OUTER + 1)
+        switch(builder, builder.sub(head, I64(1)), [partial(all_rows, I64(0), q, fresh=True) for q in numbers])
+        end = builder.and_(k, I64(-MOST_OUTER))
+        with builder.if_then(builder.icmp_signed(">", k, four)):
+            with cgutils.for_range_slice(builder, four, end, four) as (at, _):
+                all_rows(at, MOST_OUTER)
+            rest = [partial(all_rows, end, q) for q in range(1, MOST_OUTER)]
+            switch(builder, builder.sub(k, end), [lambda: None, *rest])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -297,26 +337,44 @@ def _update_rows(
         h = (m.splat(rate),)
         rule = scalars.UPDATES["sgd"].formula
 
-        def rows(number: int, over: Callable[..., None] = _over_row) -> None:
-            lines = [builder.gep(b, [builder.mul(I64(c), b_row)]) for c in range(number)]
-            with cgutils.for_range(builder, m_rows) as loop:
-                here = builder.gep(a, [builder.mul(loop.index, a_row)])
-                own = builder.gep(theta, [builder.mul(loop.index, theta_row)])
+        def some(first: Any, together: int, number: int, long: bool) -> None:
+            """``together`` rows of theta, the first one given, less a sum of ``number`` rows of B."""
+            factors, places = [], []
+            for r in range(together):
+                index = builder.add(first, I64(r))
+                here = builder.gep(a, [builder.mul(index, a_row)])
                 columns = [builder.gep(here, [builder.mul(I64(c), a_col)]) for c in range(number)]
-                factors = [m.splat(builder.load(column)) for column in columns]
+                factors.append([m.splat(builder.load(column)) for column in columns])
+                places.append(builder.gep(theta, [builder.mul(index, theta_row)]))
+            lines = [builder.gep(b, [builder.mul(I64(c), b_row)]) for c in range(number)]
 
-                def compute(i: Any, mask: Any) -> simd.Vector:
-                    total = simd.Vector(m, m.constant(0.0))
-                    for factor, line in zip(factors, lines, strict=True):
-                        total = m.fma(factor, m.load(builder.gep(line, [i]), mask), total)
-                    new: simd.Vector = rule(m, h, m.load(builder.gep(own, [i]), mask), total)[0]
-                    return new
+            def compute(i: Any, mask: Any) -> list[simd.Vector]:
+                totals = [simd.Vector(m, m.constant(0.0))] * together
+                for c, line in enumerate(lines):
+                    x = m.load(builder.gep(line, [i]), mask)
+                    totals = [m.fma(own[c], x, total) for own, total in zip(factors, totals, strict=True)]
+                old = [m.load(builder.gep(place, [i]), mask) for place in places]
+                return [rule(m, h, x, total)[0] for x, total in zip(old, totals, strict=True)]
 
-                over(m, n, own, compute)
+            if long:
+                _over_long_rows(m, n, places, compute)
+            else:
+                _over_row(m, n, places[0], lambda i, mask: compute(i, mask)[0])
 
-        cases = [*(partial(rows, k) for k in range(1, MOST_SUMMANDS + 1)), partial(rows, 1, _over_long_row)]
-        long = builder.and_(_is_long(m, n), builder.icmp_signed("==", count, I64(1)))
-        switch(builder, builder.select(long, I64(MOST_SUMMANDS), builder.sub(count, I64(1))), cases)
+        def all_rows(number: int) -> None:
+            def each(start: Any, stop: Any, together: int, long: bool) -> None:
+                with cgutils.for_range_slice(builder, start, stop, I64(together)) as (r, _):
+                    some(r, together, number, long)
+
+            begin = I64(0)
+            if number <= MOST_OUTER:
+                together = 1 if number == 1 else 2
+                begin = builder.select(_is_long(m, n), builder.and_(m_rows, I64(-together)), I64(0))
+                each(I64(0), begin, together, long=True)
+            each(begin, m_rows, 1, long=False)
+
+        cases = [partial(all_rows, number) for number in range(1, MOST_SUMMANDS + 1)]
+        switch(builder, builder.sub(count, I64(1)), cases)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -333,8 +391,8 @@ def update_by_rows(m, n, k, a, a_row, a_col, b, b_row, theta, theta_row, rate, o
 
 
 @kernel
-def add_rows(count, n, fresh, far, a, a_col, b, b_row, out):
-    _add_rows(count, n, fresh, far, a, a_col, b, b_row, out)
+def sums_of_rows(rows, of_a, n, k, a, a_row, a_col, last, b, b_row, out, out_row):
+    _sums_of_rows(rows, of_a, n, k, a, a_row, a_col, last, b, b_row, out, out_row)
 
 
 @kernel
@@ -346,7 +404,7 @@ def product_by_rows(
 
     With ONES, A has another row, of what lies at ``one_at``.
     """
-    at = int64(0)
+    at, zero = int64(0), int64(0)
     bias = pointer(y, 0, one)
     to, to_row = out, out_row
     rows = m + 1 if how & ONES else m
@@ -357,18 +415,11 @@ def product_by_rows(
             simd.store_at(pointer(to, i * to_row, one), c, load_at(bias, c) if how & BIAS else one - one)
     while at < k:
         length = min(block, k - at)
-        q = 0
-        while q < length:
-            for i in range(rows):
-                of_a, step = a + (i * a_row + (at + q) * a_col) * itemsize_of(one), a_col
-                if i == m:
-                    of_a, step = one_at, int64(0)
-                add_rows(
-                    min(length - q, MOST_OUTER), n, int64(q == 0), how & FAR_AHEAD,
-                    pointer(of_a, int64(0), one), step, pointer(b, (at + q) * b_row, one), b_row,
-                    pointer(scratch, i * n, one) if at else pointer(to, i * to_row, one),
-                )  # fmt: skip
-            q += MOST_OUTER
+        sums, sums_row = (scratch, n) if at else (to, to_row)
+        sums_of_rows(
+            rows, m, n, length, pointer(a, at * a_col, one), a_row, a_col, pointer(one_at, zero, one),
+            pointer(b, at * b_row, one), b_row, pointer(sums, zero, one), sums_row,
+        )  # fmt: skip
         for i in range(rows):
             line = pointer(to, i * to_row, one)
             if at:
@@ -391,11 +442,11 @@ def product_of_few_summands(
     item, rows, step = itemsize_of(one), max(int64(1), OUTER_ELEMENTS // n), int64(1)
     for i in range(0, m, rows):
         rows = min(rows, m - i)
-        for r in range(i, i + rows):
+        of_a, of_b, line = pointer(a, i * a_row, one), pointer(b, int64(0), one), pointer(out, i * out_row, one)
+        sums_of_rows(rows, rows, n, k, of_a, a_row, a_col, of_a, of_b, b_row, line, out_row)
+        for r in range(i, i + rows if how & BIAS else i):
             line = pointer(out, r * out_row, one)
-            add_rows(k, n, step, int64(0), pointer(a, r * a_row, one), a_col, pointer(b, int64(0), one), b_row, line)
-            if how & BIAS:
-                apply_binary(int64(_ADD), n, line, line, step, pointer(y, int64(0), one), step, one)
+            apply_binary(int64(_ADD), n, line, line, step, pointer(y, int64(0), one), step, one)
         if code >= 0 or then >= 0:
             epilogue(
                 rows, n, out + i * out_row * item, out_row, code, y + i * y_row * item, y_row, y_step,

@@ -70,8 +70,7 @@ SMALL = 1024  # one strip, one stretch of K, one panel of columns, only a transp
 DOTS = 2048  # dot products of one row of A with rows of B, which is given transposed
 SUMMANDS = 4096  # few columns of A and rows of B, and SGD: done a row of theta after the other
 FEW_COLUMNS = 8192  # done by few_rows.py: dot products of rows of A with few columns of B
-FAR_AHEAD = 16384  # B is beyond the second-level cache: few_rows.py asks for its rows long before they are needed
-OUTER = 32768  # rows of C are sums of few rows of B: done by few_rows.py
+OUTER = 16384  # rows of C are sums of few rows of B: done by few_rows.py
 # limits of those that few_rows.py does
 MOST_ROWS = 4
 MOST_SUMMANDS = 10  # rows of B whose factors are in registers

@@ -56,10 +56,11 @@ NEVER = 1 << 40  # rows
 TALL_PIECE, TALLEST_PIECE, LOWEST_PIECE, LOWEST_OF_SUMS = 132, 1032, 66, 36
 TALL_PIECES = ((513, TALL_PIECE), (2048, 258), (NEVER, 516))  # of Aᵀ B, for the first number that is above its rows
 COLUMN_PANELS = 4  # of a piece, at least
-# Panels of columns from which on products with few rows of Aᵀ go by rows, and those with few summands (few_rows.py):
-# narrower ones took up to 2.8 times as long then.
-SUMMED_PANELS, OUTER_PANELS = 12, 16
-SUMMED_PIECE = 8  # panels of a piece of the former
+# Panels of columns from which on products go by rows of B (few_rows.py), by their rows of A, or of Aᵀ; and those with
+# few summands. Narrower ones took up to 2.8 times as long then.
+BY_ROWS_FROM, SUMMED_FROM = {1: 2, 2: 5, 3: NEVER, 4: NEVER}, {1: 2, 2: 3, 3: 8, 4: 8}
+OUTER_PANELS = 16
+SUMMED_PIECE = 8  # panels of a piece of a product with few rows of Aᵀ
 UNDIVIDED_ROWS = 1024  # of Aᵀ B, from which on pieces have whole rows: each line of B that is copied serves more then
 UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows alone, if there are two tall pieces
 # Rows from which on copying panels of B pays for the loops that know where they lie: where the second level holds
@@ -822,22 +823,18 @@ class _Table:
         """Whether a product is done by few_rows.py.
 
         Where panels of Bᵀ would be copied for few rows: 4 x 300 x 100 takes a third of the time then, 8 x 300 x 300
-        two thirds, 12 x 300 x 300 as long. By rows of B where it is beyond the second level, or there is one row of A:
-        3 x 629 x 958 takes a third of the time, but 3 x 71 x 296 1.8 times as long. Of one row of Aᵀ where the first
-        level does not keep it: 1 x 508 x 612 takes 0.55 of the time; of more where the second one would be full of it:
-        4 x 900 x 900 takes 0.37, 3 x 256 x 100 four times as long.
+        two thirds, 12 x 300 x 300 as long. By rows of B where rows are long enough for their number: of A, 2 x 400 x
+        300 takes 0.64 of the time and 2 x 64 x 100 1.12, 3 x 71 x 296 1.4; of Aᵀ, 2 x 128 x 12 0.53, 3 x 256 x 100
+        0.65, 4 x 64 x 100 1.26. By rows of B, too, where it is beyond the second level.
         """
         m, n, k = sizes
         if turned:
             return forward and m <= (cpu.MOST_ROWS if k < SHORT_TURNED else MOST_TURNED)
-        if m > cpu.MOST_ROWS or b_panel != self.panel or n <= self.panel:
+        if not 0 < m <= cpu.MOST_ROWS or b_panel != self.panel:
             return False
-        if not forward:
-            if m == 1:
-                return k * n * self.item > caches.first_level()
-            far = caches.second_level() if m == cpu.MOST_ROWS else caches.second_level() // 4
-            return n >= SUMMED_PANELS * self.panel and k * n * self.item > far
-        return n > COLUMN_PANELS * self.panel if m == 1 else k * n * self.item > caches.second_level()
+        if n >= (BY_ROWS_FROM if forward else SUMMED_FROM)[m] * self.panel:
+            return True
+        return forward and n > self.panel and k * n * self.item > caches.second_level()
 
     def _product_with_few_rows(
         self,

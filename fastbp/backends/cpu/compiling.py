@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.ir.instructions import AllocaInstr, StoreInstr
 from numba import config, njit, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
@@ -30,6 +31,18 @@ class _Part(JITCodeLibrary):  # type: ignore[misc]
         def set_env(name: str, env: Any) -> None:
             """Without machine code there is no place to note it."""
 
+    def add_ir_module(self, module: Any) -> None:
+        """Without the zeros that Numba writes to every place on the stack when a function begins.
+
+        A call has a place for what it returns, whose address it takes, so that LLVM must keep them: 40 stores each time
+        that the machine looks what an instruction is. Nothing here is read before it is written.
+        """
+        for function in module.functions:
+            if function.blocks:
+                entry = function.entry_basic_block
+                entry.instructions[:] = [i for i in entry.instructions if not _fills_with_zeros(i)]
+        super().add_ir_module(module)
+
     def _optimize_final_module(self) -> None:
         pass
 
@@ -39,6 +52,13 @@ class _Part(JITCodeLibrary):  # type: ignore[misc]
     def get_pointer_to_function(self, name: str) -> int:
         """There is none."""
         return 0
+
+
+def _fills_with_zeros(instruction: Any) -> bool:
+    if not isinstance(instruction, StoreInstr):
+        return False
+    value, place = instruction.operands
+    return isinstance(place, AllocaInstr) and isinstance(value, ir.Constant) and value.constant is None
 
 
 class _PartCompiler(Compiler):  # type: ignore[misc]

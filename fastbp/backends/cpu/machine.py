@@ -498,15 +498,16 @@ def _run_block(row, bases, piece, accumulate, thread, one):
         if get_int(row, HOW) & ONES:
             _row_of_ones(row, bases, int64(0), get_int(row, N), accumulate, one)
         return
-    m_block, n_block = get_int(row, M_BLOCK), get_int(row, N_BLOCK)
-    if NARROW:  # pieces go across first: their rows of A stay in the third-level cache, if no nearer
-        across = max(1, (get_int(row, N) + n_block - 1) // n_block)
-        i, j = piece // across * m_block, piece % across * n_block
-    else:
-        down = max(1, (get_int(row, M) + m_block - 1) // m_block)
-        i, j = piece % down * m_block, piece // down * n_block
-    m = min(m_block, get_int(row, M) - i)
-    n = min(n_block, get_int(row, N) - j)
+    i, j, m, n = int64(0), int64(0), get_int(row, M), get_int(row, N)
+    if get_int(row, PIECES) > 1:
+        m_block, n_block = get_int(row, M_BLOCK), get_int(row, N_BLOCK)
+        if NARROW:  # pieces go across first: their rows of A stay in the third-level cache, if no nearer
+            across = max(1, (n + n_block - 1) // n_block)
+            i, j = piece // across * m_block, piece % across * n_block
+        else:
+            down = max(1, (m + m_block - 1) // m_block)
+            i, j = piece % down * m_block, piece // down * n_block
+        m, n = min(m_block, m - i), min(n_block, n - j)
     if op == CHAIN:
         own = _private(bases, thread)
         adds, first = accumulate and get_int(row, SUMS), get_int(bases, FIRST_ROW)

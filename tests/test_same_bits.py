@@ -399,8 +399,9 @@ def test_gradients_of_few_rows_are_the_same_by_rows_and_by_tiles(inputs, rule, d
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(200, inputs)).astype(dtype), rng.normal(size=(200, 301)).astype(dtype)
     found, by_rows = [], []
-    for rule_of_rows in (binding.SUMMED_FROM, dict.fromkeys(binding.SUMMED_FROM, binding.NEVER)):
-        monkeypatch.setattr(binding, "SUMMED_FROM", rule_of_rows)
+    for change in (False, True):
+        for limits in ("SUMMED_FROM", "BY_ROWS_FROM") if change else ():
+            monkeypatch.setattr(binding, limits, dict.fromkeys(range(1, 5), binding.NEVER))
         net = MLP([inputs, 259, 1, 301], activation="tanh", loss="mse", dtype=dtype, seed=0)
         net.fit(x, t, epochs=2, batch_size=100, optimizer=optim.OPTIMIZERS[rule](0.01), shuffle=False)
         lines = net.training_step(("X", "T"), optim.OPTIMIZERS[rule](0.01), False).bound(100).lines

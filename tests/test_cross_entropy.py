@@ -84,6 +84,25 @@ def test_a_row_does_not_depend_on_the_others(by_labels, classes, dtype):
         np.testing.assert_allclose(part, whole[first:last], rtol=1e-6 if dtype == "float32" else 1e-14)
 
 
+@pytest.mark.parametrize("special", [None, 0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30])
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("by_labels", [False, True], ids=["targets", "labels"])
+def test_one_row_and_two_have_the_bits_of_many(by_labels, classes, special, dtype):
+    """They are done one by one, not a row in each lane. Means over 8, 1 and 2 rows are exact where these are alike."""
+    rng = np.random.default_rng(classes)
+    z, labels = 3 * rng.normal(size=(1, classes)), rng.integers(classes, size=1)
+    if special is not None:
+        z[0, rng.integers(classes)] = special
+    t = labels if by_labels else rng.random((1, classes))
+    outputs = programs(classes, by_labels)[1]
+    many = run(outputs, z.repeat(8, axis=0), t.repeat(8, axis=0), dtype)
+    for rows in (1, 2):
+        few = run(outputs, z.repeat(rows, axis=0), t.repeat(rows, axis=0), dtype)
+        if not np.isinf(many["loss"]):  # the sum of 8 losses may be beyond the largest number where one is not
+            np.testing.assert_array_equal(few["loss"], many["loss"])
+        np.testing.assert_array_equal(few["dz"] * rows, 8 * many["dz"][:rows])
+
+
 @pytest.mark.parametrize("classes", [3, 10, 40])
 @pytest.mark.parametrize("by_labels", [False, True], ids=["targets", "labels"])
 def test_extreme_logits(by_labels, classes, dtype):

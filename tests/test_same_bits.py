@@ -20,6 +20,7 @@ from fastbp.backends import executable
 from fastbp.backends.cpu import binding, caches, words
 from fastbp.backends.cpu.executable import CpuExecutable
 from fastbp.backends.cpu.team import team
+from fastbp.plan import plan
 from fastbp.training import RowOrder
 
 RNG = np.random.default_rng(0)
@@ -481,3 +482,23 @@ def test_one_summand_is_the_same_in_few_columns_and_many(dtype):
     with np.errstate(invalid="ignore"):
         few = [product(x, np.ascontiguousarray(w[:, j : j + 8])) for j in range(0, 97, 8)]
     np.testing.assert_array_equal(product(x, w).view(f"i{x.itemsize}"), np.hstack(few).view(f"i{x.itemsize}"))
+
+
+@pytest.mark.parametrize("columns", [1, 2, 7, 8, 9, 20, 31, 32, 33])
+def test_a_row_of_a_softmax_is_the_same_alone_and_among_many(columns, dtype):
+    """Up to two rows are done one by one, more with a row in each lane."""
+    rng = np.random.default_rng(columns)
+    values = 3 * rng.normal(size=(11, columns))
+    for row, special in enumerate((np.inf, -np.inf, np.nan, -0.0, 1e30, -1e30)):
+        values[row, rng.integers(columns)] = special
+    values[6] = -np.inf
+    values = values.astype(dtype)
+    x = graph.input("x", columns)
+    loss = (x.log_softmax() * x).sum()
+    outputs = {"p": x.softmax(), "l": x.log_softmax(), "s": x.logsumexp(axis=1), "g": graph.gradients(loss, [x])[0]}
+    machine = CpuExecutable(plan(outputs), dtype)
+    many = machine.run({"x": values}, 11)
+    for first, last in ((0, 1), (3, 5), (5, 6), (6, 7), (9, 11)):
+        few = machine.run({"x": values[first:last]}, last - first)
+        for name in outputs:
+            np.testing.assert_array_equal(few[name], many[name][first:last])

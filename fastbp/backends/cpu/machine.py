@@ -57,6 +57,7 @@ from fastbp.backends.cpu.gemm import (
 from fastbp.backends.cpu.simd import (
     STACK_VECTORS,
     copy_and_prefetch,
+    cross_entropy_in_order,
     cross_entropy_lanes,
     cross_entropy_row,
     float_at,
@@ -70,6 +71,7 @@ from fastbp.backends.cpu.simd import (
     shifted,
     softmax_lanes,
     softmax_row,
+    softmax_row_in_order,
     stack_vectors,
     store_at,
     transpose_tile,
@@ -158,6 +160,8 @@ from fastbp.backends.cpu.words import (
     N,
     Y,
 )
+
+FEWEST_IN_LANES = 3  # rows of a softmax or a cross entropy that are worth a vector with a row in each lane
 
 _chunk_header = kernel(words.chunk_header)
 
@@ -379,6 +383,11 @@ def _softmax(row, bases, i, m, one):
             out, z = _element(row, bases, OUT, r, 0, one), _element(row, bases, A, r, 0, one)
             softmax_row(code, n, out, z, _element(row, bases, B, r, 0, one))
         return
+    if m < FEWEST_IN_LANES:
+        for r in range(i, i + m):
+            out, z = _element(row, bases, OUT, r, 0, one), _element(row, bases, A, r, 0, one)
+            softmax_row_in_order(code, n, out, z, _element(row, bases, B, r, 0, one))
+        return
     z, y = stack_vectors(one), stack_vectors(one)
     for r in range(i, i + m, lanes):
         rows = min(lanes, i + m - r)
@@ -425,6 +434,20 @@ def _cross_entropy(row, bases, i, m, one):
             store_at(sums, 0, cross_entropy_row(code, n, out, z, t, label, scale))
         return
     d, z, t = stack_vectors(one), stack_vectors(one), stack_vectors(one)
+    if m < FEWEST_IN_LANES:
+        for r in range(i, i + m):
+            t = _element(row, bases, B, r, 0, one)
+            if code & BY_LABELS:
+                t = z
+                for k in range(n):
+                    store_at(t, k, one - one)
+                label = get_int(labels, r)
+                if 0 <= label < n:
+                    store_at(t, label, one)
+            of_z, out = _element(row, bases, A, r, 0, one), _element(row, bases, OUT2, r, 0, one)
+            loss = cross_entropy_in_order(code & WITH_GRADIENT, n, out, of_z, t, scale)
+            store_at(_element(row, bases, OUT, r, 0, one), 0, loss)
+        return
     for r in range(i, i + m, lanes):
         rows = min(lanes, i + m - r)
         _into_lanes(rows, n, z, _element(row, bases, A, r, 0, one), one)

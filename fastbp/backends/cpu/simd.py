@@ -738,36 +738,79 @@ def _emit_softmax(
     switch(m.builder, code, [probabilities, logarithms, handed_back, log_sum_exp])
 
 
+STACK_VECTORS = 32
+
+
+def _stack(m: VectorEmitter) -> Any:
+    """Pointer to room for STACK_VECTORS vectors on the stack."""
+    room = cgutils.alloca_once(m.builder, ir.ArrayType(m.type, STACK_VECTORS))
+    return m.builder.bitcast(room, m.element.as_pointer())
+
+
 @intrinsic
-def softmax_row(typingctx: Any, code: Any, n: Any, out: Any, z: Any, y: Any) -> Any:
-    """One row of n contiguous elements."""
-    signature = types.void(types.int64, types.int64, out, z, y)
+def stack_vectors(typingctx: Any, like: Any) -> Any:
+    """Room for STACK_VECTORS vectors on the stack of the calling function."""
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        code, n, out, z, y = arguments
-        m = _emitter(builder, sig.args[2])
+        return _stack(VectorEmitter(builder, str(sig.args[0])))
 
-        def at(pointer: Any, i: Any, mask: Any) -> Vector:
-            return m.load(_offset(builder, pointer, i), mask)
+    return types.CPointer(like)(like), codegen
 
-        def over_row(start: float, step: Callable[[Vector, Vector], Vector]) -> Vector:
-            combine = _higher if start else add
-            total = fold(m, n, start, lambda old, i, mask: step(old, at(z, i, mask)), combine)
-            return m.splat(m.reduce(total, combine))
 
-        def write(formula: Callable[[Vector, Callable[[], Vector]], Vector]) -> None:
-            def body(i: Any, mask: Any) -> None:
-                m.store(formula(at(z, i, mask), lambda: at(y, i, mask)), _offset(builder, out, i), mask)
+def _in_order(m: VectorEmitter, n: Any, values: Callable[[Any, Any], Vector]) -> Vector:
+    """The sum of values(i, mask), n <= STACK_VECTORS lanes of them, one number after the other as lanes of rows do."""
+    builder = m.builder
+    room = _stack(m)
 
-            vector_loop(m, n, body)
+    def keep(i: Any, mask: Any) -> None:
+        m.store(values(i, mask), _offset(builder, room, i))
 
-        def write_one(value: Vector) -> None:
-            builder.store(builder.extract_element(value.value, I32(0)), out)
+    vector_loop(m, n, keep)
+    total = cgutils.alloca_once_value(builder, m.constant(0.0))
+    with cgutils.for_range(builder, n) as loop:
+        term = m.splat(builder.load(_offset(builder, room, loop.index)))
+        builder.store((Vector(m, builder.load(total)) + term).value, total)
+    return Vector(m, builder.load(total))
 
-        _emit_softmax(m, code, over_row, write, write_one)
-        return context.get_dummy_value()
 
-    return signature, codegen
+def _softmax_of_a_row(in_order: bool) -> Callable[..., Any]:
+    def softmax(typingctx: Any, code: Any, n: Any, out: Any, z: Any, y: Any) -> Any:
+        signature = types.void(types.int64, types.int64, out, z, y)
+
+        def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+            code, n, out, z, y = arguments
+            m = _emitter(builder, sig.args[2])
+
+            def at(pointer: Any, i: Any, mask: Any) -> Vector:
+                return m.load(_offset(builder, pointer, i), mask)
+
+            def over_row(start: float, step: Callable[[Vector, Vector], Vector]) -> Vector:
+                if in_order and not start:
+                    nothing = Vector(m, m.constant(0.0))
+                    return _in_order(m, n, lambda i, mask: step(nothing, at(z, i, mask)))
+                combine = _higher if start else add
+                total = fold(m, n, start, lambda old, i, mask: step(old, at(z, i, mask)), combine)
+                return m.splat(m.reduce(total, combine))
+
+            def write(formula: Callable[[Vector, Callable[[], Vector]], Vector]) -> None:
+                def body(i: Any, mask: Any) -> None:
+                    m.store(formula(at(z, i, mask), lambda: at(y, i, mask)), _offset(builder, out, i), mask)
+
+                vector_loop(m, n, body)
+
+            def write_one(value: Vector) -> None:
+                builder.store(builder.extract_element(value.value, I32(0)), out)
+
+            _emit_softmax(m, code, over_row, write, write_one)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return softmax
+
+
+softmax_row = intrinsic(_softmax_of_a_row(in_order=False))  # one row of n contiguous elements
+softmax_row_in_order = intrinsic(_softmax_of_a_row(in_order=True))  # to the bits of softmax_lanes, n <= STACK_VECTORS
 
 
 @intrinsic
@@ -932,19 +975,53 @@ def cross_entropy_lanes(typingctx: Any, gradient: Any, n: Any, out: Any, z: Any,
     return signature, codegen
 
 
-STACK_VECTORS = 32
-
-
 @intrinsic
-def stack_vectors(typingctx: Any, like: Any) -> Any:
-    """Room for STACK_VECTORS vectors on the stack of the calling function."""
+def cross_entropy_in_order(typingctx: Any, gradient: Any, n: Any, out: Any, z: Any, t: Any, scale: Any) -> Any:
+    """What :func:`cross_entropy_lanes` computes of a row, to the same bits, for one of n contiguous elements.
+
+    One or two rows leave most lanes empty: a row of 20 classes took 0.6 µs, and 0.2 so.
+    """
+    signature = z.dtype(types.int64, types.int64, out, z, t, scale)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        m = VectorEmitter(builder, str(sig.args[0]))
-        room = cgutils.alloca_once(builder, ir.ArrayType(m.type, STACK_VECTORS))
-        return builder.bitcast(room, context.get_value_type(sig.return_type))
+        gradient, n, out, z, t, scale = arguments
+        m = _emitter(builder, sig.args[2])
+        exponentials, logarithms, zero = _stack(m), _stack(m), m.constant(0.0)
 
-    return types.CPointer(like)(like), codegen
+        def at(pointer: Any, i: Any, mask: Any = None) -> Vector:
+            return m.load(_offset(builder, pointer, i), mask)
+
+        def number(pointer: Any, k: Any) -> Vector:
+            return m.splat(builder.load(_offset(builder, pointer, k)))
+
+        def exponential(i: Any, mask: Any) -> None:
+            m.store(_below(m, at(z, i, mask), top), _offset(builder, exponentials, i))
+
+        def logarithm(i: Any, mask: Any) -> None:
+            m.store(_logarithm(m, at(z, i, mask), top, shift), _offset(builder, logarithms, i))
+
+        def hand_back(i: Any, mask: Any) -> None:
+            m.store(at(t, i, mask) * factor - at(exponentials, i) * share, _offset(builder, out, i), mask)
+
+        highest = fold(m, n, -float("inf"), lambda old, i, mask: _higher(old, at(z, i, mask)), _higher)
+        top = m.splat(m.reduce(highest, _higher))
+        vector_loop(m, n, exponential)
+        total, targets, result = (cgutils.alloca_once_value(builder, zero) for _ in range(3))
+        with cgutils.for_range(builder, n) as loop:
+            for place, source in ((total, exponentials), (targets, t)):
+                builder.store((Vector(m, builder.load(place)) + number(source, loop.index)).value, place)
+        sums = [Vector(m, builder.load(place)) for place in (total, targets)]
+        shift, factor = m.log(sums[0]), m.splat(scale)
+        vector_loop(m, n, logarithm)
+        with cgutils.for_range(builder, n) as loop:
+            own, target = number(logarithms, loop.index), number(t, loop.index)
+            builder.store(m.fma(own, target, Vector(m, builder.load(result))).value, result)
+        with builder.if_then(builder.icmp_signed("!=", gradient, I64(0))):
+            share = sums[1] * factor / sums[0]
+            vector_loop(m, n, hand_back)
+        return builder.extract_element(builder.load(result), I32(0))
+
+    return signature, codegen
 
 
 def _halves(m: VectorEmitter, block: int) -> tuple[Any, Any]:

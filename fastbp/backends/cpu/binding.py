@@ -59,7 +59,7 @@ COLUMN_PANELS = 4  # of a piece, at least
 # Panels of columns from which on products go by rows of B (few_rows.py), by their rows of A, or of Aᵀ; and those with
 # few summands. Narrower ones took up to 2.8 times as long then.
 BY_ROWS_FROM, SUMMED_FROM = {1: 2, 2: 5, 3: NEVER, 4: NEVER}, {1: 2, 2: 3, 3: 8, 4: 8}
-OUTER_PANELS = 16
+OUTER_PANELS = 4
 SUMMED_PIECE = 8  # panels of a piece of a product with few rows of Aᵀ
 UNDIVIDED_ROWS = 1024  # of Aᵀ B, from which on pieces have whole rows: each line of B that is copied serves more then
 UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows alone, if there are two tall pieces

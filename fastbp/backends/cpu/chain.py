@@ -53,6 +53,7 @@ from fastbp.backends.cpu.chain_words import (
     RUNNING,
     SLOT,
     SPREAD,
+    SQUARED_ERROR,
     STEP,
     STILL,
     TERNARY,
@@ -77,6 +78,7 @@ from fastbp.backends.cpu.simd import (
     reduce_row,
     set_int,
     shifted,
+    squared_error,
     store_at,
 )
 from fastbp.backends.cpu.words import MAX
@@ -191,6 +193,9 @@ def _operate(private, operation, rows, cols, element, accumulate, one):
         apply_ternary(
             code, n, out, x, x_step, y, get_int(private, 2 * k + 1), z, get_int(private, 2 * p + 1)
         )  # fmt: skip
+    elif kind == SQUARED_ERROR:
+        y, running = _place(private, get_int(operation, Y), one), _place(private, get_int(operation, Z), one)
+        squared_error(n, out, x, y, _number(private, operation, one), running)
     elif kind == MASK:
         dropout_mask(code, n, out, pointer(get_int(private, 2 * x_place), int64(0), 1.0), element)
     elif kind == REDUCE_WHOLE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,6 +120,33 @@ def with_multiply_adds(first: int, steps: Sequence[Step], results: Sequence[Resu
     return tuple(found)
 
 
+def with_squared_errors(work: Work, steps: Sequence[Step | None]) -> tuple[tuple[Step | None, ...], dict[int, int]]:
+    """The steps with d = x - y, Σ d² and c d as one in place of the last, where nobody else reads d and d².
+
+    And for each such step, which one has made the squares.
+    """
+    first, size = len(work.ins), work.shape[0] * work.shape[1]
+    reads = Counter(v for s in steps if s is not None for v in (*s.args, s.scale))
+    reads.update(v for r in work.results for v in (r.value, r.scale))
+    found, squares = list(steps), {}
+    by_value = {first + k: (k, s) for k, s in enumerate(steps) if s is not None and s.scale < 0}
+    sums = {r.value for r in work.results if r.how == "sum" and r.axis is None}
+    for k, square in by_value.values():
+        if square.code != "square" or first + k not in sums or reads[first + k] != 1:
+            continue
+        difference = square.args[0]
+        j, source = by_value.get(difference, (0, square))
+        full = all(v < first and work.ins[v].rows * work.ins[v].cols == size for v in source.args)
+        times = [p for p, s in by_value.values() if s.code == "mul" and difference in s.args and p > k]
+        if source.code != "sub" or not full or reads[difference] != 2 or len(times) != 1:
+            continue
+        (factor,) = [v for v in by_value[first + times[0]][1].args if v != difference] or [first]
+        if factor < first and (work.ins[factor].rows, work.ins[factor].cols) == (1, 1):
+            found[times[0]], found[j], found[k] = Step("squared_error", (*source.args, factor)), None, None
+            squares[times[0]] = k
+    return tuple(found), squares
+
+
 class Builder:
     """Decides where the values of a chain live, and how large its blocks are.
 
@@ -131,7 +159,8 @@ class Builder:
         self.work = work
         self.item = item
         self.rows, self.cols = work.shape
-        self.steps = with_multiply_adds(len(work.ins), work.steps, work.results)
+        steps = with_multiply_adds(len(work.ins), work.steps, work.results)
+        self.steps, self.squares = with_squared_errors(work, steps)
         self.tall = self.rows > 1 and self.cols <= MOST // 2  # blocks of several rows
         wanted = MOST
         blocks = self._most_registers() + sum((p.rows, p.cols) != (1, 1) for p in work.ins)
@@ -211,12 +240,18 @@ class Builder:
             value = first + k
             self.free.extend(at[v] for v in ends.get(k, []))
             at[value] = self._memory(stored[value]) if value in stored else self._register()
-            operands = [at[v] for v in step.args] + [NONE] * (3 - len(step.args))
-            kind, codes = _TABLES[len(step.args)]
-            if step.code == "dropout_mask":
-                self.body.append([chain.MASK, step.bits, at[value], *operands, NONE])
+            if k in self.squares:
+                x, y, factor = (at[v] for v in step.args)
+                ((result, out),) = reduced[first + self.squares[k]]
+                running = self._running(result, self._result(out), at[result.scale])
+                self.body.append([chain.SQUARED_ERROR, 0, at[value], x, y, running, factor])
             else:
-                self.body.append([kind, codes[step.code], at[value], *operands, at[step.scale]])
+                operands = [at[v] for v in step.args] + [NONE] * (3 - len(step.args))
+                kind, codes = _TABLES[len(step.args)]
+                if step.code == "dropout_mask":
+                    self.body.append([chain.MASK, step.bits, at[value], *operands, NONE])
+                else:
+                    self.body.append([kind, codes[step.code], at[value], *operands, at[step.scale]])
             for result, out in reduced.get(value, []):
                 self._reduce(at[value], result, out, at[result.scale])
             if value not in stored:
@@ -240,28 +275,34 @@ class Builder:
 
     def _reduce(self, value: Any, result: Result, out: Place, scale: Any) -> None:
         code = _CODES[result.how]
-        clear = chain.CLEAR_MAX if result.how == "max" else chain.CLEAR
         if result.axis == 1:
             self.body.append([chain.REDUCE_ROWS, code, self._memory(out), value, NONE, NONE, scale])
             return
         to = self._result(out)
         if result.axis is None and 0 < self.rows * self.cols <= self.height * self.width:
             self.body.append([chain.REDUCE_WHOLE, code, to, value, NONE, NONE, scale])
-            return
-        if result.axis is None:
-            length = chain.RUNNING * target.VECTOR_BYTES // self.item
-            running = self._own(length)
-            self.body.append([chain.REDUCE_ALL, code, running, value, NONE, NONE, NONE])
-            self.epilogue.append([chain.END_ALL, code, to, running, NONE, NONE, scale])
+        elif result.axis is None:
+            self.body.append([chain.REDUCE_ALL, code, self._running(result, to, scale), value, NONE, NONE, NONE])
         else:
             length = self.height * self.n_block
-            running = here = self._own(length)
+            running = here = self._cleared(result, length)
             if self.width < self.cols:  # the same memory, seen from the block's first column
                 here = self._add([chain.OWN, 0, 0, self.item, 0, 1], True)
                 self.private.append((here, -1))
             self.body.append([chain.BINARY, _COMBINE[result.how], here, here, value, NONE, NONE])
             self.epilogue.append([chain.END_COLUMNS, code, to, running, NONE, NONE, scale])
+
+    def _running(self, result: Result, to: Ref, scale: Any) -> Ref:
+        """Running sums over all elements, which go ``to`` a number in the end."""
+        running = self._cleared(result, chain.RUNNING * target.VECTOR_BYTES // self.item)
+        self.epilogue.append([chain.END_ALL, _CODES[result.how], to, running, NONE, NONE, scale])
+        return running
+
+    def _cleared(self, result: Result, length: int) -> Ref:
+        running = self._own(length)
+        clear = chain.CLEAR_MAX if result.how == "max" else chain.CLEAR
         self.prologue.append([clear, length, running, NONE, NONE, NONE, NONE])
+        return running
 
     def _words(self) -> Table:
         places = [*self.still, *self.moving]

@@ -24,6 +24,7 @@ REDUCE_ROWS = 9  # every row of the block becomes a number
 END_ALL, END_COLUMNS = 10, 11  # what is reduced goes out, times the number C
 MASK = 12  # CODE has the bits of program.Step
 REDUCE_WHOLE = 13  # the only block of all becomes a number, times the number C: what REDUCE_ALL and END_ALL would give
+SQUARED_ERROR = 14  # OUT = (X - Y) C, and its squares without C join the running sums in Z
 
 COPY, ADD, MAXIMUM = UNARY_CODES["copy"], BINARY_CODES["add"], BINARY_CODES["maximum"]
 RUNNING = 4  # vectors of running sums

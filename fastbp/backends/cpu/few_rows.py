@@ -97,6 +97,18 @@ def _is_long(m: simd.VectorEmitter, n: Any) -> Any:
     return m.builder.icmp_signed(">=", n, I64(LONG_ROW * m.lanes))
 
 
+def _factors(
+    m: simd.VectorEmitter, row: Any, of_a: Any, at: Any, number: int, a: Any, a_row: Any, a_col: Any, last: Any
+) -> list[simd.Vector]:
+    """``number`` elements of a row of A from ``at`` on, each in all lanes; last[0] beyond its ``of_a`` rows."""
+    builder = m.builder
+    own = builder.icmp_signed("<", row, of_a)
+    step = builder.select(own, a_col, I64(0))
+    start = builder.select(own, builder.gep(a, [builder.mul(row, a_row)]), last)
+    columns = [builder.gep(start, [builder.mul(builder.add(at, I64(c)), step)]) for c in range(number)]
+    return [m.splat(builder.load(column)) for column in columns]
+
+
 @intrinsic
 def _sums_of_rows(
     typingctx: Any,
@@ -129,15 +141,9 @@ def _sums_of_rows(
         def some(first: Any, together: int, at: Any, number: int, fresh: bool) -> None:
             """``together`` rows of ``out``, the first one given, over ``number`` rows of B from ``at`` on."""
             lines = [builder.gep(b, [builder.mul(builder.add(at, I64(c)), b_row)]) for c in range(number)]
-            places, factors = [], []
-            for r in range(together):
-                index = builder.add(first, I64(r))
-                own = builder.icmp_signed("<", index, of_a)
-                step = builder.select(own, a_col, I64(0))
-                start = builder.select(own, builder.gep(a, [builder.mul(index, a_row)]), last)
-                columns = [builder.gep(start, [builder.mul(builder.add(at, I64(c)), step)]) for c in range(number)]
-                factors.append([m.splat(builder.load(column)) for column in columns])
-                places.append(builder.gep(out, [builder.mul(index, out_row)]))
+            indices = [builder.add(first, I64(r)) for r in range(together)]
+            factors = [_factors(m, index, of_a, at, number, a, a_row, a_col, last) for index in indices]
+            places = [builder.gep(out, [builder.mul(index, out_row)]) for index in indices]
 
             def compute(i: Any, mask: Any) -> list[simd.Vector]:
                 zero = simd.Vector(m, m.constant(0.0))
@@ -315,37 +321,38 @@ def _dots(typingctx: Any, count: Any, n: Any, x: Any, y: Any, y_row: Any, out: A
 @intrinsic
 def _update_rows(
     typingctx: Any,
-    count: Any,
-    m: Any,
+    rows: Any,
+    of_a: Any,
     n: Any,
+    count: Any,
     a: Any,
     a_row: Any,
     a_col: Any,
+    last: Any,
     b: Any,
     b_row: Any,
     theta: Any,
     theta_row: Any,
     rate: Any,
 ) -> Any:
-    """theta (m, n) -= rate A B, with ``count`` <= MOST_SUMMANDS columns of A and rows of B."""
+    """theta (rows, n) -= rate A B, with ``count`` <= MOST_SUMMANDS columns of A and rows of B.
+
+    A has ``of_a`` rows; beyond them all its elements are ``last[0]``.
+    """
     i64 = types.int64
-    signature = types.void(i64, i64, i64, a, i64, i64, b, i64, theta, i64, rate)
+    signature = types.void(i64, i64, i64, i64, a, i64, i64, last, b, i64, theta, i64, rate)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        count, m_rows, n, a, a_row, a_col, b, b_row, theta, theta_row, rate = arguments
-        m = simd.VectorEmitter(builder, str(sig.args[3].dtype))
+        rows, of_a, n, count, a, a_row, a_col, last, b, b_row, theta, theta_row, rate = arguments
+        m = simd.VectorEmitter(builder, str(sig.args[4].dtype))
         h = (m.splat(rate),)
         rule = scalars.UPDATES["sgd"].formula
 
         def some(first: Any, together: int, number: int, long: bool) -> None:
             """``together`` rows of theta, the first one given, less a sum of ``number`` rows of B."""
-            factors, places = [], []
-            for r in range(together):
-                index = builder.add(first, I64(r))
-                here = builder.gep(a, [builder.mul(index, a_row)])
-                columns = [builder.gep(here, [builder.mul(I64(c), a_col)]) for c in range(number)]
-                factors.append([m.splat(builder.load(column)) for column in columns])
-                places.append(builder.gep(theta, [builder.mul(index, theta_row)]))
+            indices = [builder.add(first, I64(r)) for r in range(together)]
+            factors = [_factors(m, index, of_a, I64(0), number, a, a_row, a_col, last) for index in indices]
+            places = [builder.gep(theta, [builder.mul(index, theta_row)]) for index in indices]
             lines = [builder.gep(b, [builder.mul(I64(c), b_row)]) for c in range(number)]
 
             def compute(i: Any, mask: Any) -> list[simd.Vector]:
@@ -369,9 +376,9 @@ def _update_rows(
             begin = I64(0)
             if number <= MOST_OUTER:
                 together = 1 if number == 1 else 2
-                begin = builder.select(_is_long(m, n), builder.and_(m_rows, I64(-together)), I64(0))
+                begin = builder.select(_is_long(m, n), builder.and_(rows, I64(-together)), I64(0))
                 each(I64(0), begin, together, long=True)
-            each(begin, m_rows, 1, long=False)
+            each(begin, rows, 1, long=False)
 
         cases = [partial(all_rows, number) for number in range(1, MOST_SUMMANDS + 1)]
         switch(builder, builder.sub(count, I64(1)), cases)
@@ -381,13 +388,19 @@ def _update_rows(
 
 
 @kernel
-def update_by_rows(m, n, k, a, a_row, a_col, b, b_row, theta, theta_row, rate, one):
-    """theta (m, n) -= rate A B with k <= MOST_SUMMANDS: a row of theta after the other, in the order of memory."""
-    start, line = pointer(a, int64(0), one), pointer(theta, int64(0), one)
+def update_by_rows(rows, m, n, k, a, a_row, a_col, last, b, b_row, theta, theta_row, rate, one):
+    """theta (rows, n) -= rate A B with k <= MOST_SUMMANDS: a row of theta after the other, in the order of memory.
+
+    A has m rows; beyond them all its elements are what lies at ``last``.
+    """
+    zero, done = int64(0), int64(0)
     if k == 1 and 1 < n <= MOST_UPDATED and a_row == 1 and theta_row == n:
-        update_by_outer(m, n, start, pointer(b, int64(0), one), line, rate)
-        return
-    _update_rows(k, m, n, start, a_row, a_col, pointer(b, int64(0), one), b_row, line, theta_row, rate)
+        update_by_outer(m, n, pointer(a, zero, one), pointer(b, zero, one), pointer(theta, zero, one), rate)
+        done = m
+    _update_rows(
+        rows - done, m - done, n, k, pointer(a, done * a_row, one), a_row, a_col, pointer(last, zero, one),
+        pointer(b, zero, one), b_row, pointer(theta, done * theta_row, one), theta_row, rate,
+    )  # fmt: skip
 
 
 @kernel

@@ -241,7 +241,7 @@ def _emit_tile(
 
 
 @intrinsic
-def _stack_tile(typingctx: Any, like: Any) -> Any:
+def stack_tile(typingctx: Any, like: Any) -> Any:
     """Room for a tile on the stack of the calling function."""
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
@@ -705,7 +705,7 @@ def product(
     item = itemsize_of(one)
     panel = panel_of(one)
     bias = pointer(y, 0, one)
-    gradient = _stack_tile(one)
+    gradient = stack_tile(one)
     has_epilogue = code >= 0 or then >= 0
     if k == 1 and n > panel and b_panel == panel and not (accumulate or how & (BIAS | SGD | PACK_A)):
         rows = max(int64(1), OUTER_ELEMENTS // n)
@@ -827,7 +827,7 @@ def product_of_pairs(
     """
     panel = panel_of(one)
     bias = pointer(y, 0, one)
-    gradient = _stack_tile(one)
+    gradient = stack_tile(one)
     has_epilogue = code >= 0 or then >= 0
     packed_a = scratch + longest // 2 * panel * 4
     start = int64(0)
@@ -881,7 +881,7 @@ def row_of_ones(n, k, block, how, accumulate, one_at, b, b_row, b_panel, out, ra
     """out (1, N) = a row of ones times B, like a row of :func:`product`; ``one_at`` is the address of a one."""
     lanes = lanes_of(one)
     panel = panel_of(one)
-    gradient = _stack_tile(one)
+    gradient = stack_tile(one)
     for j in range(0, n, panel):
         to = pointer(out, j, one)
         sums = gradient if how & SGD else to
@@ -894,28 +894,6 @@ def row_of_ones(n, k, block, how, accumulate, one_at, b, b_row, b_panel, out, ra
 
 
 @kernel
-def small_product(
-    m, n, k, block, how, accumulate, a, a_row, a_col, b, b_row, out, out_row, code, y, y_row, y_step,
-    then, out2, out2_row, rate, scratch, one,
-):  # fmt: skip
-    """:func:`product` where its loops have one turn each: without them 2-4-1 takes 0.5 µs a step instead of 0.8."""
-    to = pointer(out, 0, one)
-    vectors = vectors_for(n, lanes_of(one))
-    if how & PACK_T:
-        copy_panel_transposed(k, vectors, n, scratch, b, b_row, one)
-        b, b_row = scratch, vectors * lanes_of(one)
-    sums, sums_row = to, out_row
-    if how & SGD:
-        sums, sums_row = _stack_tile(one), n
-    strip_of_tiles(
-        m, vectors, n, k, block, accumulate, how & (BIAS | SGD), pointer(a, 0, one),
-        a_row, a_row, a_col, pointer(b, 0, one), b_row, sums, sums_row, to, out_row, pointer(y, 0, one), rate,
-    )  # fmt: skip
-    if code >= 0 or then >= 0:
-        epilogue(m, n, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one)
-
-
-@kernel
 def product_update(rule, m, n, k, block, a, a_row, a_col, b, b_row, theta, first, second, hyper, one):
     """theta, first, second = UPDATES[rule] with the gradient A B, a tile at a time; for N up to one panel.
 
@@ -924,7 +902,7 @@ def product_update(rule, m, n, k, block, a, a_row, a_col, b, b_row, theta, first
     apart, and an update call for each costs more than it saves (784-30-10, batch 10: 18.2 µs a step instead of 14.8).
     """
     lanes = lanes_of(one)
-    gradient = _stack_tile(one)
+    gradient = stack_tile(one)
     vectors = vectors_for(n, lanes)
     i = 0
     while i < m:

@@ -46,12 +46,15 @@ from fastbp.backends.cpu.gemm import (
     apply_unary,
     apply_update,
     copy_panel,
+    copy_panel_transposed,
+    epilogue,
     panel_of,
     product,
     product_of_pairs,
     product_update,
     row_of_ones,
-    small_product,
+    stack_tile,
+    strip_of_tiles,
     vectors_for,
 )
 from fastbp.backends.cpu.simd import (
@@ -78,6 +81,7 @@ from fastbp.backends.cpu.simd import (
 )
 from fastbp.backends.cpu.target import NARROW
 from fastbp.backends.cpu.words import (
+    BIAS,
     BLOCK,
     BY_LABELS,
     CALL,
@@ -197,31 +201,30 @@ def _rate(row, bases, one):
 
 @kernel
 def _small_product(row, bases, accumulate, thread, one):
-    small_product(
-        get_int(row, M),
-        get_int(row, N),
-        get_int(row, K),
-        get_int(row, BLOCK),
-        get_int(row, HOW),
-        accumulate and get_int(row, SUMS),
-        _address(row, bases, A),
-        _operand(row, A, ROW_STRIDE),
-        _operand(row, A, COL_STRIDE),
-        _address(row, bases, B),
-        _operand(row, B, ROW_STRIDE),
-        _address(row, bases, OUT),
-        _operand(row, OUT, ROW_STRIDE),
-        get_int(row, CODE),
-        _address(row, bases, Y),
-        _operand(row, Y, ROW_STRIDE),
-        _operand(row, Y, COL_STRIDE),
-        get_int(row, THEN),
-        _address(row, bases, OUT2),
-        _operand(row, OUT2, ROW_STRIDE),
-        _rate(row, bases, one),
-        _private(bases, thread),
-        one,
-    )
+    """:func:`product` where its loops have one turn each: without them 2-4-1 takes 0.5 µs a step instead of 0.8."""
+    m, n, k, how = get_int(row, M), get_int(row, N), get_int(row, K), get_int(row, HOW)
+    vectors = vectors_for(n, lanes_of(one))
+    b, b_row = _address(row, bases, B), _operand(row, B, ROW_STRIDE)
+    if how & PACK_T:
+        packed = _private(bases, thread)
+        copy_panel_transposed(k, vectors, n, packed, b, b_row, one)
+        b, b_row = packed, vectors * lanes_of(one)
+    out, out_row = _address(row, bases, OUT), _operand(row, OUT, ROW_STRIDE)
+    to = pointer(out, 0, one)
+    sums, sums_row = to, out_row
+    if how & SGD:
+        sums, sums_row = stack_tile(one), n
+    a_row, y = _operand(row, A, ROW_STRIDE), _address(row, bases, Y)
+    strip_of_tiles(
+        m, vectors, n, k, get_int(row, BLOCK), accumulate and get_int(row, SUMS), how & (BIAS | SGD),
+        pointer(_address(row, bases, A), 0, one), a_row, a_row, _operand(row, A, COL_STRIDE), pointer(b, 0, one), b_row,
+        sums, sums_row, to, out_row, pointer(y, 0, one), _rate(row, bases, one),
+    )  # fmt: skip
+    code, then = get_int(row, CODE), get_int(row, THEN)
+    if code >= 0 or then >= 0:
+        y_row, y_step = _operand(row, Y, ROW_STRIDE), _operand(row, Y, COL_STRIDE)
+        out2, out2_row = _address(row, bases, OUT2), _operand(row, OUT2, ROW_STRIDE)
+        epilogue(m, n, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one)
 
 
 @kernel
@@ -313,10 +316,11 @@ def _few_summands(row, bases, i, m, n, one):
     """Rows i … of theta, with an update by SGD whose gradient is a product of few columns and rows."""
     item = itemsize_of(one)
     a_row, theta_row = _operand(row, A, ROW_STRIDE), _operand(row, OUT, ROW_STRIDE)
+    rows = m + 1 if get_int(row, HOW) & ONES and i + m == get_int(row, M) else m
     update_by_rows(
-        m, n, get_int(row, K), _address(row, bases, A) + i * a_row * item, a_row, _operand(row, A, COL_STRIDE),
-        _address(row, bases, B), _operand(row, B, ROW_STRIDE), _address(row, bases, OUT) + i * theta_row * item,
-        theta_row, _rate(row, bases, one), one,
+        rows, m, n, get_int(row, K), _address(row, bases, A) + i * a_row * item, a_row, _operand(row, A, COL_STRIDE),
+        _address(row, bases, Y), _address(row, bases, B), _operand(row, B, ROW_STRIDE),
+        _address(row, bases, OUT) + i * theta_row * item, theta_row, _rate(row, bases, one), one,
     )  # fmt: skip
 
 
@@ -546,7 +550,7 @@ def _run_block(row, bases, piece, accumulate, thread, one):
             _few_columns(row, bases, i, m, thread, one)
         else:
             _product_piece(row, bases, i, j, m, n, accumulate, thread, one)
-        if get_int(row, HOW) & (ONES | FEW_ROWS) == ONES and i + m == get_int(row, M):
+        if get_int(row, HOW) & (ONES | FEW_ROWS | SUMMANDS) == ONES and i + m == get_int(row, M):
             _row_of_ones(row, bases, j, n, accumulate, one)
     elif op == MAP_BINARY:
         x_step, y_step = _operand(row, A, COL_STRIDE), _operand(row, B, COL_STRIDE)

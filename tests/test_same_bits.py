@@ -413,12 +413,14 @@ def test_gradients_of_few_rows_are_the_same_by_rows_and_by_tiles(inputs, rule, d
 
 
 @pytest.mark.parametrize("activation", ["identity", "tanh", "gelu"])
-@pytest.mark.parametrize("inputs", [1, 2, 3, 4])
+@pytest.mark.parametrize("inputs", [1, 2, 3, 4, 6, 10, 23])
 def test_rows_of_few_summands_are_the_same_by_rows_and_by_tiles(inputs, activation, dtype, monkeypatch):
     x, t = RNG.normal(size=(500, inputs)), RNG.normal(size=(500, 40))
     found, by_rows = [], []
-    for panels in (binding.OUTER_PANELS, 1 << 20):
-        monkeypatch.setattr(binding, "OUTER_PANELS", panels)
+    for change in (False, True):
+        if change:
+            monkeypatch.setattr(binding, "FEW_SUMMANDS_FROM", ())
+            monkeypatch.setattr(binding, "WIDE_SUMMANDS", 0)
         for threads in (1, 2):
             fastbp.set_num_threads(threads)
             net = MLP([inputs, 701, 40], activation=activation, loss="mse", dtype=dtype, seed=0)
@@ -437,7 +439,7 @@ ALWAYS = {
     **dict.fromkeys(("PACKED_K", "SHORT_PACKED_K", "PACKED_ROWS", "PACKED_COLUMNS"), 1),
     **dict.fromkeys(("COPIED_FARTHEST", "COPIED_FAR", "COPIED_NEAR", "COPIED_FOR_SUMS", "COPIED_WITH_A"), 1),
     **dict.fromkeys(("MOST_TURNED", "SHORT_TURNED"), 0),
-    "OUTER_PANELS": 1 << 20,
+    "FEW_SUMMANDS_FROM": (),
 }
 NEVER = dict.fromkeys(("FAR", "PACKED_K", "SHORT_PACKED_K"), 1 << 40)
 

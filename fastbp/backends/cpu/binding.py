@@ -57,9 +57,10 @@ TALL_PIECE, TALLEST_PIECE, LOWEST_PIECE, LOWEST_OF_SUMS = 132, 1032, 66, 36
 TALL_PIECES = ((513, TALL_PIECE), (2048, 258), (NEVER, 516))  # of Aᵀ B, for the first number that is above its rows
 COLUMN_PANELS = 4  # of a piece, at least
 # Panels of columns from which on products go by rows of B (few_rows.py), by their rows of A, or of Aᵀ; and those with
-# few summands. Narrower ones took up to 2.8 times as long then.
+# so many summands at most. Narrower ones took up to 2.8 times as long then.
 BY_ROWS_FROM, SUMMED_FROM = {1: 2, 2: 5, 3: NEVER, 4: NEVER}, {1: 2, 2: 3, 3: 8, 4: 8}
-OUTER_PANELS = 4
+FEW_SUMMANDS_FROM = ((4, 4), (6, 24), (10, 40))
+WIDE_PANELS, WIDE_SUMMANDS = 40, 24  # and where the second level does not hold C
 SUMMED_PIECE = 8  # panels of a piece of a product with few rows of Aᵀ
 UNDIVIDED_ROWS = 1024  # of Aᵀ B, from which on pieces have whole rows: each line of B that is copied serves more then
 UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows alone, if there are two tall pieces
@@ -866,11 +867,17 @@ class _Table:
     def _has_few_summands(self, sizes: tuple[int, int, int], i: Instruction) -> bool:
         """Whether rows of C are made in the order of memory, as sums of few rows of B.
 
-        122 x 809 x 3 takes 0.6 of the time: a call for every tile takes longer than what is to be done in it, and C
-        would be written a line here, a line there.
+        122 x 809 x 3 takes 0.6 of the time, 39 x 194 x 1 0.53: a call for every tile takes longer than what is to be
+        done in it, and C would be written a line here, a line there. Where the second level does not hold C, 700 x 1500
+        x 24 takes 0.6 of the time, but 60 x 1500 x 24 1.1, and tiles with packed panels do 700 x 1500 x 32 in 0.87.
         """
         m, n, k = sizes
-        return not i.ta and not i.tb and m > 1 and 0 < k <= cpu.MOST_OUTER and n >= OUTER_PANELS * self.panel
+        if i.ta or i.tb or m < 2 or k == 0:
+            return False
+        wide = n >= WIDE_PANELS * self.panel and k <= WIDE_SUMMANDS
+        if wide and not self.in_chunk and m * n * self.item > caches.second_level():
+            return True
+        return any(k <= most and n >= panels * self.panel for most, panels in FEW_SUMMANDS_FROM)
 
     def _outer_product(
         self, sizes: tuple[int, int, int], operands: dict[int, Operand], cost: int, how: int, code: int, then: int

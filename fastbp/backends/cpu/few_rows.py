@@ -451,8 +451,8 @@ def product_by_rows(
 def product_of_few_summands(
     m, n, k, how, a, a_row, a_col, b, b_row, out, out_row, code, y, y_row, y_step, then, out2, out2_row, one
 ):  # fmt: skip
-    """epilogue(A B, Y) with k <= MOST_OUTER: a row of C after the other, a few of them before their epilogue."""
-    item, rows, step = itemsize_of(one), max(int64(1), OUTER_ELEMENTS // n), int64(1)
+    """epilogue(A B, Y) with k in one block: a row or two of C after the other, a few of them before their epilogue."""
+    item, rows, step = itemsize_of(one), max(int64(2), OUTER_ELEMENTS // n), int64(1)
     for i in range(0, m, rows):
         rows = min(rows, m - i)
         of_a, of_b, line = pointer(a, i * a_row, one), pointer(b, int64(0), one), pointer(out, i * out_row, one)

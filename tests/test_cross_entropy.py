@@ -84,8 +84,8 @@ def test_a_row_does_not_depend_on_the_others(by_labels, classes, dtype):
         np.testing.assert_allclose(part, whole[first:last], rtol=1e-6 if dtype == "float32" else 1e-14)
 
 
-@pytest.mark.parametrize("special", [None, 0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30])
-@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("special", [None, -0.0, np.inf, -np.inf, np.nan, -1e30])
+@pytest.mark.parametrize("classes", [2, 3, 8, 9, 32, 33])
 @pytest.mark.parametrize("by_labels", [False, True], ids=["targets", "labels"])
 def test_one_row_and_two_have_the_bits_of_many(by_labels, classes, special, dtype):
     """They are done one by one, not a row in each lane. Means over 8, 1 and 2 rows are exact where these are alike."""

@@ -413,7 +413,7 @@ def test_gradients_of_few_rows_are_the_same_by_rows_and_by_tiles(inputs, rule, d
 
 
 @pytest.mark.parametrize("activation", ["identity", "tanh", "gelu"])
-@pytest.mark.parametrize("inputs", [1, 2, 3, 4, 6, 10, 23])
+@pytest.mark.parametrize("inputs", [1, 4, 10, 23])
 def test_rows_of_few_summands_are_the_same_by_rows_and_by_tiles(inputs, activation, dtype, monkeypatch):
     x, t = RNG.normal(size=(500, inputs)), RNG.normal(size=(500, 40))
     found, by_rows = [], []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -84,3 +86,25 @@ def test_what_lives_meanwhile_is_elsewhere(outputs):
                 end, other_end = (offsets[k] + 4 * program.size(k, 100) for k in (i, j))
                 assert end <= offsets[j] or other_end <= offsets[i]
         assert offsets[i] + 4 * program.size(i, 100) <= total
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(("loss", "gradient", "other"))), ids="-".join)
+def test_a_squared_error_reads_its_operands_when_all_of_it_is_done(order, dtype):
+    """Another result of the same chain must not lie over one of them before: it did."""
+    values = {"x": RNG.normal(size=(300, 6)), "w": RNG.normal(size=(6, 6)), "v": RNG.normal(size=(6, 6)), "c": [[0.5]]}
+    v, c = graph.param("v", (6, 6)), graph.param("c", (1, 1))
+    d = Z - X @ v
+    parts = {"loss": lambda: d.square().sum(), "gradient": lambda: (d * c) @ W, "other": lambda: Z.tanh() @ W}
+    outputs = {name: parts[name]() for name in order}
+    given = {name: np.ascontiguousarray(value, dtype) for name, value in values.items()}
+    got = backends.executable(plan(outputs), "cpu", dtype).run(given, 300)
+    exact = {name: value.astype(np.float64) for name, value in given.items()}
+    z = exact["x"] @ exact["w"]
+    difference = z - exact["x"] @ exact["v"]
+    expected = {
+        "loss": (difference**2).sum(keepdims=True),
+        "gradient": 0.5 * difference @ exact["w"],
+        "other": np.tanh(z) @ exact["w"],
+    }
+    for name in order:
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-4, atol=1e-4)

@@ -58,11 +58,18 @@ def _read(i: Instruction) -> dict[int, int]:
     end = len(i.steps)
     if i.op == "map":
         return dict.fromkeys(i.operands, end)
+    first = len(i.ins)
     last: dict[int, int] = {}
-    for k, step in enumerate(with_multiply_adds(len(i.ins), i.steps, i.results)):
-        for value in (*step.args, step.scale) if step is not None else ():
-            if 0 <= value < len(i.ins):
-                last[i.ins[value]] = k
+    steps = with_multiply_adds(first, i.steps, i.results)
+    latest = {value: k for k, step in enumerate(steps) if step is not None for value in (*step.args, step.scale)}
+    for k, step in enumerate(steps):
+        if step is None:
+            continue
+        # a difference may be made where it is read last, see chain_table.with_squared_errors
+        done = max(k, latest.get(first + k, k)) if step.code == "sub" else k
+        for value in (*step.args, step.scale):
+            if 0 <= value < first:
+                last[i.ins[value]] = max(last.get(i.ins[value], 0), done)
     for value in (v for r in i.results for v in (r.value, r.scale)):
         if 0 <= value < len(i.ins):
             last[i.ins[value]] = end + 1

@@ -19,6 +19,7 @@ from fastbp.errors import DeviceMemoryError, InputError
 
 Array = npt.NDArray[Any]  # or CuPy's, which has the same methods
 _BLOCK = 65_536  # elements that stay in a cache between two looks at them
+_LINE = 64  # bytes of a cache line
 
 # ---- kinds -----------------------------------------------------------------------------------------------------------
 
@@ -110,6 +111,22 @@ def to_host(value: Any) -> Any:
     """A NumPy array of an array of either kind; what is none as it is."""
     kind = kind_of(value)
     return value if kind is None else kind.to_host(value)
+
+
+def on_whole_lines(array: Array) -> Array:
+    """A NumPy array that begins at a cache line: itself, or a contiguous copy; one on a GPU as it is.
+
+    Parameters and what belongs to them are read and written all the time. NumPy's large arrays begin 16 bytes behind
+    the beginning of a page, where half of all vectors of 32 bytes lie in two lines: a step of 300-128 on one row took
+    10.3 µs instead of 7.3.
+    """
+    if not isinstance(array, np.ndarray) or array.ctypes.data % _LINE == 0:
+        return array
+    memory = np.empty(array.nbytes + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def switch(named: Mapping[Any, Any] | Iterable[tuple[Any, Any]], backend: str | None) -> tuple[Kind, Machine]:

@@ -296,7 +296,7 @@ def _values(net: MLP, network: Network, rule: Optimizer) -> dict[str, Array]:
     """What the step reads and writes: a batch, labels for classes, a copy of the weights, the optimiser's state."""
     X, T = network.data(net.dtype.name)
     target = {"labels": T.argmax(axis=1, keepdims=True)} if net.loss_name == "cross_entropy" else {"T": T}
-    theta = net.theta.reshape(1, -1).copy()
+    theta = arrays.on_whole_lines(net.theta.reshape(1, -1).copy())
     states = {f"state{k}": vector for k, vector in enumerate(rule.init(theta).vectors)}
     return {"X": X, **target, "theta": theta, "hyper": rule.hyper(np.zeros(1)), **states}
 

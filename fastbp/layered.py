@@ -206,7 +206,7 @@ class Network:
     def _initial(self) -> Array:
         rng = np.random.default_rng(self.seed)
         parts = [part.ravel() for layer in self._parts for part in layer.initial(rng)]
-        return self.kind.moved(np.concatenate(parts).astype(self._dtype))
+        return self.kind.moved(arrays.on_whole_lines(np.concatenate(parts).astype(self._dtype)))
 
     def _places(self) -> dict[layers.Layer, list[tuple[str, int, tuple[int, int]]]]:
         """Every layer once, in the order of the first calls: name, beginning in theta and shape of its parameters."""
@@ -635,8 +635,8 @@ class Network:
         vars(self).update(state, _executables={})
         if self.kind is arrays.DEVICE:
             backends.resolve(self._backend)  # says what is missing
-            self._theta = self.kind.moved(self._theta)
-            self.training = self.training and self.training.on(self.kind)
+        self._theta = self.kind.moved(arrays.on_whole_lines(self._theta))
+        self.training = self.training and self.training.on(self.kind)
 
     def config(self) -> dict[str, Any]:
         """What makes a network like this one, JSON-able.

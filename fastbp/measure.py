@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastbp import optim, pictures
+from fastbp import arrays, optim, pictures
 from fastbp.backends import ON_HOST, Executable, executable, resolve, resolve_dtype
 from fastbp.backends.cpu import loading, target
 from fastbp.backends.cpu.binding import Slots, bind
@@ -264,7 +264,8 @@ def prepare(network: Network, backend: str, dtype: str = "float32") -> Case:
     values = {"X": X, "T": T, "theta": theta, "hyper": sgd.hyper(np.zeros(1))}
     runs = {name: _runner(e, values, len(X), backend) for name, e in executables.items() if name != "step"}
     # the step has weights of its own: the others are timed at the initial ones
-    runs["step"] = _runner(executables["step"], values | {"theta": theta.copy()}, len(X), backend)
+    own = arrays.on_whole_lines(theta.copy())
+    runs["step"] = _runner(executables["step"], values | {"theta": own}, len(X), backend)
     return Case(net, X, T, programs, runs)
 
 

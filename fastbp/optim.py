@@ -159,7 +159,8 @@ class Optimizer:
 
     def init(self, theta: Array) -> State:
         """A fresh state for a parameter vector of any shape, of NumPy's or CuPy's: its vectors are of the same kind."""
-        return State(0, [self._first(name, theta.reshape(1, -1)) for name in scalars.UPDATES[self.rule].states])
+        vectors = [self._first(name, theta.reshape(1, -1)) for name in scalars.UPDATES[self.rule].states]
+        return State(0, [arrays.on_whole_lines(vector) for vector in vectors])
 
     def _first(self, name: str, theta: Array) -> Array:
         zeros: Array = arrays.xp_of(theta).zeros_like(theta)

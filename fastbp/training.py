@@ -48,7 +48,8 @@ class TrainingState:
 
     def on(self, kind: arrays.Kind) -> TrainingState:
         """The same with the optimiser's vectors as arrays of a kind."""
-        vectors = [arrays.to_host(v) if kind is arrays.HOST else kind.moved(v) for v in self.state.vectors]
+        host = kind is arrays.HOST
+        vectors = [arrays.on_whole_lines(arrays.to_host(v)) if host else kind.moved(v) for v in self.state.vectors]
         return replace(self, state=State(self.state.step, vectors))
 
 

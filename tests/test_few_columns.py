@@ -102,11 +102,12 @@ def test_the_sum_of_a_column(rows, threads, dtype):
 
 LENGTHS = [1, 7, 8, 9, 61, 300]  # around one vector of rows
 FEW = [1, 2, 3, 4, 5, 8, 9, 16, 17]  # columns: around what is done so, and a vector of them
+PANELS = [24, 31, 33, 63, 64, 65, 72, 100, 127, 128, 129, 136, 200]  # around what one_row.py does, and its panels
 
 
-@pytest.mark.parametrize("columns", FEW)
+@pytest.mark.parametrize("columns", [*FEW, *PANELS])
 def test_one_row_has_the_bits_of_many(columns, dtype):
-    """A matrix with few columns is one long row then: x W and g Wᵀ, for every shape of a ragged end."""
+    """x W and g Wᵀ, for every shape of a ragged end: few columns are one long row then, others walked in panels."""
     rng = np.random.default_rng(columns)
     for length in LENGTHS:
         x, g = graph.input("x", length), graph.input("g", columns)
@@ -123,7 +124,24 @@ def test_one_row_has_the_bits_of_many(columns, dtype):
                 np.testing.assert_array_equal(few[name], all_rows[:rows], err_msg=f"{name}, {length} x {columns}")
 
 
-@pytest.mark.parametrize("columns", [*FEW, 33])
+@pytest.mark.parametrize("columns", [24, 33, 64, 100, 200])
+def test_one_column_turned_has_the_bits_of_two(columns, dtype):
+    """Aᵀ B with one column of A, whose elements lie apart, and without a bias."""
+    rng = np.random.default_rng(columns)
+    for length in LENGTHS:
+        x, t = graph.input("x", 3), graph.input("t", columns)
+        outputs = {"one": x.columns(1, 2).matmul(t, ta=True), "two": x.columns(0, 2).matmul(t, ta=True)}
+        values = {
+            "x": rng.normal(size=(length, 3)).astype(dtype),
+            "t": rng.normal(size=(length, columns)).astype(dtype),
+        }
+        found = CpuExecutable(plan(outputs), dtype).run(values, length)
+        np.testing.assert_array_equal(found["one"][0], found["two"][1], err_msg=f"{length} x {columns}")
+        exact = values["x"][:, 1].astype(np.float64) @ values["t"].astype(np.float64)
+        np.testing.assert_allclose(found["one"][0], exact, rtol=0, atol=LIMITS[dtype] * 10 * length**0.5)
+
+
+@pytest.mark.parametrize("columns", [*FEW, *PANELS])
 def test_sgd_of_one_row_is_done_as_by_hand(columns, dtype):
     """theta less an outer product, to the same bits as the gradient and its update one after the other."""
     rng = np.random.default_rng(columns)

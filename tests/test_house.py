@@ -42,6 +42,7 @@ HOUSE = [
     "backends.cpu.gemm",
     "backends.cpu.chain",
     "backends.cpu.few_columns",
+    "backends.cpu.one_row",
     "backends.cpu.few_rows",
     "backends.cpu.claims",
     "backends.cpu.machine",

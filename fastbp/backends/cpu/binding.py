@@ -59,9 +59,12 @@ COLUMN_PANELS = 4  # of a piece, at least
 # Panels of columns from which on products go by rows of B (few_rows.py), by their rows of A, or of Aᵀ; and those with
 # so many summands at most. Narrower ones took up to 2.8 times as long then.
 BY_ROWS_FROM, SUMMED_FROM = {1: 2, 2: 5, 3: NEVER, 4: NEVER}, {1: 2, 2: 3, 3: 8, 4: 8}
+# Vectors of columns up to which a matrix beside one row is walked down in panels, however large it is, and if its rows
+# are not whole vectors; how many second levels a wider one may take, in a product of whole vectors and otherwise
+ONE_PANEL, RAGGED_ROW, NEAR_WHOLE, NEAR = 8, 16, 6, 2
 FEW_SUMMANDS_FROM = ((4, 4), (6, 24), (10, 40))
 WIDE_PANELS, WIDE_SUMMANDS = 40, 24  # and where the second level does not hold C
-SUMMED_PIECE = 8  # panels of a piece of a product with few rows of Aᵀ
+SUMMED_PIECE, PANELS_OF_PIECE = 8, 4  # panels of a piece of a product with few rows of Aᵀ, and of one row by panels
 UNDIVIDED_ROWS = 1024  # of Aᵀ B, from which on pieces have whole rows: each line of B that is copied serves more then
 UNDIVIDED = 8  # panels of a forward product up to which it is shared by rows alone, if there are two tall pieces
 # Rows from which on copying panels of B pays for the loops that know where they lie: where the second level holds
@@ -673,8 +676,11 @@ class _Table:
         narrow = sizes[2] == 1 and 1 < n <= cpu.MOST_UPDATED
         if update.code == "sgd" and 0 < sizes[2] <= most and (n > self.panel or narrow):  # to the same bits as tiles
             pieces = FEWEST_PIECES if self._is_far_larger(sizes[0] * n) else 1
+            if sizes[2] == 1 and self._suits_panels(sizes[0], n, NEAR):
+                how |= cpu.BY_PANELS
             blocking = (block_of(sizes[2], n), 0, 0, how | cpu.SGD | cpu.SUMMANDS, self.panel)
-            notes = ("sgd", "row by row", *(["with db"] if how & cpu.ONES else []))
+            order = "panel by panel" if how & cpu.BY_PANELS else "row by row"
+            notes = ("sgd", order, *(["with db"] if how & cpu.ONES else []))
             block = (-(-sizes[0] // pieces), n)
             self._row(cpu.PRODUCT, sizes, block, self._cost(i), operands, blocking=blocking, notes=notes)
             return
@@ -835,6 +841,8 @@ class _Table:
             return False
         if n >= (BY_ROWS_FROM if forward else SUMMED_FROM)[m] * self.panel:
             return True
+        if m == 1 and forward and self._suits_panels(k, n, NEAR_WHOLE):
+            return True
         return forward and n > self.panel and k * n * self.item > caches.second_level()
 
     def _product_with_few_rows(
@@ -856,13 +864,31 @@ class _Table:
         if how & cpu.PACK_T and m == 1 and k >= DOT_SUMMANDS and id(self.instruction) in self.common.deltas:
             how |= cpu.DOTS  # a delta of one row on its own may be summed in another order than in a batch
         narrowest = (SUMMED_PIECE if summed else 1) * self.panel
+        if m == 1 and k > 0 and not how & (cpu.PACK_T | cpu.ONES) and self._suits_panels(k, n, NEAR_WHOLE):
+            how, narrowest = how | cpu.BY_PANELS, PANELS_OF_PIECE * self.panel
         n_block = max(narrowest, _ceil(-(-n // 4), self.panel)) if far else n  # long rows
         rows = m + 1 if how & cpu.ONES else m
         self.common.scratch = max(self.common.scratch, 2 * rows * n_block * self.item)
         blocking = (block_of(k, n), 0, 0, how | cpu.FEW_ROWS, self.panel)
-        notes = ["dot products" if how & cpu.DOTS else "B turned" if how & cpu.PACK_T else "row by row"]
+        kinds = ((cpu.DOTS, "dot products"), (cpu.PACK_T, "B turned"), (cpu.BY_PANELS, "panel by panel"))
+        notes = [next((note for bit, note in kinds if how & bit), "row by row")]
         notes += [word for bit, word in ((cpu.SGD, "sgd"), (cpu.ONES, "with db")) if how & bit]
         self._row(cpu.PRODUCT, sizes, (m, n_block), cost, operands, code, then, blocking, what, notes)
+
+    def _suits_panels(self, rows: int, n: int, whole: int) -> bool:
+        """Whether one row beside a matrix is done by one_row.py: where the matrix has short rows, or lies near.
+
+        Rows that end within a vector begin anywhere in one: long ones are better stored from where a vector begins.
+        523 x 64 forward 3.1 and 1.6 µs, its update 4.0 and 2.4; 1000 x 33 4.9 and 2.4, 7.9 and 4.4; 800 x 800 84 and
+        60 forward; 20000 x 64 562 and 110, 279 and 142. 1536 x 1536 takes as long or longer, as does the update of
+        5000 x 128 on two threads.
+
+        Args:
+            whole: how many second levels the matrix may take, if it has long rows of whole vectors.
+        """
+        vectors, rest = divmod(n * self.item, target.VECTOR_BYTES)
+        near = rows * n * self.item <= (NEAR if rest else whole) * caches.second_level()
+        return vectors > 0 and (vectors <= ONE_PANEL or (near and (vectors < RAGGED_ROW or not rest)))
 
     def _has_few_summands(self, sizes: tuple[int, int, int], i: Instruction) -> bool:
         """Whether rows of C are made in the order of memory, as sums of few rows of B.

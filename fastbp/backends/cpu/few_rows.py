@@ -20,10 +20,12 @@ from fastbp.backends.cpu import simd
 from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.few_columns import dots_of_row, sums_of_columns, update_by_outer
 from fastbp.backends.cpu.gemm import OUTER_ELEMENTS, apply_binary, apply_update, epilogue
+from fastbp.backends.cpu.one_row import row_by_panels, update_by_panels
 from fastbp.backends.cpu.simd import I64, itemsize_of, lanes_of, load_at, pointer, store_at
 from fastbp.backends.cpu.words import (
     BIAS,
     BINARY_CODES,
+    BY_PANELS,
     MOST_OUTER,
     MOST_SUMMANDS,
     MOST_SUMMED,
@@ -388,7 +390,7 @@ def _update_rows(
 
 
 @kernel
-def update_by_rows(rows, m, n, k, a, a_row, a_col, last, b, b_row, theta, theta_row, rate, one):
+def update_by_rows(rows, m, n, k, how, a, a_row, a_col, last, b, b_row, theta, theta_row, rate, one):
     """theta (rows, n) -= rate A B with k <= MOST_SUMMANDS: a row of theta after the other, in the order of memory.
 
     A has m rows; beyond them all its elements are what lies at ``last``.
@@ -397,6 +399,13 @@ def update_by_rows(rows, m, n, k, a, a_row, a_col, last, b, b_row, theta, theta_
     if k == 1 and 1 < n <= MOST_UPDATED and a_row == 1 and theta_row == n:
         update_by_outer(m, n, pointer(a, zero, one), pointer(b, zero, one), pointer(theta, zero, one), rate)
         done = m
+    elif how & BY_PANELS:
+        to, of_b = pointer(theta, zero, one), pointer(b, zero, one)
+        update_by_panels(m, n, pointer(a, zero, one), a_row, of_b, to, theta_row, rate)
+        if rows > m:
+            to = pointer(theta, m * theta_row, one)
+            update_by_panels(rows - m, n, pointer(last, zero, one), zero, of_b, to, theta_row, rate)
+        done = rows
     _update_rows(
         rows - done, m - done, n, k, pointer(a, done * a_row, one), a_row, a_col, pointer(last, zero, one),
         pointer(b, zero, one), b_row, pointer(theta, done * theta_row, one), theta_row, rate,
@@ -426,6 +435,12 @@ def product_by_rows(
     for i in range(rows if k == 0 else 0):
         for c in range(n):
             simd.store_at(pointer(to, i * to_row, one), c, load_at(bias, c) if how & BIAS else one - one)
+    if how & BY_PANELS:
+        row_by_panels(
+            n, k, block, pointer(a, zero, one), a_col, pointer(b, zero, one), b_row, bias, how & BIAS,
+            pointer(to, zero, one),
+        )  # fmt: skip
+        at = k
     while at < k:
         length = min(block, k - at)
         sums, sums_row = (scratch, n) if at else (to, to_row)

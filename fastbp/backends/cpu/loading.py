@@ -36,7 +36,7 @@ COMPILED_SOURCES = (
     *(
         f"backends/cpu/{name}.py"
         for name in (
-            *("target", "words", "chain_words", "compiling", "simd", "bf16", "gemm", "chain", "few_columns"),
+            *("target", "words", "chain_words", "compiling", "simd", "bf16", "gemm", "chain", "few_columns", "one_row"),
             *("few_rows", "claims", "machine"),
         )
     ),

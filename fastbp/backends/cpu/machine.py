@@ -318,7 +318,8 @@ def _few_summands(row, bases, i, m, n, one):
     a_row, theta_row = _operand(row, A, ROW_STRIDE), _operand(row, OUT, ROW_STRIDE)
     rows = m + 1 if get_int(row, HOW) & ONES and i + m == get_int(row, M) else m
     update_by_rows(
-        rows, m, n, get_int(row, K), _address(row, bases, A) + i * a_row * item, a_row, _operand(row, A, COL_STRIDE),
+        rows, m, n, get_int(row, K), get_int(row, HOW), _address(row, bases, A) + i * a_row * item, a_row,
+        _operand(row, A, COL_STRIDE),
         _address(row, bases, Y), _address(row, bases, B), _operand(row, B, ROW_STRIDE),
         _address(row, bases, OUT) + i * theta_row * item, theta_row, _rate(row, bases, one), one,
     )  # fmt: skip

@@ -546,7 +546,7 @@ def count_operations(formula: Callable[..., Any], arity: int) -> int:
 def count_update_operations(rule: scalars.UpdateRule) -> int:
     """Operations a parameter of an update rule."""
     counter = _Counter()
-    hyper = tuple(_Symbol(counter) for _ in rule.hyper)
+    hyper = tuple(1.0 for _ in rule.hyper)  # what is done to these alone is done once
     rule.formula(counter, hyper, *(_Symbol(counter) for _ in range(2 + len(rule.states))))
     return counter.operations
 

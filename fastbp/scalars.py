@@ -357,19 +357,19 @@ class UpdateRule:
 
 def _sgd(m: Emitter, h: Any, theta: Value, g: Value) -> tuple[Value, ...]:
     (lr,) = h
-    return (theta - lr * g,)
+    return (m.fma(-lr, g, theta),)
 
 
 def _momentum(m: Emitter, h: Any, theta: Value, g: Value, v: Value) -> tuple[Value, ...]:
     lr, mu = h
-    v = mu * v + g
-    return theta - lr * v, v
+    v = m.fma(mu, v, g)
+    return m.fma(-lr, v, theta), v
 
 
 def _nesterov(m: Emitter, h: Any, theta: Value, g: Value, v: Value) -> tuple[Value, ...]:
     lr, mu = h
-    v = mu * v + g
-    return theta - lr * (g + mu * v), v
+    v = m.fma(mu, v, g)
+    return m.fma(-lr, m.fma(mu, v, g), theta), v
 
 
 def _adagrad(m: Emitter, h: Any, theta: Value, g: Value, s: Value) -> tuple[Value, ...]:

@@ -27,7 +27,7 @@ def change(stamp):
 
 CHANGE
 for name in ("onehot", "advance", "gather"):
-    kernel = keeping.kept(KERNELS["float32"][name].function, name)
+    kernel = keeping.kept(KERNELS["float32"][name].function, name, optimised_once=False)
     made = kernel.compile((types.int64, types.int64, types.float32))
     print(name, sum(kernel._cache_hits.values()), hash(bytes(made._codelibrary.get_cubin(cc=(9, 0)).code)))
 """
@@ -55,6 +55,18 @@ def test_kernels_are_compiled_once(tmp_path):
     damaged = compiled(tmp_path)
     assert {hit for hit, _ in damaged.values()} == {False}
     assert [code for _, code in damaged.values()] == [code for _, code in first.values()]
+
+
+def test_kernels_of_blocks_are_left_alone_by_the_linker():
+    """CUDA 13.0's never comes to an end with those in tf32."""
+    from fastbp.backends.cuda.keeping import kept
+    from fastbp.backends.cuda.kernels import KERNELS
+
+    blocks = {name: kernel for name, kernel in KERNELS["float32"].items() if name.startswith("blocks")}
+    assert len(blocks) == 3
+    assert all(kernel.optimised_once for kernel in blocks.values())
+    made = [kept(kernel.function, name, kernel.optimised_once) for name, kernel in blocks.items()]
+    assert {dispatcher.targetoptions["lto"] for dispatcher in made} == {False}
 
 
 def test_a_launch_of_few_blocks_is_prepared_without_a_warning():

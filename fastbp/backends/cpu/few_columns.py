@@ -65,7 +65,7 @@ def _over_rows(m: VectorEmitter, n: int, rows: Any, body: Callable[[Any, Any, li
 
 @intrinsic
 def update_by_outer(typingctx: Any, rows: Any, n: Any, a: Any, b: Any, theta: Any, rate: Any) -> Any:
-    """theta (rows, n) -= rate a bᵀ with contiguous a and b, 1 < n <= MOST_UPDATED."""
+    """theta (rows, n) -= rate a bᵀ with contiguous a and b, 1 < n <= MOST_UPDATED; see one_row.update_by_panels."""
     signature = types.void(types.int64, types.int64, a, b, theta, rate)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
@@ -73,7 +73,6 @@ def update_by_outer(typingctx: Any, rows: Any, n: Any, a: Any, b: Any, theta: An
         m = VectorEmitter(builder, str(sig.args[2].dtype))
         h = (m.splat(rate),)
         rule = scalars.UPDATES["sgd"].formula
-        zero = Vector(m, m.constant(0.0))
 
         def case(count: int) -> None:
             starts = range(0, count, m.lanes)
@@ -86,7 +85,7 @@ def update_by_outer(typingctx: Any, rows: Any, n: Any, a: Any, b: Any, theta: An
                 own = builder.gep(theta, [builder.mul(i, I64(count))])
                 for v, end in enumerate(ends):
                     here = builder.gep(own, [I64(v * m.lanes)])
-                    total = m.fma(_chosen(m, [down], _rows_of(m, count, v)), across[v], zero)
+                    total = _chosen(m, [down], _rows_of(m, count, v)) * across[v]
                     m.store(rule(m, h, m.load(here, end), total)[0], here, end)
 
             _over_rows(m, count, rows, body)

@@ -339,7 +339,8 @@ def _update_rows(
 ) -> Any:
     """theta (rows, n) -= rate A B, with ``count`` <= MOST_SUMMANDS columns of A and rows of B.
 
-    A has ``of_a`` rows; beyond them all its elements are ``last[0]``.
+    A has ``of_a`` rows; beyond them all its elements are ``last[0]``. The first products are taken as they are, see
+    one_row.update_by_panels.
     """
     i64 = types.int64
     signature = types.void(i64, i64, i64, i64, a, i64, i64, last, b, i64, theta, i64, rate)
@@ -358,8 +359,9 @@ def _update_rows(
             lines = [builder.gep(b, [builder.mul(I64(c), b_row)]) for c in range(number)]
 
             def compute(i: Any, mask: Any) -> list[simd.Vector]:
-                totals = [simd.Vector(m, m.constant(0.0))] * together
-                for c, line in enumerate(lines):
+                x = m.load(builder.gep(lines[0], [i]), mask)
+                totals = [own[0] * x for own in factors]
+                for c, line in enumerate(lines[1:], 1):
                     x = m.load(builder.gep(line, [i]), mask)
                     totals = [m.fma(own[c], x, total) for own, total in zip(factors, totals, strict=True)]
                 old = [m.load(builder.gep(place, [i]), mask) for place in places]

@@ -56,9 +56,13 @@ class _Kept(CUDACache):  # type: ignore[misc]
             super().save_overload(sig, data)
 
 
-def kept(function: Callable[..., None], name: str) -> Any:
-    """The kernel, ready to be compiled or loaded; where nothing can be written it lives as long as the process."""
-    dispatcher = cuda.jit(function)
+def kept(function: Callable[..., None], name: str, optimised_once: bool) -> Any:
+    """The kernel, ready to be compiled or loaded; where nothing can be written it lives as long as the process.
+
+    Args:
+        optimised_once: not once more by the linker, as Numba has it otherwise.
+    """
+    dispatcher = cuda.jit(function, lto=False) if optimised_once else cuda.jit(function)
     with contextlib.suppress(OSError, RuntimeError):  # of no folder that can be written
         dispatcher._cache = _Kept(function, name)
     return dispatcher

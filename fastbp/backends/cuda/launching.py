@@ -26,12 +26,12 @@ _ONE = {"float32": np.float32(1.0), "float64": np.float64(1.0)}
 @cache
 def compiled(name: str, dtype: str) -> Any:
     """The kernel, ready to be launched."""
-    function = KERNELS[dtype][name].function
+    kernel = KERNELS[dtype][name]
     if SIMULATED:
-        return cuda.jit(function)
+        return cuda.jit(kernel.function)
     from fastbp.backends.cuda.keeping import kept
 
-    return kept(function, f"{dtype} {name}")
+    return kept(kernel.function, f"{dtype} {name}", kernel.optimised_once)
 
 
 @lru_cache(1024)

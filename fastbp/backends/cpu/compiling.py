@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.binding import create_new_function_pass_manager
 from llvmlite.ir.instructions import AllocaInstr, StoreInstr
 from numba import config, njit, types
 from numba.core.codegen import JITCodeLibrary
@@ -18,10 +19,10 @@ from fastbp.errors import FastbpError
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]
-    """Code that only other compiled code calls: handed on as it is, to be optimised as a part of its last caller.
+    """Code that only other compiled code calls: handed on as it is, to be linked and optimised in its last caller.
 
-    Numba optimises a function with all that it calls, and turns it into machine code, once for every level of calls:
-    the machine took twice as long to compile, to run no faster.
+    Numba links a function with all that it calls, optimises both and turns them into machine code, once for every level
+    of calls: the machine took more than twice as long to compile, to run no faster.
     """
 
     class codegen:  # noqa: N801  Numba's name
@@ -43,10 +44,19 @@ class _Part(JITCodeLibrary):  # type: ignore[misc]
                 entry.instructions[:] = [i for i in entry.instructions if not _fills_with_zeros(i)]
         super().add_ir_module(module)
 
-    def _optimize_final_module(self) -> None:
-        pass
+    def _optimize_functions(self, module: Any) -> None:
+        """As far as it decides what is small enough to be compiled into its callers; all else comes at the end."""
+        module.data_layout = self._codegen._data_layout
+        manager, builder = create_new_function_pass_manager(), self._codegen._pass_builder()
+        manager.add_sroa_pass()
+        manager.add_instruction_combine_pass()
+        manager.add_simplify_cfg_pass()
+        for function in module.functions:
+            if not function.is_declaration:
+                manager.run(function, builder)
 
-    def _finalize_final_module(self) -> None:
+    def finalize(self) -> None:
+        """Be ready to be linked."""
         self._finalized = True
 
     def get_pointer_to_function(self, name: str) -> int:
@@ -90,9 +100,21 @@ def library(function: Callable[..., None], name: str) -> Any:
     made = codegen.create_library(name)
     made.enable_object_caching()
     made.add_ir_module(_calling(part.fndesc, name))
-    made.add_linking_library(part.library)
+    for one in _linked(part.library):
+        made.add_linking_library(one)
     made.finalize()
     return made
+
+
+def _linked(part: _Part) -> Iterator[Any]:
+    """A part and all that it calls, once each."""
+    found, waiting = {id(part)}, [part]
+    while waiting:
+        yield (library := waiting.pop())
+        for other in library._linking_libraries if isinstance(library, _Part) else ():
+            if id(other) not in found:
+                found.add(id(other))
+                waiting.append(other)
 
 
 def object_code(made: Any) -> bytes:

@@ -392,6 +392,11 @@ def _update_rows(
 
 
 @kernel
+def _update_by_panels(rows, n, a, a_row, b, theta, theta_row, rate):  # there once, for its two callers
+    update_by_panels(rows, n, a, a_row, b, theta, theta_row, rate)
+
+
+@kernel
 def update_by_rows(rows, m, n, k, how, a, a_row, a_col, last, b, b_row, theta, theta_row, rate, one):
     """theta (rows, n) -= rate A B with k <= MOST_SUMMANDS: a row of theta after the other, in the order of memory.
 
@@ -402,11 +407,11 @@ def update_by_rows(rows, m, n, k, how, a, a_row, a_col, last, b, b_row, theta, t
         update_by_outer(m, n, pointer(a, zero, one), pointer(b, zero, one), pointer(theta, zero, one), rate)
         done = m
     elif how & BY_PANELS:
-        to, of_b = pointer(theta, zero, one), pointer(b, zero, one)
-        update_by_panels(m, n, pointer(a, zero, one), a_row, of_b, to, theta_row, rate)
+        of_b = pointer(b, zero, one)
+        _update_by_panels(m, n, pointer(a, zero, one), a_row, of_b, pointer(theta, zero, one), theta_row, rate)
         if rows > m:
-            to = pointer(theta, m * theta_row, one)
-            update_by_panels(rows - m, n, pointer(last, zero, one), zero, of_b, to, theta_row, rate)
+            below, of_a = pointer(theta, m * theta_row, one), pointer(last, zero, one)
+            _update_by_panels(rows - m, n, of_a, zero, of_b, below, theta_row, rate)
         done = rows
     _update_rows(
         rows - done, m - done, n, k, pointer(a, done * a_row, one), a_row, a_col, pointer(last, zero, one),

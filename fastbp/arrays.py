@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from fastbp import backends
 from fastbp.backends import Machine, gpu
+from fastbp.backends.cpu.caches import LINE
 from fastbp.errors import DeviceMemoryError, InputError
 
 Array = npt.NDArray[Any]  # or CuPy's, which has the same methods
 _BLOCK = 65_536  # elements that stay in a cache between two looks at them
-_LINE = 64  # bytes of a cache line
 
 # ---- kinds -----------------------------------------------------------------------------------------------------------
 
@@ -120,10 +120,10 @@ def on_whole_lines(array: Array) -> Array:
     the beginning of a page, where half of all vectors of 32 bytes lie in two lines: a step of 300-128 on one row took
     10.3 µs instead of 7.3.
     """
-    if not isinstance(array, np.ndarray) or array.ctypes.data % _LINE == 0:
+    if not isinstance(array, np.ndarray) or array.ctypes.data % LINE == 0:
         return array
-    memory = np.empty(array.nbytes + _LINE, np.uint8)
-    start = -memory.ctypes.data % _LINE
+    memory = np.empty(array.nbytes + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy

@@ -7,7 +7,7 @@ import pytest
 
 import fastbp
 from fastbp import graph, optim
-from fastbp.backends.cpu import binding, target
+from fastbp.backends.cpu import binding, caches, target
 from fastbp.backends.cpu.executable import CpuExecutable
 from fastbp.plan import plan
 
@@ -122,6 +122,20 @@ def test_one_row_has_the_bits_of_many(columns, dtype):
             few = machine.run(values | {"x": values["x"][:rows], "g": values["g"][:rows]}, rows)
             for name, all_rows in many.items():
                 np.testing.assert_array_equal(few[name], all_rows[:rows], err_msg=f"{name}, {length} x {columns}")
+
+
+@pytest.mark.parametrize("columns", [33, 35, 36, 65, 67, 71, 72])
+def test_panels_that_could_be_shared_have_no_rest_narrower_than_a_vector(columns, dtype, monkeypatch):
+    """It would begin among the columns before it, whose tanh is done already."""
+    monkeypatch.setattr(caches, "second_level", lambda: 1 << 12)
+    rng = np.random.default_rng(columns)
+    x, w = graph.input("x", 300), graph.param("w", (300, columns))
+    machine = CpuExecutable(plan({"y": (x @ w + graph.param("row", (1, columns))).tanh()}), dtype)
+    values = {"x": rng.normal(size=(20, 300)), "w": rng.normal(size=(300, columns)) / 17, "row": np.ones((1, columns))}
+    values = {name: v.astype(dtype) for name, v in values.items()}
+    many = machine.run(values, 20)["y"]
+    one = machine.run(values | {"x": values["x"][:1]}, 1)["y"]
+    np.testing.assert_array_equal(one, many[:1])
 
 
 @pytest.mark.parametrize("columns", [24, 33, 64, 100, 200])

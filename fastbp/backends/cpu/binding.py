@@ -866,6 +866,8 @@ class _Table:
         narrowest = (SUMMED_PIECE if summed else 1) * self.panel
         if m == 1 and k > 0 and not how & (cpu.PACK_T | cpu.ONES) and self._suits_panels(k, n, NEAR_WHOLE):
             how, narrowest = how | cpu.BY_PANELS, PANELS_OF_PIECE * self.panel
+        if how & cpu.BY_PANELS and n < 2 * narrowest:
+            far = False  # a rest narrower than a vector would begin among columns of the piece before it
         n_block = max(narrowest, _ceil(-(-n // 4), self.panel)) if far else n  # long rows
         rows = m + 1 if how & cpu.ONES else m
         self.common.scratch = max(self.common.scratch, 2 * rows * n_block * self.item)

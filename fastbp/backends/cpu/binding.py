@@ -35,6 +35,7 @@ SMALL_PIECE = 100_000  # operations of a product below which a piece is not wort
 PIECE_ELEMENTS = 16_384  # of elementwise work: stays in the second-level cache, lasts several µs
 PIECE_OPERATIONS = 1 << 22  # of a product: large enough to reuse its rows of B, small enough to share
 FEWEST_PIECES, FEW_PIECES, MANY_PIECES = 8, 16, 64
+ODD_PIECES = 16  # below which one more is better than an odd number, of which one of two threads does one more anyway
 ALIGNMENT = 64  # bytes: temps, and the workspace itself, begin on cache lines
 
 # Products add up chains of K_BLOCK multiply-adds. One chain over all of K would do as well, but its rounding error
@@ -962,7 +963,10 @@ class _Table:
             else:
                 break
         if target.NARROW:  # with tiles of every height all pieces can have about as many rows: 128 are 4 times 32
-            m_block = -(-m // max(1, -(-m // max(m_block, 1))))
+            down, across = -(-m // max(m_block, 1)), -(-n // max(n_block, 1))
+            if down > 1 and down * across < ODD_PIECES:
+                down += down * across % 2
+            m_block = -(-m // max(1, down))
         return m_block, n_block
 
     def transposed(self, i: Instruction) -> Operand:

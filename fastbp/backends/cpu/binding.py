@@ -18,7 +18,6 @@ from fastbp.backends.cpu.in_place import taken_over
 from fastbp.backends.cpu.target import TILE_ROWS, TILE_VECTORS
 from fastbp.backends.cpu.words import MAX_PIECES
 from fastbp.backends.division import Division, divide
-from fastbp.ops import ONE
 from fastbp.program import Instruction, Program, Result, const_value, place
 
 # An instruction is offered to other threads from SHARE_FROM ns on, as estimated at 100 operations and 100 bytes a ns,
@@ -356,17 +355,18 @@ def fused_updates(program: Program, n: int, panel: int, item: int) -> dict[int, 
     return found
 
 
-def bias_sums(program: Program, fused: dict[int, Instruction]) -> dict[int, Instruction]:
+def bias_sums(program: Program, n: int, fused: dict[int, Instruction]) -> dict[int, Instruction]:
     """Products Aᵀ dZ and the sums of dZ's rows that lie right behind them, dW and db: id(product) -> sum.
 
     Such a sum is one more row of the product, with ones for A. Either both have an update fused into them or none.
+    A long column is summed as a chain.
     """
     found: dict[int, Instruction] = {}
     sums: dict[int, list[Instruction]] = {}  # of a matrix, so far
     read: set[int] = set()  # by an instruction that came before
     for i in program.instructions:
         is_gradient = i.op == "matmul" and i.ta and not i.tb and not i.code and not i.then
-        if is_gradient and program.buffers[i.outs[0]].shape[1] != ONE:
+        if is_gradient and not is_long_column(*program.shape(i.ins[1], n)):
             out = program.buffers[i.outs[0]]
             behind = out.offset + out.shape[0].fixed * out.shape[1].fixed
             for j in sums.get(i.ins[1], []):
@@ -492,7 +492,7 @@ class _Table:
         """Rows for instructions. Those in ``fused`` do their part of an update; ``updated`` is what is done of each."""
         self.fused = fused or {}
         self.updated = updated or {}
-        self.biases = bias_sums(self.program, self.fused)
+        self.biases = bias_sums(self.program, self.n, self.fused)
         sums = {id(i) for i in self.biases.values()}
         for instruction in instructions:
             if id(instruction) in sums:
@@ -573,12 +573,14 @@ class _Table:
     ) -> Line:
         i, total = self.instruction, self.common.n
         operations, moved = 0, 2 * self.item * sizes[0] * sizes[1]
+        shape: tuple[int, ...] = sizes[:2]
+        if op in (cpu.PRODUCT, cpu.PRODUCT_UPDATE):
+            shape = sizes if what else (*self._shape(i.outs[0]), sizes[2])  # even if it is done as its transpose
         if not what:
             what = i.title
             parts = [i, *([self.biases[id(i)]] if id(i) in self.biases else [])]
             operations = sum(self.program.instruction_operations(x, total) for x in parts)
             moved = self.program.instruction_bytes(i, total, self.item)
-        shape = sizes if op in (cpu.PRODUCT, cpu.PRODUCT_UPDATE) else sizes[:2]
         schedule = [f"{pieces} pieces" if pieces > 1 else "", *notes]
         return Line(what, shape, operations, moved, ", ".join(filter(None, schedule)), self.in_chunk, shared)
 
@@ -645,13 +647,15 @@ class _Table:
         m, k = sizes
         a, b = operands[cpu.A], operands[cpu.B]
         turned = {which: (*place[:2], 0, place[2]) for which, place in operands.items()}  # a column is a row
+        if how & cpu.ONES:  # and what lay below it is beside it
+            how = how & ~cpu.ONES | cpu.TOTAL
         turned[cpu.A] = (*b[:2], 0, b[2])
         if i.ta or (k == 1 and a[2] == 1):
             if how & cpu.BIAS:
                 how, code = how & ~cpu.BIAS, cpu.BINARY_CODES["add"]
             turned[cpu.B] = (*a[:2], a[3] if i.ta else m, 1)
             if id(i) in self.fused:
-                self._updating(i, (1, m, k), turned, self.panel)
+                self._updating(i, (1, m, k), turned, self.panel, how)
             else:
                 self._product((1, m, k), turned, self.panel, self._cost(i), how, code, then)
             return
@@ -667,7 +671,7 @@ class _Table:
         update, n = self.fused[id(i)], sizes[1]
         theta, _, *states, hyper = update.ins
         first = self.program.buffers[i.outs[0]].offset
-        size = self.program.size(i.outs[0], self.n) + (n if how & cpu.ONES else 0)
+        size = self.program.size(i.outs[0], self.n) + (n if how & cpu.ONES else bool(how & cpu.TOTAL))
         self.updated.setdefault(id(update), []).append((first, size))
         for which, index in zip((cpu.OUT, cpu.Y, cpu.OUT2), (theta, *states), strict=False):
             slot, offset = self._where(index)
@@ -681,7 +685,7 @@ class _Table:
                 how |= cpu.BY_PANELS
             blocking = (block_of(sizes[2], n), 0, 0, how | cpu.SGD | cpu.SUMMANDS, self.panel)
             order = "panel by panel" if how & cpu.BY_PANELS else "row by row"
-            notes = ("sgd", order, *(["with db"] if how & cpu.ONES else []))
+            notes = ("sgd", order, *(["with db"] if how & (cpu.ONES | cpu.TOTAL) else []))
             block = (-(-sizes[0] // pieces), n)
             self._row(cpu.PRODUCT, sizes, block, self._cost(i), operands, blocking=blocking, notes=notes)
             return
@@ -783,7 +787,7 @@ class _Table:
             (cpu.PACK_A, "A packed"),
             (cpu.PACK_B | cpu.PACK_T, "B packed"),
             (cpu.SGD, "sgd"),
-            (cpu.ONES, "with db"),
+            (cpu.ONES | cpu.TOTAL, "with db"),
         )
         notes = [word for bit, word in signs if how & bit]
         self._row(cpu.PRODUCT, sizes, (m_block, n_block), cost, operands, code, then, blocking, what, notes)
@@ -875,7 +879,7 @@ class _Table:
         blocking = (block_of(k, n), 0, 0, how | cpu.FEW_ROWS, self.panel)
         kinds = ((cpu.DOTS, "dot products"), (cpu.PACK_T, "B turned"), (cpu.BY_PANELS, "panel by panel"))
         notes = [next((note for bit, note in kinds if how & bit), "row by row")]
-        notes += [word for bit, word in ((cpu.SGD, "sgd"), (cpu.ONES, "with db")) if how & bit]
+        notes += [word for bit, word in ((cpu.SGD, "sgd"), (cpu.ONES | cpu.TOTAL, "with db")) if how & bit]
         self._row(cpu.PRODUCT, sizes, (m, n_block), cost, operands, code, then, blocking, what, notes)
 
     def _suits_panels(self, rows: int, n: int, whole: int) -> bool:

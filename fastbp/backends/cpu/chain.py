@@ -51,6 +51,7 @@ from fastbp.backends.cpu.chain_words import (
     REDUCE_WHOLE,
     ROW,
     RUNNING,
+    SCALE,
     SLOT,
     SPREAD,
     SQUARED_ERROR,
@@ -103,9 +104,9 @@ def _point(places, k, bases, private, r, c, j, piece):
 
 
 @kernel
-def _number(private, operation, one):
-    """The number that an operation multiplies by."""
-    k = get_int(operation, C)
+def _number(private, operation, word, one):
+    """The number that an operation multiplies by: C, or SCALE."""
+    k = get_int(operation, word)
     return load_at(_place(private, k, one), 0) if k >= 0 else one
 
 
@@ -119,7 +120,7 @@ def _end_columns(private, operation, rows, cols, accumulate, one):
     if not accumulate:
         for k in range(cols):
             store_at(out, k, one - one)
-    apply_binary(int64(ADD), cols, out, running, step, out, step, _number(private, operation, one))
+    apply_binary(int64(ADD), cols, out, running, step, out, step, _number(private, operation, C, one))
 
 
 @kernel
@@ -137,7 +138,7 @@ def _once(private, operation, height, columns, accumulate, one):
             apply_unary(int64(COPY), columns, shifted(out, r * columns), x, int64(1))
     elif kind == END_ALL:
         total = reduce_row(code, RUNNING * lanes_of(one), _place(private, get_int(operation, X), one))
-        total *= _number(private, operation, one)
+        total *= _number(private, operation, C, one)
         store_at(out, 0, total + load_at(out, 0) if accumulate else total)
     elif kind == END_COLUMNS:
         _end_columns(private, operation, height, columns, accumulate, one)
@@ -186,7 +187,7 @@ def _operate(private, operation, rows, cols, element, accumulate, one):
     elif kind == BINARY:
         k = get_int(operation, Y)
         y = _place(private, k, one)
-        apply_binary(code, n, out, x, x_step, y, get_int(private, 2 * k + 1), _number(private, operation, one))
+        apply_binary(code, n, out, x, x_step, y, get_int(private, 2 * k + 1), _number(private, operation, C, one))
     elif kind == TERNARY:
         k, p = get_int(operation, Y), get_int(operation, Z)
         y, z = _place(private, k, one), _place(private, p, one)
@@ -194,18 +195,22 @@ def _operate(private, operation, rows, cols, element, accumulate, one):
             code, n, out, x, x_step, y, get_int(private, 2 * k + 1), z, get_int(private, 2 * p + 1)
         )  # fmt: skip
     elif kind == SQUARED_ERROR:
-        y, running = _place(private, get_int(operation, Y), one), _place(private, get_int(operation, Z), one)
-        squared_error(n, out, x, y, _number(private, operation, one), running)
+        y, to = _place(private, get_int(operation, Y), one), _place(private, get_int(operation, Z), one)
+        running = pointer(int64(0), int64(0), one) if code else to
+        total = squared_error(n, out, x, y, _number(private, operation, C, one), running)
+        if code:
+            total *= _number(private, operation, SCALE, one)
+            store_at(to, 0, total + load_at(to, 0) if accumulate else total)
     elif kind == MASK:
         dropout_mask(code, n, out, pointer(get_int(private, 2 * x_place), int64(0), 1.0), element)
     elif kind == REDUCE_WHOLE:
-        total = reduce_row(code, n, x) * _number(private, operation, one)
+        total = reduce_row(code, n, x) * _number(private, operation, C, one)
         store_at(out, 0, total + load_at(out, 0) if accumulate else total)
     elif kind == REDUCE_ALL:
         reduce_into(code, n, out, x)
     elif kind == REDUCE_ROWS:
         for r in range(rows):
-            store_at(out, r, reduce_row(code, cols, shifted(x, r * cols)) * _number(private, operation, one))
+            store_at(out, r, reduce_row(code, cols, shifted(x, r * cols)) * _number(private, operation, C, one))
     elif kind == SPREAD:
         for r in range(rows):
             apply_unary(int64(COPY), cols, shifted(out, r * cols), shifted(x, r), int64(0))

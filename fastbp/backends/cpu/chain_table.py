@@ -243,8 +243,10 @@ class Builder:
             if k in self.squares:
                 x, y, factor = (at[v] for v in step.args)
                 ((result, out),) = reduced[first + self.squares[k]]
-                running = self._running(result, self._result(out), at[result.scale])
-                self.body.append([chain.SQUARED_ERROR, 0, at[value], x, y, running, factor])
+                to, scale, whole = self._result(out), at[result.scale], self._is_whole()
+                if not whole:
+                    to, scale = self._running(result, to, scale), NONE
+                self.body.append([chain.SQUARED_ERROR, int(whole), at[value], x, y, to, factor, scale])
             else:
                 operands = [at[v] for v in step.args] + [NONE] * (3 - len(step.args))
                 kind, codes = _TABLES[len(step.args)]
@@ -279,7 +281,7 @@ class Builder:
             self.body.append([chain.REDUCE_ROWS, code, self._memory(out), value, NONE, NONE, scale])
             return
         to = self._result(out)
-        if result.axis is None and 0 < self.rows * self.cols <= self.height * self.width:
+        if result.axis is None and self._is_whole():
             self.body.append([chain.REDUCE_WHOLE, code, to, value, NONE, NONE, scale])
         elif result.axis is None:
             self.body.append([chain.REDUCE_ALL, code, self._running(result, to, scale), value, NONE, NONE, NONE])
@@ -291,6 +293,10 @@ class Builder:
                 self.private.append((here, -1))
             self.body.append([chain.BINARY, _COMBINE[result.how], here, here, value, NONE, NONE])
             self.epilogue.append([chain.END_COLUMNS, code, to, running, NONE, NONE, scale])
+
+    def _is_whole(self) -> bool:
+        """Whether there is one block, and something in it."""
+        return 0 < self.rows * self.cols <= self.height * self.width
 
     def _running(self, result: Result, to: Ref, scale: Any) -> Ref:
         """Running sums over all elements, which go ``to`` a number in the end."""
@@ -319,6 +325,7 @@ class Builder:
         for place in places:
             words += place
         for kind, code, *operands in (*self.prologue, *self.body, *self.epilogue):
+            operands += [NONE] * (chain.OPERATION - 2 - len(operands))
             words += [kind, code, *(o if o == NONE else o[1] + still * o[0] for o in operands)]
         return Table(np.array(words, np.int64), size)
 

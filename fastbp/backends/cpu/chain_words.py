@@ -12,9 +12,9 @@ HEADER = 9
 SLOT, OFFSET, A_ROW, A_COLUMN, A_PIECE, STEP = range(6)
 PLACE = 6
 OWN = -1
-# words of an operation; OUT, X, Y, Z and C are places
-KIND, CODE, OUT, X, Y, Z, C = range(7)
-OPERATION = 7
+# words of an operation; OUT, X, Y, Z, C and SCALE are places
+KIND, CODE, OUT, X, Y, Z, C, SCALE = range(8)
+OPERATION = 8
 UNARY, BINARY, TERNARY = 1, 2, 3
 SPREAD = 4  # a number a row, spread over the columns of a block
 TILE = 5  # a row, once for every row of a block
@@ -24,7 +24,9 @@ REDUCE_ROWS = 9  # every row of the block becomes a number
 END_ALL, END_COLUMNS = 10, 11  # what is reduced goes out, times the number C
 MASK = 12  # CODE has the bits of program.Step
 REDUCE_WHOLE = 13  # the only block of all becomes a number, times the number C: what REDUCE_ALL and END_ALL would give
-SQUARED_ERROR = 14  # OUT = (X - Y) C, and its squares without C join the running sums in Z
+# OUT = (X - Y) C, and its squares without C join the running sums in Z; with CODE 1 the block is the only one of all,
+# and Z becomes what REDUCE_WHOLE would make of the squares, times the number SCALE
+SQUARED_ERROR = 14
 
 COPY, ADD, MAXIMUM = UNARY_CODES["copy"], BINARY_CODES["add"], BINARY_CODES["maximum"]
 RUNNING = 4  # vectors of running sums

@@ -153,6 +153,7 @@ from fastbp.backends.cpu.words import (
     TABLES,
     THEN,
     THREAD,
+    TOTAL,
     TRANSPOSE,
     UPDATE,
     WIDTH,
@@ -347,6 +348,17 @@ def _row_of_ones(row, bases, j, n, accumulate, one):
 
 
 @kernel
+def _total(row, bases, accumulate, one):
+    """The element behind the only row of a product with TOTAL."""
+    zero = int64(0)
+    row_of_ones(
+        int64(1), get_int(row, K), get_int(row, BLOCK), get_int(row, HOW), accumulate and get_int(row, SUMS),
+        _address(row, bases, Y), _address(row, bases, A), _operand(row, A, COL_STRIDE), zero,
+        _address(row, bases, OUT) + get_int(row, N) * itemsize_of(one), _rate(row, bases, one), one,
+    )  # fmt: skip
+
+
+@kernel
 def _product_update_piece(row, bases, rule, i, m, n, one):
     item = itemsize_of(one)
     a_row = _operand(row, A, ROW_STRIDE)
@@ -525,6 +537,8 @@ def _run_block(row, bases, piece, accumulate, thread, one):
         _small_product(row, bases, accumulate, thread, one)
         if get_int(row, HOW) & ONES:
             _row_of_ones(row, bases, int64(0), get_int(row, N), accumulate, one)
+        if get_int(row, HOW) & TOTAL:
+            _total(row, bases, accumulate, one)
         return
     i, j, m, n = int64(0), int64(0), get_int(row, M), get_int(row, N)
     if get_int(row, PIECES) > 1:
@@ -553,6 +567,8 @@ def _run_block(row, bases, piece, accumulate, thread, one):
             _product_piece(row, bases, i, j, m, n, accumulate, thread, one)
         if get_int(row, HOW) & (ONES | FEW_ROWS | SUMMANDS) == ONES and i + m == get_int(row, M):
             _row_of_ones(row, bases, j, n, accumulate, one)
+        if get_int(row, HOW) & TOTAL and j + n == get_int(row, N):
+            _total(row, bases, accumulate, one)
     elif op == MAP_BINARY:
         x_step, y_step = _operand(row, A, COL_STRIDE), _operand(row, B, COL_STRIDE)
         for r in range(i, i + m):

@@ -681,23 +681,33 @@ def reduce_into(typingctx: Any, code: Any, n: Any, running: Any, x: Any) -> Any:
 
 @intrinsic
 def squared_error(typingctx: Any, n: Any, out: Any, x: Any, y: Any, factor: Any, running: Any) -> Any:
-    """out = (x - y) factor, and (x - y)² joins running sums as :func:`reduce_into` adds: a pass instead of four."""
-    signature = types.void(types.int64, out, x, y, factor, running)
+    """out = (x - y) factor, and (x - y)² joins running sums as :func:`reduce_into` adds: a pass instead of four.
+
+    Without ``running``, a null pointer, they begin at 0. Returns their sum, as :func:`reduce_row` would make it.
+    """
+    signature = out.dtype(types.int64, out, x, y, factor, running)
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         n, out, x, y, factor, running = arguments
         m = _emitter(builder, sig.args[1])
         places, times = [_offset(builder, running, I64(k * m.lanes)) for k in range(SUMS)], m.splat(factor)
+        goes_on = builder.icmp_signed("!=", builder.ptrtoint(running, I64), I64(0))
+        starts = [cgutils.alloca_once_value(builder, m.constant(0.0)) for _ in places]
+        with builder.if_then(goes_on):
+            for start, place in zip(starts, places, strict=True):
+                builder.store(m.load(place).value, start)
 
         def step(old: Vector, i: Any, mask: Any) -> Vector:
             difference = m.load(_offset(builder, x, i), mask) - m.load(_offset(builder, y, i), mask)
             m.store(difference * times, _offset(builder, out, i), mask)
             return old + difference * difference
 
-        totals = _fold_apart(m, n, [m.load(place) for place in places], step)
-        for total, place in zip(totals, places, strict=True):
-            m.store(total, place)
-        return context.get_dummy_value()
+        totals = _fold_apart(m, n, [Vector(m, builder.load(start)) for start in starts], step)
+        with builder.if_then(goes_on):
+            for total, place in zip(totals, places, strict=True):
+                m.store(total, place)
+        first, second, third, fourth = totals
+        return m.reduce(add(add(first, second), add(third, fourth)), add)
 
     return signature, codegen
 

@@ -72,6 +72,7 @@ SUMMANDS = 4096  # few columns of A and rows of B, and SGD: done a row of theta 
 FEW_COLUMNS = 8192  # done by few_rows.py: dot products of rows of A with few columns of B
 OUTER = 16384  # rows of C are sums of few rows of B: done by few_rows.py
 BY_PANELS = 32768  # one row, panel after panel: done by one_row.py
+TOTAL = 65536  # B has one more column, of ones: the sum of A's only row, which is the gradient of a bias
 # limits of those that few_rows.py does
 MOST_ROWS = 4
 MOST_SUMMANDS = 10  # rows of B whose factors are in registers

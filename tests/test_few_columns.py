@@ -100,6 +100,27 @@ def test_the_sum_of_a_column(rows, threads, dtype):
     np.testing.assert_array_equal(trained.theta, theta)
 
 
+@pytest.mark.parametrize(
+    ("rows", "inputs"),
+    [*((rows, inputs) for rows in (1, 3, 11, 127) for inputs in (1, 2, 9, 300)), (1, 700_000), (3, 700_000)],
+)
+def test_the_bias_of_one_output_comes_with_its_weights(rows, inputs, dtype):
+    """In one instruction, whether it has few rows, few summands or pieces that threads share; with an update or not."""
+    rng = np.random.default_rng(inputs + rows)
+    x, t = rng.normal(size=(rows, inputs)).astype(dtype), rng.normal(size=(rows, 1)).astype(dtype)
+    net, trained = (fastbp.MLP([inputs, 1], loss="half_sse", dtype=dtype, seed=1) for _ in range(2))
+    optimizer = optim.SGD(0.125)
+    lines = CpuExecutable(net.training_step(("X", "T"), optimizer, False).program, dtype).bound(rows).lines
+    assert ["with db" in line.schedule for line in lines] == [False, False, True]
+    _, gradient = net.loss_and_grad(x, t)
+    residuals = (x.astype(np.float64) @ net.weights[0] + net.biases[0] - t) / rows
+    assert abs(gradient[-1] - residuals.sum()) <= 20 * LIMITS[dtype] * np.abs(residuals).sum() * inputs**0.5
+    trained.fit(x, t, epochs=1, batch_size=rows, optimizer=optimizer, shuffle=False)
+    theta = net.theta.copy()
+    optimizer.update(theta, gradient, optimizer.init(theta))
+    np.testing.assert_array_equal(trained.theta, theta)
+
+
 LENGTHS = [1, 7, 8, 9, 61, 300]  # around one vector of rows
 FEW = [1, 2, 3, 4, 5, 8, 9, 16, 17]  # columns: around what is done so, and a vector of them
 PANELS = [24, 31, 33, 63, 64, 65, 72, 100, 127, 128, 129, 136, 200]  # around what one_row.py does, and its panels

@@ -37,6 +37,7 @@ Layers = list[tuple[Array, Array]]  # W and b of every layer
 MOST_BATCHES = 64
 DATA_BYTES = 16e6  # of all batches; one batch may have more
 PASS_OPERATIONS = 2e9  # of a pass over all batches; one step may have more
+TRIAL_STEPS = 4  # at a learning rate, before it is taken
 
 
 # ---- the task --------------------------------------------------------------------------------------------------------
@@ -100,13 +101,29 @@ def make_task(network: Network) -> Task:
 def _rate(network: Network, X: Array, T: Array, theta: Array) -> float:
     """A learning rate at which nothing diverges in a long run, yet float32 sees every step.
 
-    A step moves the parameters by a thousandth of their length at most, and lowers the loss by a tenth at most.
+    A step moves the parameters by a thousandth of their length at most, and lowers the loss by a tenth at most. Where
+    the gradient is small at first only, as in a chain of linear layers, that is too much: a tenth as much then, until
+    the loss of the first steps does not rise.
     """
     net = network.make("float64", "numpy")
     net.theta = theta
-    loss, gradient = net.loss_and_grad(X, T)
+    first, gradient = net.loss_and_grad(X, T)
     length = np.linalg.norm(gradient)
-    return float(np.float32(min(1e-3 * np.linalg.norm(theta) / length, 0.1 * loss / length**2)))
+    rate = min(1e-3 * np.linalg.norm(theta) / length, 0.1 * first / length**2)
+    while not _descends(net, X, T, theta, rate, first):
+        rate /= 10
+    return float(np.float32(rate))
+
+
+def _descends(net: MLP, X: Array, T: Array, theta: Array, rate: float, first: float) -> bool:
+    """Whether no loss of the first steps is above the ``first`` one, that at theta."""
+    net.theta = theta
+    for _ in range(1 + TRIAL_STEPS):
+        loss, gradient = net.loss_and_grad(X, T)
+        if not loss <= first * (1 + 1e-9):  # NaN has risen, too
+            return False
+        net.theta = net.theta - rate * gradient
+    return True
 
 
 # ---- the peers -------------------------------------------------------------------------------------------------------

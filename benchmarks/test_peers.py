@@ -55,6 +55,20 @@ def test_every_activation(kind: type[Peer], activation: str) -> None:
     assert kind.name in Comparison(make_task(network), [kind]).timings()
 
 
+def test_a_learning_rate_is_tried_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """624-374-60-1-35, all linear, has small gradients at first: the rate by their length was 10 times too large."""
+    network = replace(SMALL, activation="identity", output="identity")
+    task = make_task(network)
+    net, data = network.make("float64", "numpy"), (task.X[0], task.T[0], task.theta)
+    first = net.loss(*data[:2])
+    assert peers._descends(net, *data, task.rate, first)
+    assert not peers._descends(net, *data, 1e3, first)
+    tried: list[float] = []
+    monkeypatch.setattr(peers, "_descends", lambda *asked: bool(tried.append(asked[4]) or len(tried) > 2))
+    assert make_task(network).rate == pytest.approx(task.rate / 100)
+    assert tried == pytest.approx([task.rate, task.rate / 10, task.rate / 100])
+
+
 def test_scikit_learn_on_another_output() -> None:
     not_without(peers.ScikitLearn, SMALL)
     timings = Comparison(make_task(SMALL), [peers.ScikitLearn]).timings()

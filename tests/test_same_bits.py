@@ -434,6 +434,23 @@ def test_rows_of_few_summands_are_the_same_by_rows_and_by_tiles(inputs, activati
         np.testing.assert_array_equal(theta, found[0][1])
 
 
+@pytest.mark.parametrize("inputs", [11, 16])
+def test_rows_of_few_summands_are_the_same_depth_first(inputs, dtype, monkeypatch):
+    x, t = RNG.normal(size=(500, inputs)), RNG.normal(size=(500, 5))
+    found, by_rows = [], []
+    for limits in (binding.FEW_IN_CHUNK, (0, 0)):
+        monkeypatch.setattr(binding, "FEW_IN_CHUNK", limits)
+        net = MLP([inputs, 24 * 16 + 1, 5], activation="tanh", loss="mse", dtype=dtype, seed=0)
+        lines = net.training_step(("X", "T"), optim.SGD(), False).bound(500).lines
+        by_rows.append(sum(line.inside and "row by row" in line.schedule for line in lines))
+        net.fit(x, t, epochs=2, batch_size=500, optimizer=optim.SGD(0.01))
+        found.append((net.forward(x), net.forward(x[:1]), net.theta))
+    assert by_rows == [1, 0]
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(found[0][0][:1], found[0][1])
+
+
 ALWAYS = {
     "FAR": -1,
     **dict.fromkeys(("PACKED_K", "SHORT_PACKED_K", "PACKED_ROWS", "PACKED_COLUMNS"), 1),

@@ -969,8 +969,9 @@ class _Table:
                 break
         if target.NARROW:  # with tiles of every height all pieces can have about as many rows: 128 are 4 times 32
             down, across = -(-m // max(m_block, 1)), -(-n // max(n_block, 1))
-            if down > 1 and down * across < ODD_PIECES:
-                down += down * across % 2
+            if 1 < down * across < ODD_PIECES and down * across % 2:
+                down, across = (down + 1, across) if down > 1 else (down, across + 1)
+                n_block = min(n_block, _ceil(-(-n // across), self.panel))
             m_block = -(-m // max(1, down))
         return m_block, n_block
 

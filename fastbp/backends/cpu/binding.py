@@ -78,6 +78,7 @@ LONG_COLUMN = 128  # numbers
 FEW_SUMMANDS = 6  # up to which a gradient with SGD is made row by row, if rows are short
 MOST_TURNED, SHORT_TURNED = 8, 32  # rows of A up to which Bᵀ is not copied; K up to which they are cpu.MOST_ROWS
 PACKED_COLUMNS = 96  # copying a line of A costs about 8 cycles, and 96 columns use it for 96
+FAR_COLUMNS = 1024  # bytes from one column of Aᵀ to the next, beyond which it pays even if the first level keeps them
 
 Operand = tuple[int, int, int, int]
 NOWHERE: Operand = (0, 0, 0, 0)
@@ -825,7 +826,7 @@ class _Table:
         if not target.NARROW:
             return stride > FAR and k >= 4 * PACKED_K and n >= 2 * self.panel
         if n >= PACKED_COLUMNS:
-            return k >= SHORT_PACKED_K and 2 * k > caches.rows_that_stay(1, stride)
+            return k >= SHORT_PACKED_K and (stride > FAR_COLUMNS or 2 * k > caches.rows_that_stay(1, stride))
         if n > self.panel:
             large = 2 * m * k * self.item >= caches.second_level() and k * caches.LINE >= caches.first_level()
             return large or k > caches.rows_that_stay(2, stride)

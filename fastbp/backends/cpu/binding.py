@@ -722,7 +722,7 @@ class _Table:
             self._product_with_few_rows(sizes, operands, cost, how, code, then, what)
             return
         first, second = caches.first_level(), caches.second_level()
-        longest = longest_of(k, n, self.panel, self.item)
+        longest = min(longest_of(k, n, self.panel, self.item), _ceil(max(k, 1), block_of(k, n)))
         forward = a_row != 1
         plain_b = not turned and b_panel == self.panel and n > self.panel and not self.in_chunk
         far_b, copied_from = self._copies_of_b(b_row * self.item, n, k, forward) if plain_b else (False, NEVER)

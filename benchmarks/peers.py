@@ -37,7 +37,7 @@ Layers = list[tuple[Array, Array]]  # W and b of every layer
 MOST_BATCHES = 64
 DATA_BYTES = 16e6  # of all batches; one batch may have more
 PASS_OPERATIONS = 2e9  # of a pass over all batches; one step may have more
-TRIAL_STEPS = 4  # at a learning rate, before it is taken
+TRIAL_STEPS, MOST_TRIALS = 4, 9  # at a learning rate, before it is taken; of rates
 
 
 # ---- the task --------------------------------------------------------------------------------------------------------
@@ -109,20 +109,21 @@ def _rate(network: Network, X: Array, T: Array, theta: Array) -> float:
     net.theta = theta
     first, gradient = net.loss_and_grad(X, T)
     length = np.linalg.norm(gradient)
-    rate = min(1e-3 * np.linalg.norm(theta) / length, 0.1 * first / length**2)
-    while not _descends(net, X, T, theta, rate, first):
-        rate /= 10
-    return float(np.float32(rate))
+    largest = min(1e-3 * np.linalg.norm(theta) / length, 0.1 * first / length**2)
+    for rate in largest / 10.0 ** np.arange(MOST_TRIALS):
+        if _descends(net, X, T, theta, rate, first, gradient):
+            return float(np.float32(rate))
+    raise WrongResultError(f"fastbp on {network}: its loss, {first:.3g} at first, falls at no learning rate")
 
 
-def _descends(net: MLP, X: Array, T: Array, theta: Array, rate: float, first: float) -> bool:
-    """Whether no loss of the first steps is above the ``first`` one, that at theta."""
+def _descends(net: MLP, X: Array, T: Array, theta: Array, rate: float, first: float, gradient: Array) -> bool:
+    """Whether no loss of the first steps is above the ``first`` one, that at theta, as is the first gradient."""
     net.theta = theta
-    for _ in range(1 + TRIAL_STEPS):
+    for _ in range(TRIAL_STEPS):
+        net.theta = net.theta - rate * gradient
         loss, gradient = net.loss_and_grad(X, T)
         if not loss <= first * (1 + 1e-9):  # NaN has risen, too
             return False
-        net.theta = net.theta - rate * gradient
     return True
 
 

@@ -60,13 +60,16 @@ def test_a_learning_rate_is_tried_before_it_is_taken(monkeypatch: pytest.MonkeyP
     network = replace(SMALL, activation="identity", output="identity")
     task = make_task(network)
     net, data = network.make("float64", "numpy"), (task.X[0], task.T[0], task.theta)
-    first = net.loss(*data[:2])
-    assert peers._descends(net, *data, task.rate, first)
-    assert not peers._descends(net, *data, 1e3, first)
+    first, gradient = net.loss_and_grad(*data[:2])
+    assert peers._descends(net, *data, task.rate, first, gradient)
+    assert not peers._descends(net, *data, 1e3, first, gradient)
     tried: list[float] = []
     monkeypatch.setattr(peers, "_descends", lambda *asked: bool(tried.append(asked[4]) or len(tried) > 2))
     assert make_task(network).rate == pytest.approx(task.rate / 100)
     assert tried == pytest.approx([task.rate, task.rate / 10, task.rate / 100])
+    monkeypatch.setattr(peers, "_descends", lambda *asked: False)
+    with pytest.raises(WrongResultError, match="falls at no learning rate"):
+        make_task(network)
 
 
 def test_scikit_learn_on_another_output() -> None:

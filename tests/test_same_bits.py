@@ -17,7 +17,7 @@ from patience import attempts
 import fastbp
 from fastbp import MLP, graph, optim
 from fastbp.backends import executable
-from fastbp.backends.cpu import binding, caches, words
+from fastbp.backends.cpu import binding, caches, target, words
 from fastbp.backends.cpu.executable import CpuExecutable
 from fastbp.backends.cpu.team import team
 from fastbp.plan import plan
@@ -436,16 +436,17 @@ def test_rows_of_few_summands_are_the_same_by_rows_and_by_tiles(inputs, activati
 
 @pytest.mark.parametrize("inputs", [11, 16])
 def test_rows_of_few_summands_are_the_same_depth_first(inputs, dtype, monkeypatch):
-    x, t = RNG.normal(size=(500, inputs)), RNG.normal(size=(500, 5))
+    x, t = RNG.normal(size=(1100, inputs)), RNG.normal(size=(1100, 5))
+    panel = target.TILE_VECTORS * target.VECTOR_BYTES // np.dtype(dtype).itemsize
     found, by_rows = [], []
     for limits in (binding.FEW_IN_CHUNK, (0, 0)):
         monkeypatch.setattr(binding, "FEW_IN_CHUNK", limits)
-        net = MLP([inputs, 24 * 16 + 1, 5], activation="tanh", loss="mse", dtype=dtype, seed=0)
-        lines = net.training_step(("X", "T"), optim.SGD(), False).bound(500).lines
+        net = MLP([inputs, 24 * panel + 1, 5], activation="tanh", loss="mse", dtype=dtype, seed=0)
+        lines = net.training_step(("X", "T"), optim.SGD(), False).bound(1100).lines
         by_rows.append(sum(line.inside and "row by row" in line.schedule for line in lines))
-        net.fit(x, t, epochs=2, batch_size=500, optimizer=optim.SGD(0.01))
+        net.fit(x, t, epochs=2, batch_size=1100, optimizer=optim.SGD(0.01))
         found.append((net.forward(x), net.forward(x[:1]), net.theta))
-    assert by_rows == [1, 0]
+    assert by_rows == [int(target.NARROW), 0]
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(found[0][0][:1], found[0][1])

@@ -62,7 +62,7 @@ BY_ROWS_FROM, SUMMED_FROM = {1: 2, 2: 5, 3: NEVER, 4: NEVER}, {1: 2, 2: 3, 3: 8,
 # Vectors of columns up to which a matrix beside one row is walked down in panels, however large it is, and if its rows
 # are not whole vectors; how many second levels a wider one may take, in a product of whole vectors and otherwise
 ONE_PANEL, RAGGED_ROW, NEAR_WHOLE, NEAR = 8, 16, 6, 2
-FEW_SUMMANDS_FROM, FEW_IN_CHUNK = ((4, 4), (6, 24), (10, 40)), (16, 24)  # always, and depth first
+FEW_SUMMANDS_FROM, FEW_IN_CHUNK = ((4, 4), (6, 24), (10, 40)), (16, 24)  # always; depth first with 16 registers
 WIDE_PANELS, WIDE_SUMMANDS = 40, 24  # and where the second level does not hold C
 SUMMED_PIECE, PANELS_OF_PIECE = 8, 4  # panels of a piece of a product with few rows of Aᵀ, and of one row by panels
 UNDIVIDED_ROWS = 1024  # of Aᵀ B, from which on pieces have whole rows: each line of B that is copied serves more then
@@ -417,9 +417,12 @@ def reads_range(program: Program, n: int, reads: list[int], update: Instruction,
 
 
 def longest_of(k: int, n: int, panel: int, item: int) -> int:
-    """The longest stretch of K, in whole blocks, of which a panel of B takes a quarter of the second-level cache."""
+    """The longest stretch of K, in whole blocks, of which a panel of B takes a quarter of the second-level cache.
+
+    No longer than K takes, for what is packed has room for a stretch.
+    """
     block = block_of(k, n)
-    return block * max(1, caches.second_level() // (4 * panel * item) // block)
+    return min(block * max(1, caches.second_level() // (4 * panel * item) // block), _ceil(max(k, 1), block))
 
 
 def is_long_column(rows: int, cols: int) -> bool:
@@ -722,7 +725,7 @@ class _Table:
             self._product_with_few_rows(sizes, operands, cost, how, code, then, what)
             return
         first, second = caches.first_level(), caches.second_level()
-        longest = min(longest_of(k, n, self.panel, self.item), _ceil(max(k, 1), block_of(k, n)))
+        longest = longest_of(k, n, self.panel, self.item)
         forward = a_row != 1
         plain_b = not turned and b_panel == self.panel and n > self.panel and not self.in_chunk
         far_b, copied_from = self._copies_of_b(b_row * self.item, n, k, forward) if plain_b else (False, NEVER)
@@ -911,7 +914,7 @@ class _Table:
         wide = n >= WIDE_PANELS * self.panel and k <= WIDE_SUMMANDS
         if wide and not self.in_chunk and m * n * self.item > caches.second_level():
             return True
-        limits = (*FEW_SUMMANDS_FROM, FEW_IN_CHUNK) if self.in_chunk else FEW_SUMMANDS_FROM
+        limits = (*FEW_SUMMANDS_FROM, FEW_IN_CHUNK) if self.in_chunk and target.NARROW else FEW_SUMMANDS_FROM
         return any(k <= most and n >= panels * self.panel for most, panels in limits)
 
     def _outer_product(

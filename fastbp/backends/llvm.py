@@ -222,16 +222,25 @@ def switch(builder: Any, code: Any, cases: Sequence[Callable[[], None]]) -> None
     builder.position_at_end(end)
 
 
+def declared(module: Any, signature: Any, name: str) -> Any:
+    """The function of that name in a module, of those outside if it was not there."""
+    found = module.globals.get(name)
+    return ir.Function(module, signature, name) if found is None else found
+
+
 @contextmanager
-def repeated(builder: Any, count: int) -> Iterator[None]:
-    """What is built inside is done ``count`` times, at least once; the compiler is told not to unroll that loop."""
+def repeated(builder: Any, count: int) -> Iterator[Any]:
+    """What is built inside is done ``count`` times, at least once; the compiler is told not to unroll that loop.
+
+    The number of the turn is yielded, of 32 bits.
+    """
     module, kind = builder.module, ir.IntType(32)
     before, body, end = builder.block, builder.append_basic_block("body"), builder.append_basic_block("end")
     builder.branch(body)
     builder.position_at_end(body)
     turn = builder.phi(kind)
     turn.add_incoming(kind(0), before)
-    yield
+    yield turn
     after = builder.add(turn, kind(1))
     turn.add_incoming(after, builder.block)
     back = builder.cbranch(builder.icmp_signed("<", after, kind(count)), body, end)

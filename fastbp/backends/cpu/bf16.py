@@ -15,8 +15,9 @@ from numba.extending import intrinsic
 
 from fastbp.backends.cpu import simd
 from fastbp.backends.cpu.compiling import kernel
-from fastbp.backends.cpu.simd import I32, I64, pointer, transpose_tile
+from fastbp.backends.cpu.simd import pointer, transpose_tile
 from fastbp.backends.cpu.target import HAS_BF16
+from fastbp.backends.cpu.vectors import I32, I64, Vector, VectorEmitter
 
 LANES = 16  # pairs a vector
 
@@ -45,16 +46,16 @@ _HALVES = ir.VectorType(_BFloat(), 2 * LANES)
 _SHORTS = ir.VectorType(ir.IntType(16), 2 * LANES)
 
 
-def dot_pairs(m: simd.VectorEmitter, x: simd.Vector, y: simd.Vector, total: simd.Vector) -> simd.Vector:
+def dot_pairs(m: VectorEmitter, x: Vector, y: Vector, total: Vector) -> Vector:
     """Total + x₀ y₀ + x₁ y₁ in every lane, for pairs x and y."""
     b = m.builder
     signature = ir.FunctionType(m.type, [m.type, _HALVES, _HALVES])
     function = cgutils.get_or_insert_function(b.module, signature, "llvm.x86.avx512bf16.dpbf16ps.512")
     pairs = [b.bitcast(v.value, _HALVES) for v in (x, y)]
-    return simd.Vector(m, b.call(function, [total.value, *pairs]))
+    return Vector(m, b.call(function, [total.value, *pairs]))
 
 
-def _rounded(m: simd.VectorEmitter, low: simd.Vector, high: simd.Vector) -> Any:
+def _rounded(m: VectorEmitter, low: Vector, high: Vector) -> Any:
     """32 bfloat16 numbers, those of ``low`` first, to the nearest, ties to even; NaN stays NaN."""
     b = m.builder
     function = cgutils.get_or_insert_function(
@@ -72,7 +73,7 @@ def _pairs_across(typingctx: Any, n: Any, out: Any, x: Any) -> Any:
         if not works_for(sig.args[1]):
             return context.get_dummy_value()
         n, out, x = arguments
-        m = simd.VectorEmitter(builder, "float32")
+        m = VectorEmitter(builder, "float32")
         with cgutils.for_range_slice(builder, I64(0), n, I64(2 * LANES)) as (i, _):
             left = builder.sub(n, i)
             here = builder.gep(x, [i])
@@ -80,7 +81,7 @@ def _pairs_across(typingctx: Any, n: Any, out: Any, x: Any) -> Any:
             high = m.load(builder.gep(here, [I64(LANES)]), m.mask(builder.sub(left, I64(LANES))))
             pairs = builder.bitcast(_rounded(m, low, high), m.type)
             count = builder.ashr(builder.add(left, I64(1)), I64(1))
-            m.store(simd.Vector(m, pairs), builder.gep(out, [builder.ashr(i, I64(1))]), m.mask(count))
+            m.store(Vector(m, pairs), builder.gep(out, [builder.ashr(i, I64(1))]), m.mask(count))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -95,7 +96,7 @@ def _pairs_down(typingctx: Any, rows: Any, vectors: Any, cols: Any, out: Any, x:
         if not works_for(sig.args[3]):
             return context.get_dummy_value()
         rows, vectors, cols, out, x, x_row = arguments
-        m = simd.VectorEmitter(builder, "float32")
+        m = VectorEmitter(builder, "float32")
         order = [half for lane in range(LANES) for half in (lane, lane + LANES)]
         interleaved = ir.Constant(ir.VectorType(I32, 2 * LANES), order)
         nothing = ir.Constant(m.mask_type, [0] * m.lanes)
@@ -110,7 +111,7 @@ def _pairs_down(typingctx: Any, rows: Any, vectors: Any, cols: Any, out: Any, x:
                 high = m.load(builder.gep(here, [builder.add(x_row, at)]), builder.select(second, mask, nothing))
                 halves = builder.bitcast(_rounded(m, low, high), _SHORTS)
                 pairs = builder.shuffle_vector(halves, ir.Constant(_SHORTS, ir.Undefined), interleaved)
-                m.store(simd.Vector(m, builder.bitcast(pairs, m.type)), builder.gep(there, [at]))
+                m.store(Vector(m, builder.bitcast(pairs, m.type)), builder.gep(there, [at]))
         return context.get_dummy_value()
 
     return signature, codegen

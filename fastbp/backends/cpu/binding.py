@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fastbp.backends.cpu import caches, schedule, target
+from fastbp.backends.cpu import caches, schedule, straight, target
 from fastbp.backends.cpu import words as cpu
 from fastbp.backends.cpu.chain_table import Builder, Place, Work, added_pieces, flattened
 from fastbp.backends.cpu.in_place import taken_over
@@ -125,6 +125,11 @@ class Bound:
     private: int
     shared: bool
     lines: tuple[Line, ...]
+
+    @cached_property
+    def suits_code(self) -> bool:
+        """Whether it is so small that code of its own may be worth it."""
+        return straight.suits(self.table)
 
     @cached_property
     def entry(self) -> int:

@@ -21,7 +21,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastbp.backends.cpu.compiling import kernel
-from fastbp.backends.cpu.simd import I64, get_int, set_int
+from fastbp.backends.cpu.simd import get_int, set_int
+from fastbp.backends.cpu.vectors import I64
 from fastbp.backends.cpu.words import CONTROL_LINE, CURRENT_BASES, CURRENT_ROW, DONE, FIELD, MASK, OPEN, RANGES
 
 SPINS_BEFORE_YIELD = 2000

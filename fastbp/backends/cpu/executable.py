@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
 
-from fastbp.backends.cpu import words
+from fastbp.backends.cpu import straight, words
 from fastbp.backends.cpu.binding import ALIGNMENT, Bound, Slots, bind
 from fastbp.backends.cpu.cross_entropy import with_cross_entropy
 from fastbp.backends.cpu.team import team
@@ -21,6 +22,9 @@ from fastbp.program import Program
 
 KEPT_BINDINGS = 16  # numbers of rows for which tables are kept; training needs two
 KEPT_WORKSPACE = 256 << 20  # bytes up to which a workspace is kept for the next call
+# Seconds in steps of one kind after which those that suit it get code of their own, which takes about as long to make;
+# steps after which it is asked whether they have passed; steps of a kind in a row from which on such code is called.
+COMPILE_AFTER, ASK_AFTER, FEWEST_IN_A_ROW = 0.3, 1 << 14, 8
 
 
 # (slot, buffer, shape) of the arrays that outputs lie in; (name, its array's buffer, start, stop, shape) of the
@@ -42,6 +46,9 @@ class CpuExecutable:
         self._lock = threading.Lock()
         self._team = team(dtype)
         self._spare: list[np.ndarray] = []
+        # by number of rows: code of their own, None where there will be none; seconds in steps that may get it
+        self._code: dict[int, straight.Steps | None] = {}
+        self._spent: dict[int, float] = {}
         # (slot, name, bytes a position, bytes a step) of what comes in; (slot, buffer) of what goes out
         self._sources: list[tuple[int, str, int, int]] = []
         self._results: list[tuple[int, int]] = []
@@ -58,6 +65,8 @@ class CpuExecutable:
         self._once = array("q", [0] * (CALL + self.slots.count))
         self._once[words.STEPS], self._once[words.STEP_COUNT] = _ONE_STEP.ctypes.data, 1
         self._gathers = "order" in program.inputs
+        sizes = [size for _, index in self._results for size in program.buffers[index].shape]
+        self._may_have_code = not any(size.per_row for size in sizes)
 
     def bound(self, n: int) -> Bound:
         """The table for n rows, made once and kept."""
@@ -110,7 +119,7 @@ class CpuExecutable:
         outputs = {index: np.empty((count, *self.program.shape(index, most)), self.dtype) for _, index in self._results}
         strides = {index: array.strides[0] for index, array in outputs.items()}
         values = self._followed(values, int(steps[:, 1].max()) + 2 * most)
-        self._launch([self.bound(int(n)) for n in sizes], plan, values, outputs, strides, clock)
+        self._launch({int(n): self.bound(int(n)) for n in sizes}, plan, values, outputs, strides, clock)
         return {name: outputs[index] for name, index in self.program.outputs.items() if index in outputs}
 
     def _followed(self, values: Mapping[str, Any], length: int) -> Mapping[str, Any]:
@@ -123,7 +132,7 @@ class CpuExecutable:
 
     def _launch(
         self,
-        bindings: list[Bound],
+        bindings: dict[int, Bound],
         plan: np.ndarray,
         values: Mapping[str, Any],
         outputs: dict[int, np.ndarray],
@@ -131,8 +140,9 @@ class CpuExecutable:
         clock: int = 0,
     ) -> None:
         """Hand everything to the machine as addresses; the arrays live in this frame until it returns."""
-        tables = np.array([(_address(b.table), len(b.table)) for b in bindings], np.int64)
-        shared, private = (max(getattr(b, what) for b in bindings) for what in ("workspace", "private"))
+        bound = list(bindings.values())
+        tables = np.array([(_address(b.table), len(b.table)) for b in bound], np.int64)
+        shared, private = (max(getattr(b, what) for b in bound) for what in ("workspace", "private"))
         slots = [(0, 0, 0)] * self.slots.count
         for slot, name, a_position, a_step in self._sources:
             slots[slot] = (_address(values[name]), a_position, a_step)
@@ -140,11 +150,61 @@ class CpuExecutable:
             slots[slot] = (_address(outputs[index]), 0, strides[index])
         slots[words.CLOCK] = clock, 0, 0
         moving = np.array([(k, *slot) for k, slot in enumerate(slots) if slot[1] or slot[2]], np.int64).reshape(-1, 4)
-        call = array("q", [0] * CALL + [address for address, _, _ in slots])
+        bases = array("q", [address for address, _, _ in slots])
+        call = array("q", [0] * CALL) + bases  # in which the machine moves them
         call[words.TABLES] = _address(tables)
-        call[words.STEPS], call[words.STEP_COUNT] = _address(plan), len(plan)
         call[words.MOVING], call[words.MOVING_COUNT] = _address(moving), len(moving)
-        self._enter(call, any(b.shared for b in bindings), shared, private)
+        for first, count, n, code in self._stretches(bindings, plan, bool(clock)):
+            start = _address(plan) + first * plan.strides[0]
+            if code is not None:
+                code.run(bases.buffer_info()[0], start, count)
+                continue
+            began = time.perf_counter()
+            call[words.STEPS], call[words.STEP_COUNT] = start, count
+            self._enter(call, any(b.shared for b in bound), shared, private)
+            if n is not None:
+                self._spent[n] = self._spent.get(n, 0.0) + time.perf_counter() - began
+
+    def _stretches(
+        self, bindings: dict[int, Bound], plan: np.ndarray, timed: bool
+    ) -> Iterator[tuple[int, int, int | None, straight.Steps | None]]:
+        """(first step, steps, rows whose time counts, code of their own) of what is run at once.
+
+        That is all; or, if some steps suit code of their own, those of a kind in a row. The code is made when they have
+        taken as long as making it will.
+        """
+        if timed or not self._may_have_code or not any(self._suits(n, bound) for n, bound in bindings.items()):
+            yield 0, len(plan), None, None
+            return
+        ends = [*(np.flatnonzero(np.diff(plan[:, 0])) + 1).tolist(), len(plan)]
+        if len(plan) < FEWEST_IN_A_ROW * len(ends):
+            yield 0, len(plan), None, None
+            return
+        sizes, first = list(bindings), 0
+        for end in ends:
+            n = sizes[plan[first, 0]]
+            while first < end:
+                undecided = n not in self._code and bindings[n].suits_code
+                if undecided and self._spent.get(n, 0.0) >= COMPILE_AFTER:
+                    self._code[n] = self._compiled(n, bindings[n])
+                    continue
+                count = min(ASK_AFTER, end - first) if undecided else end - first
+                yield first, count, n if undecided else None, self._code.get(n)
+                first += count
+
+    def _suits(self, n: int, bound: Bound) -> bool:
+        """Whether steps of n rows have code of their own, or may get it."""
+        return self._code[n] is not None if n in self._code else bound.suits_code
+
+    def _compiled(self, n: int, bound: Bound) -> straight.Steps | None:
+        if len(self._code) >= KEPT_BINDINGS:
+            self._code.clear()
+            self._spent.clear()
+        moves = {slot: (a_position, a_step) for slot, _, a_position, a_step in self._sources if a_position or a_step}
+        moves |= {slot: (0, self.program.size(index, n) * self.dtype.itemsize) for slot, index in self._results}
+        names = {name: slot for slot, name, _, _ in self._sources}
+        updated = [names[b.name] for b in self.program.buffers if b.kind == "param" and b.base is None]
+        return straight.steps_for(bound.table, self.dtype.name, self.slots.absolute, moves, updated)
 
     def _enter(self, call: array[int], divided: bool, shared: int, private: int) -> None:
         """Give the machine a workspace, ``shared`` bytes and ``private`` ones a thread, and let it run."""

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from fastbp import scalars
 from fastbp.backends.cpu import simd
-from fastbp.backends.cpu.simd import I32, I64, Vector, VectorEmitter
+from fastbp.backends.cpu.vectors import I32, I64, Vector, VectorEmitter, sums_of_lanes
 from fastbp.backends.cpu.words import MOST_SUMMED, MOST_UPDATED
 from fastbp.backends.llvm import switch
 
@@ -124,7 +124,7 @@ def dots_of_row(typingctx: Any, n: Any, k: Any, a: Any, b: Any, out: Any) -> Any
             _over_rows(m, count, k, body)
             made = [Vector(m, builder.load(total)) for total in totals]
             columns = [_chosen(m, made, [row * count + j for row in range(m.lanes)]) for j in range(count)]
-            m.store(simd.sums_of_lanes(m, [columns[min(j, count - 1)] for j in range(m.lanes)]), out, m.mask(n))
+            m.store(sums_of_lanes(m, [columns[min(j, count - 1)] for j in range(m.lanes)]), out, m.mask(n))
 
         switch(builder, builder.sub(n, I64(2)), [partial(case, count) for count in range(2, MOST_SUMMED + 1)])
         return context.get_dummy_value()

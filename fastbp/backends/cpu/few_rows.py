@@ -21,7 +21,8 @@ from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.few_columns import dots_of_row, sums_of_columns, update_by_outer
 from fastbp.backends.cpu.gemm import OUTER_ELEMENTS, apply_binary, apply_update, epilogue
 from fastbp.backends.cpu.one_row import row_by_panels, update_by_panels
-from fastbp.backends.cpu.simd import I64, itemsize_of, lanes_of, load_at, pointer, store_at
+from fastbp.backends.cpu.simd import itemsize_of, lanes_of, load_at, pointer, store_at
+from fastbp.backends.cpu.vectors import I64, Vector, VectorEmitter, sums_of_lanes, transposed
 from fastbp.backends.cpu.words import (
     BIAS,
     BINARY_CODES,
@@ -42,7 +43,7 @@ TURNED = (2, 2, 1, 1, 1, 1)  # vectors of columns that are done at once, for one
 _ADD, _SGD = BINARY_CODES["add"], UPDATE_CODES["sgd"]
 
 
-def _over_row(m: simd.VectorEmitter, n: Any, place: Any, compute: Callable[[Any, Any], simd.Vector]) -> None:
+def _over_row(m: VectorEmitter, n: Any, place: Any, compute: Callable[[Any, Any], Vector]) -> None:
     """compute(i, mask) for all vectors of n contiguous elements, stored from ``place`` on, which it may read.
 
     The last vector ends with the last element and overlaps the one before it, so it is computed before anything is
@@ -65,10 +66,10 @@ def _over_row(m: simd.VectorEmitter, n: Any, place: Any, compute: Callable[[Any,
 
 
 def _over_long_rows(
-    m: simd.VectorEmitter,
+    m: VectorEmitter,
     n: Any,
     places: Sequence[Any],
-    compute: Callable[[Any, Any], list[simd.Vector]],
+    compute: Callable[[Any, Any], list[Vector]],
 ) -> None:
     """:func:`_over_row` for rows of n >= LONG_ROW vectors, all at once, compute(i, mask) giving a vector of each.
 
@@ -79,7 +80,7 @@ def _over_long_rows(
     gap = builder.and_(builder.neg(builder.ptrtoint(places[0], I64)), I64(m.lanes * m.itemsize - 1))
     start, last = builder.sdiv(gap, I64(m.itemsize)), builder.sub(n, lanes)
 
-    def store(i: Any, values: list[simd.Vector]) -> None:
+    def store(i: Any, values: list[Vector]) -> None:
         for value, place in zip(values, places, strict=True):
             m.store(value, builder.gep(place, [i]))
 
@@ -95,13 +96,13 @@ def _over_long_rows(
     store(last, last_values)
 
 
-def _is_long(m: simd.VectorEmitter, n: Any) -> Any:
+def _is_long(m: VectorEmitter, n: Any) -> Any:
     return m.builder.icmp_signed(">=", n, I64(LONG_ROW * m.lanes))
 
 
 def _factors(
-    m: simd.VectorEmitter, row: Any, of_a: Any, at: Any, number: int, a: Any, a_row: Any, a_col: Any, last: Any
-) -> list[simd.Vector]:
+    m: VectorEmitter, row: Any, of_a: Any, at: Any, number: int, a: Any, a_row: Any, a_col: Any, last: Any
+) -> list[Vector]:
     """``number`` elements of a row of A from ``at`` on, each in all lanes; last[0] beyond its ``of_a`` rows."""
     builder = m.builder
     own = builder.icmp_signed("<", row, of_a)
@@ -137,7 +138,7 @@ def _sums_of_rows(
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         rows, of_a, n, k, a, a_row, a_col, last, b, b_row, out, out_row = arguments
-        m = simd.VectorEmitter(builder, str(sig.args[4].dtype))
+        m = VectorEmitter(builder, str(sig.args[4].dtype))
         is_long = _is_long(m, n)
 
         def some(first: Any, together: int, at: Any, number: int, fresh: bool) -> None:
@@ -147,8 +148,8 @@ def _sums_of_rows(
             factors = [_factors(m, index, of_a, at, number, a, a_row, a_col, last) for index in indices]
             places = [builder.gep(out, [builder.mul(index, out_row)]) for index in indices]
 
-            def compute(i: Any, mask: Any) -> list[simd.Vector]:
-                zero = simd.Vector(m, m.constant(0.0))
+            def compute(i: Any, mask: Any) -> list[Vector]:
+                zero = Vector(m, m.constant(0.0))
                 totals = [zero if fresh else m.load(builder.gep(place, [i]), mask) for place in places]
                 for c, line in enumerate(lines):
                     x = m.load(builder.gep(line, [i]), mask)
@@ -202,7 +203,7 @@ def _turned(
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         m_rows, n, k, block, a, a_row, b, b_row, out, out_row = arguments
-        m = simd.VectorEmitter(builder, str(sig.args[4].dtype))
+        m = VectorEmitter(builder, str(sig.args[4].dtype))
         lanes = I64(m.lanes)
         narrow = builder.icmp_signed("<", n, lanes)
         kept = builder.bitcast(cgutils.alloca_once(builder, ir.ArrayType(m.type, m.lanes)), m.element.as_pointer())
@@ -217,8 +218,8 @@ def _turned(
             for total in totals.values():
                 builder.store(m.constant(0.0), total)
 
-            def add(i: int, g: int, place: Any, column: simd.Vector) -> None:
-                old = simd.Vector(m, builder.load(sums[i, g]))
+            def add(i: int, g: int, place: Any, column: Vector) -> None:
+                old = Vector(m, builder.load(sums[i, g]))
                 builder.store(m.fma(m.splat(builder.load(place)), column, old).value, sums[i, g])
 
             def steps(at: Any, rest: Any = None) -> None:
@@ -229,7 +230,7 @@ def _turned(
                     places = [builder.gep(a, [builder.add(builder.mul(I64(i), a_row), at)]) for i in range(rows)]
                     here = [simd.opaque(builder, place) for place in places]
                     mask = None if rest is None else m.mask(rest)
-                    columns = simd.transposed(m, [m.load(builder.gep(square, [row]), mask) for row in to_row])
+                    columns = transposed(m, [m.load(builder.gep(square, [row]), mask) for row in to_row])
                     if rest is None:
                         for c, column in enumerate(columns):
                             for i in range(rows):
@@ -254,8 +255,8 @@ def _turned(
                     steps(builder.add(start, whole), rest)
                 is_first = builder.icmp_signed("==", start, I64(0))
                 for place, total in totals.items():
-                    new = simd.Vector(m, builder.load(sums[place]))
-                    added = simd.Vector(m, builder.load(total)) + new
+                    new = Vector(m, builder.load(sums[place]))
+                    added = Vector(m, builder.load(total)) + new
                     builder.store(builder.select(is_first, new.value, added.value), total)
             for (i, g), total in totals.items():
                 place = builder.gep(out, [builder.add(builder.mul(I64(i), out_row), places[g])])
@@ -295,7 +296,7 @@ def _dots(typingctx: Any, count: Any, n: Any, x: Any, y: Any, y_row: Any, out: A
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         count, n, x, y, y_row, out = arguments
-        m = simd.VectorEmitter(builder, str(sig.args[2].dtype))
+        m = VectorEmitter(builder, str(sig.args[2].dtype))
         last = builder.sub(count, I64(1))  # again for those that are not there
         lines = [builder.gep(y, [builder.mul(_least(builder, I64(r), last), y_row)]) for r in range(m.lanes)]
         totals = [cgutils.alloca_once(builder, m.type) for _ in lines]
@@ -305,11 +306,11 @@ def _dots(typingctx: Any, count: Any, n: Any, x: Any, y: Any, y_row: Any, out: A
         def body(i: Any, mask: Any) -> None:
             factor = m.load(builder.gep(x, [i]), mask)
             for line, total in zip(lines, totals, strict=True):
-                old = simd.Vector(m, builder.load(total))
+                old = Vector(m, builder.load(total))
                 builder.store(m.fma(factor, m.load(builder.gep(line, [i]), mask), old).value, total)
 
         simd.vector_loop(m, n, body)
-        sums = simd.sums_of_lanes(m, [simd.Vector(m, builder.load(total)) for total in totals])
+        sums = sums_of_lanes(m, [Vector(m, builder.load(total)) for total in totals])
         with builder.if_else(builder.icmp_signed("==", count, I64(m.lanes))) as (all_rows, some):
             with all_rows:
                 m.store(sums, out)
@@ -347,7 +348,7 @@ def _update_rows(
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         rows, of_a, n, count, a, a_row, a_col, last, b, b_row, theta, theta_row, rate = arguments
-        m = simd.VectorEmitter(builder, str(sig.args[4].dtype))
+        m = VectorEmitter(builder, str(sig.args[4].dtype))
         h = (m.splat(rate),)
         rule = scalars.UPDATES["sgd"].formula
 
@@ -358,7 +359,7 @@ def _update_rows(
             places = [builder.gep(theta, [builder.mul(index, theta_row)]) for index in indices]
             lines = [builder.gep(b, [builder.mul(I64(c), b_row)]) for c in range(number)]
 
-            def compute(i: Any, mask: Any) -> list[simd.Vector]:
+            def compute(i: Any, mask: Any) -> list[Vector]:
                 x = m.load(builder.gep(lines[0], [i]), mask)
                 totals = [own[0] * x for own in factors]
                 for c, line in enumerate(lines[1:], 1):

@@ -27,7 +27,6 @@ from fastbp import scalars
 from fastbp.backends.cpu import bf16, simd, target
 from fastbp.backends.cpu.compiling import kernel
 from fastbp.backends.cpu.simd import (
-    I64,
     itemsize_of,
     lanes_of,
     load_at,
@@ -40,6 +39,7 @@ from fastbp.backends.cpu.simd import (
     update_vectors,
 )
 from fastbp.backends.cpu.target import HEIGHTS, NARROW, TILE_ROWS, TILE_VECTORS, TOGETHER
+from fastbp.backends.cpu.vectors import I64, Vector, VectorEmitter
 from fastbp.backends.cpu.words import ADD, BIAS, BY_STRIP, PACK_A, PACK_B, PACK_T, SGD
 
 # Columns of A that are packed for all rows before the next ones: with narrow groups three of them read parts of a
@@ -51,7 +51,7 @@ GROUPS_TOGETHER = 8  # of A, if they have TILE_ROWS columns: three cache lines o
 OUTER_ELEMENTS = 2048  # of a product with K = 1, which are made before their epilogue
 
 
-Multiply = Callable[[simd.VectorEmitter, simd.Vector, simd.Vector, simd.Vector], simd.Vector]
+Multiply = Callable[[VectorEmitter, Vector, Vector, Vector], Vector]
 
 
 @intrinsic
@@ -129,7 +129,7 @@ def _emit_strips(multiply: Multiply | None) -> Callable[..., Any]:
         if multiply is None:
             return context.get_dummy_value()
         m, vectors, cols, *rest = arguments
-        emitter = simd.VectorEmitter(builder, str(sig.args[7].dtype))
+        emitter = VectorEmitter(builder, str(sig.args[7].dtype))
         lanes = I64(emitter.lanes)
         end = builder.append_basic_block("strip.end")
         masked = builder.zext(builder.icmp_signed("<", cols, lanes), I64)
@@ -150,7 +150,7 @@ def _emit_strips(multiply: Multiply | None) -> Callable[..., Any]:
 
 
 def _emit_strip(
-    m: simd.VectorEmitter, multiply: Multiply, height: Any, cols: Any, columns: list[Any], mask: Any, *rest: Any
+    m: VectorEmitter, multiply: Multiply, height: Any, cols: Any, columns: list[Any], mask: Any, *rest: Any
 ) -> None:
     """Tiles of TILE_ROWS rows as long as there are so many, then lower ones.
 
@@ -181,7 +181,7 @@ def _emit_strip(
 
 
 def _emit_tile(
-    m: simd.VectorEmitter,
+    m: VectorEmitter,
     multiply: Multiply,
     i: Any,
     rows: int,
@@ -245,19 +245,19 @@ def stack_tile(typingctx: Any, like: Any) -> Any:
     """Room for a tile on the stack of the calling function."""
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        m = simd.VectorEmitter(builder, str(sig.args[0]))
+        m = VectorEmitter(builder, str(sig.args[0]))
         room = cgutils.alloca_once(builder, ir.ArrayType(m.type, TILE_ROWS * TILE_VECTORS))
         return builder.bitcast(room, context.get_value_type(sig.return_type))
 
     return types.CPointer(like)(like), codegen
 
 
-Sums = list[list[simd.Vector]]
+Sums = list[list[Vector]]
 # whether operands are laid out so; the place of element (i, at) of A, by builder, A, and its first columns' places
 Layout = tuple[Any, Callable[[Any, Any, list[Any], int, Any], Any]]
 
 
-def _layouts(m: simd.VectorEmitter, columns: list[Any], mask: Any, *rest: Any) -> list[Layout]:
+def _layouts(m: VectorEmitter, columns: list[Any], mask: Any, *rest: Any) -> list[Layout]:
     """Layouts of operands for which whole tiles have unrolled loops: B in packed panels, A by rows or packed too.
 
     With 16 registers: distances are known there, and a step of an unrolled loop takes 21 instructions; the loop for
@@ -287,7 +287,7 @@ def _layouts(m: simd.VectorEmitter, columns: list[Any], mask: Any, *rest: Any) -
 
 
 def _emit_sums(
-    m: simd.VectorEmitter,
+    m: VectorEmitter,
     multiply: Multiply,
     rows: int,
     columns: list[Any],
@@ -312,7 +312,7 @@ def _emit_sums(
     """
     builder, vectors = m.builder, len(columns)
     starts = [simd.opaque(builder, builder.gep(a, [builder.mul(I64(i), a_row)])) for i in range(rows)]
-    zeros = [[simd.Vector(m, m.constant(0.0)) for _ in columns] for _ in range(rows)]
+    zeros = [[Vector(m, m.constant(0.0)) for _ in columns] for _ in range(rows)]
     done = builder.append_basic_block("k.done")
     found: list[tuple[Any, Sums]] = []  # sums, and the block that they come from
 
@@ -364,7 +364,7 @@ def _emit_sums(
 
 
 def _emit_turns(
-    m: simd.VectorEmitter, start: Any, k: Any, steps: int, sums: Sums, turn: Callable[[Any, Sums], Sums]
+    m: VectorEmitter, start: Any, k: Any, steps: int, sums: Sums, turn: Callable[[Any, Sums], Sums]
 ) -> tuple[Any, Sums]:
     """A loop from ``start`` on, as long as that many steps remain of k; where it stops, and the sums there."""
     builder = m.builder
@@ -387,9 +387,9 @@ def _emit_turns(
     return index, begun
 
 
-def _emit_phis(m: simd.VectorEmitter, found: list[tuple[Any, Sums]]) -> Sums:
+def _emit_phis(m: VectorEmitter, found: list[tuple[Any, Sums]]) -> Sums:
     """The sums of the block that control came from."""
-    merged = [[simd.Vector(m, m.builder.phi(m.type)) for _ in row] for row in found[0][1]]
+    merged = [[Vector(m, m.builder.phi(m.type)) for _ in row] for row in found[0][1]]
     for block, sums in found:
         for row, new in zip(merged, sums, strict=True):
             for s, x in zip(row, new, strict=True):
@@ -398,7 +398,7 @@ def _emit_phis(m: simd.VectorEmitter, found: list[tuple[Any, Sums]]) -> Sums:
 
 
 def _emit_ending(
-    m: simd.VectorEmitter,
+    m: VectorEmitter,
     sums: Sums,
     columns: list[Any],
     mask: Any,
@@ -462,12 +462,12 @@ def _emit_ending(
             ends = [places(out, out_row, i)[0] for i in range(len(sums))]
             found = [m.load(place) for place in ends]
             for place, (s,), old in zip(ends, sums, found, strict=True):
-                m.store(simd.Vector(m, builder.select(mask, s.value, old.value)), place)
+                m.store(Vector(m, builder.select(mask, s.value, old.value)), place)
         with masked:
             stored(mask)
 
 
-def _emit_if(m: simd.VectorEmitter, condition: Any, values: Sums, change: Callable[[], Sums]) -> Sums:
+def _emit_if(m: VectorEmitter, condition: Any, values: Sums, change: Callable[[], Sums]) -> Sums:
     """change() where the condition holds, else the values as they are."""
     builder = m.builder
     before = builder.block
@@ -481,7 +481,7 @@ def _emit_if(m: simd.VectorEmitter, condition: Any, values: Sums, change: Callab
             phi = builder.phi(m.type)
             phi.add_incoming(old.value, before)
             phi.add_incoming(new.value, after)
-            row.append(simd.Vector(m, phi))
+            row.append(Vector(m, phi))
         merged.append(row)
     return merged
 
@@ -496,7 +496,7 @@ def _copy_panel(typingctx: Any, rows: Any, vectors: Any, cols: Any, out: Any, pi
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         rows, vectors, cols, out, pitch, x, x_row = arguments
-        m = simd.VectorEmitter(builder, str(sig.args[3].dtype))
+        m = VectorEmitter(builder, str(sig.args[3].dtype))
         last = builder.mul(builder.sub(vectors, I64(1)), I64(m.lanes))
         mask = m.mask(builder.sub(cols, last))
         end = builder.append_basic_block("copy.end")
@@ -526,7 +526,7 @@ def _copy_panels(typingctx: Any, rows: Any, out: Any, x: Any, x_row: Any) -> Any
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         rows, out, x, x_row = arguments
-        m = simd.VectorEmitter(builder, str(sig.args[1].dtype))
+        m = VectorEmitter(builder, str(sig.args[1].dtype))
         panel = TILE_VECTORS * m.lanes
         starts = [builder.gep(out, [builder.mul(rows, I64(q * panel))]) for q in range(TOGETHER)]
         with cgutils.for_range(builder, rows) as loop:
@@ -552,7 +552,7 @@ def _copy_groups(typingctx: Any, rows: Any, out: Any, apart: Any, x: Any, x_row:
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         rows, out, apart, x, x_row = arguments
-        m = simd.VectorEmitter(builder, str(sig.args[1].dtype))
+        m = VectorEmitter(builder, str(sig.args[1].dtype))
         starts = [builder.gep(out, [builder.mul(apart, I64(g))]) for g in range(GROUPS_TOGETHER)]
         with cgutils.for_range(builder, rows) as loop:
             here = builder.gep(x, [builder.mul(loop.index, x_row)])
@@ -573,8 +573,8 @@ def _outer_row(typingctx: Any, n: Any, x: Any, y: Any, out: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         n, x, y, out = arguments
-        m = simd.VectorEmitter(builder, str(sig.args[1]))
-        factor, zero = m.splat(x), simd.Vector(m, m.constant(0.0))
+        m = VectorEmitter(builder, str(sig.args[1]))
+        factor, zero = m.splat(x), Vector(m, m.constant(0.0))
 
         def body(j: Any, mask: Any) -> None:
             m.store(m.fma(factor, m.load(builder.gep(y, [j]), mask), zero), builder.gep(out, [j]), mask)

@@ -36,8 +36,20 @@ COMPILED_SOURCES = (
     *(
         f"backends/cpu/{name}.py"
         for name in (
-            *("target", "words", "chain_words", "compiling", "simd", "bf16", "gemm", "chain", "few_columns", "one_row"),
-            *("few_rows", "claims", "machine"),
+            *(
+                "target",
+                "words",
+                "chain_words",
+                "compiling",
+                "vectors",
+                "simd",
+                "bf16",
+                "gemm",
+                "chain",
+                "few_columns",
+                "one_row",
+            ),
+            *("few_columns", "one_row", "few_rows", "claims", "machine"),
         )
     ),
 )

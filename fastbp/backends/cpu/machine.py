@@ -58,7 +58,6 @@ from fastbp.backends.cpu.gemm import (
     vectors_for,
 )
 from fastbp.backends.cpu.simd import (
-    STACK_VECTORS,
     copy_and_prefetch,
     cross_entropy_in_order,
     cross_entropy_lanes,
@@ -80,6 +79,7 @@ from fastbp.backends.cpu.simd import (
     transpose_tile,
 )
 from fastbp.backends.cpu.target import NARROW
+from fastbp.backends.cpu.vectors import STACK_VECTORS
 from fastbp.backends.cpu.words import (
     BIAS,
     BLOCK,

@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastbp import scalars
-from fastbp.backends.cpu.simd import I64, Vector, VectorEmitter
+from fastbp.backends.cpu.vectors import I64, Vector, VectorEmitter
 from fastbp.backends.llvm import switch
 
 MOST_VECTORS = 8  # of a panel; the sums of 8 keep both of a core's units for fused multiply-adds busy

@@ -11,18 +11,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastbp.backends.cpu.claims import atomic_add
-from fastbp.backends.cpu.simd import (
-    I32,
-    Vector,
-    VectorEmitter,
-    float_at,
-    get_int,
-    nanoseconds,
-    pointer,
-    set_int,
-    store_at,
-)
+from fastbp.backends.cpu.simd import float_at, get_int, nanoseconds, pointer, set_int, store_at
 from fastbp.backends.cpu.target import CHAINS, LINKS
+from fastbp.backends.cpu.vectors import I32, Vector, VectorEmitter
 
 
 @intrinsic

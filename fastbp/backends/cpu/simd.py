@@ -1,4 +1,4 @@
-"""Vector code for the CPU: the formulas of :mod:`fastbp.scalars` as LLVM vectors, and the loops around them.
+"""Vector code for the CPU: loops around the formulas of :mod:`fastbp.scalars`, see vectors.py.
 
 Numba does not vectorise a sigmoid written as a scalar loop, so the loops here are LLVM vector code, made through
 ``numba.extending.intrinsic`` for whatever width Numba compiles for.
@@ -11,348 +11,33 @@ instructions as a full one, so that an element's value never depends on where in
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastbp import polynomials, scalars
-from fastbp.backends.cpu.target import HAS_FMA, HAS_SCALEF, VECTOR_BYTES
+from fastbp import scalars
+from fastbp.backends.cpu.target import VECTOR_BYTES
+from fastbp.backends.cpu.vectors import (
+    I32,
+    I64,
+    STACK_VECTORS,
+    SUMS,
+    Vector,
+    VectorEmitter,
+    add,
+    below,
+    higher,
+    logarithm,
+    reductions,
+    softmaxes,
+    transposed,
+)
 from fastbp.backends.cpu.words import BY_LABELS, WITH_GRADIENT
-from fastbp.backends.llvm import LARGEST_ANGLE, Emitter, Value, switch
-
-I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
-Vector = Value  # the LLVM values of this module are vectors
-
-
-# ---- values and the emitter ----------------------------------------------------------------------------------------
-
-
-class Magnitude(Vector):
-    """|x|."""
-
-    def __neg__(self) -> Vector:
-        return Descent(self.m, super().__neg__().value)
-
-
-class Descent(Vector):
-    """What is never above 0, as -|x| is, or a logarithm of a probability."""
-
-
-class VectorEmitter(Emitter):
-    """The operations of :class:`fastbp.scalars.Emitter` on vectors of the target's width.
-
-    Attributes:
-        mask_type: LLVM type of a vector of truth values.
-        bias: of exponents.
-        suffix: of the names of LLVM's functions.
-    """
-
-    has_fma = HAS_FMA
-
-    def __init__(self, builder: Any, dtype: str) -> None:
-        super().__init__(builder, dtype, VECTOR_BYTES // (4 if dtype == "float32" else 8))
-        self.bias = 127 if dtype == "float32" else 1023
-        self.mask_type = ir.VectorType(I1, self.lanes)
-        self.suffix = f".v{self.lanes}f{8 * self.itemsize}"
-
-    # -- LLVM helpers
-
-    def call(self, name: str, *arguments: Any) -> Vector:
-        values = [self.unwrap(x) for x in arguments]
-        signature = ir.FunctionType(self.type, [self.type] * len(values))
-        function = cgutils.get_or_insert_function(self.builder.module, signature, f"llvm.{name}{self.suffix}")
-        return Vector(self, self.builder.call(function, values))
-
-    def splat(self, scalar: Any) -> Vector:
-        undefined = ir.Constant(self.type, ir.Undefined)
-        first = self.builder.insert_element(undefined, scalar, I32(0))
-        zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
-        return Vector(self, self.builder.shuffle_vector(first, undefined, zeros))
-
-    def mask(self, count: Any) -> Any:
-        """Lanes 0 … count - 1, for an int64 count of any size."""
-        b = self.builder
-        lanes = I64(self.lanes)
-        small = b.trunc(b.select(b.icmp_signed("<", count, lanes), count, lanes), I32)
-        vector = ir.VectorType(I32, self.lanes)
-        undefined = ir.Constant(vector, ir.Undefined)
-        zeros = ir.Constant(vector, [0] * self.lanes)
-        counts = b.shuffle_vector(b.insert_element(undefined, small, I32(0)), undefined, zeros)
-        return b.icmp_signed("<", ir.Constant(vector, list(range(self.lanes))), counts)
-
-    def load(self, pointer: Any, mask: Any = None) -> Vector:
-        b = self.builder
-        place = b.bitcast(pointer, self.type.as_pointer())
-        if mask is None:
-            value = b.load(place)
-            value.align = self.itemsize
-            return Vector(self, value)
-        signature = ir.FunctionType(self.type, [place.type, I32, self.mask_type, self.type])
-        function = cgutils.get_or_insert_function(b.module, signature, f"llvm.masked.load{self.suffix}.p0")
-        return Vector(self, b.call(function, [place, I32(self.itemsize), mask, self.constant(0.0)]))
-
-    def store(self, x: Any, pointer: Any, mask: Any = None) -> None:
-        b = self.builder
-        place = b.bitcast(pointer, self.type.as_pointer())
-        if mask is None:
-            b.store(self.unwrap(x), place).align = self.itemsize
-            return
-        signature = ir.FunctionType(ir.VoidType(), [self.type, place.type, I32, self.mask_type])
-        function = cgutils.get_or_insert_function(b.module, signature, f"llvm.masked.store{self.suffix}.p0")
-        b.call(function, [self.unwrap(x), place, I32(self.itemsize), mask])
-
-    def reduce(self, x: Vector, combine: Callable[[Vector, Vector], Vector]) -> Any:
-        """The lanes combined pairwise, halves first: an order that depends on the lane count alone."""
-        width = self.lanes
-        while width > 1:
-            width //= 2
-            other = list(range(width, 2 * width)) + [0] * (self.lanes - width)
-            shuffle = ir.Constant(ir.VectorType(I32, self.lanes), other)
-            swapped = self.builder.shuffle_vector(x.value, x.value, shuffle)
-            x = combine(x, Vector(self, swapped))
-        return self.builder.extract_element(x.value, I32(0))
-
-    def outlined(self, name: str, formula: Callable[..., Vector], *arguments: Vector) -> Vector:
-        """formula(m, *arguments) in a function of its own: full vectors and the ragged end share one copy.
-
-        So the machine compiles hardly longer for a long formula; the call costs it a few per cent.
-        """
-        module = self.builder.module
-        name = f"fastbp.{name}{self.suffix}"
-        function = module.globals.get(name)
-        if function is None:
-            function = ir.Function(module, ir.FunctionType(self.type, [self.type] * len(arguments)), name)
-            function.linkage = "linkonce_odr"  # every module that needs it has one; they are the same
-            function.attributes.add("noinline")
-            m = VectorEmitter(ir.IRBuilder(function.append_basic_block("entry")), self.dtype)
-            m.builder.ret(formula(m, *(Vector(m, x) for x in function.args)).value)
-        return Vector(self, self.builder.call(function, [x.value for x in arguments]))
-
-    # -- the Emitter's operations
-
-    def abs(self, x: Vector) -> Vector:
-        return Magnitude(self, self.call("fabs", x).value)
-
-    def sqrt(self, x: Vector) -> Vector:
-        return self.call("sqrt", x)
-
-    def fma(self, x: Any, y: Any, z: Any) -> Vector:
-        if HAS_FMA:
-            return self.call("fma", x, y, z)
-        total: Vector = Vector(self, self.unwrap(x)) * y + z
-        return total
-
-    def _scaled(self, x: Vector, count: Vector, *, up: bool = True) -> Vector:
-        """X 2^n for n as :meth:`_reduced` counts it, rounded once where the result is subnormal.
-
-        Without ``up``, n is at most 0 and x about 1: a loop of sigmoids takes 30 instructions then (AVX2), else 36.
-        """
-        b = self.builder
-        if HAS_SCALEF:
-            suffix = "ps" if self.dtype == "float32" else "pd"
-            everywhere = ir.IntType(self.lanes)
-            signature = ir.FunctionType(self.type, [self.type] * 3 + [everywhere, I32])
-            name = f"llvm.x86.avx512.mask.scalef.{suffix}.512"
-            function = cgutils.get_or_insert_function(b.module, signature, name)
-            rounding = I32(4)  # as the environment says
-            n = count - self._magic()
-            return Vector(self, b.call(function, [x.value, n.value, x.value, everywhere(-1), rounding]))
-        whole = self._whole(count)
-        if not up:
-            lift = self.mantissa + 2  # so much above, no power of two and no product with it is subnormal
-            return x * self._power_of_two(b.add(whole, self.integers(lift))) * 2.0**-lift
-        half = b.ashr(whole, self.integers(1))  # in two steps: 2^n may be subnormal
-        return x * self._power_of_two(half) * self._power_of_two(b.sub(whole, half))
-
-    def _whole(self, count: Vector) -> Any:
-        """N as an integer vector."""
-        return self.builder.sub(self._bits(count), self._bits(self._magic()))
-
-    def _power_of_two(self, n: Any) -> Vector:
-        """2^n of an integer vector with n in the range of normal numbers."""
-        b = self.builder
-        return self._from_bits(b.shl(b.add(n, self.integers(self.bias)), self.integers(self.mantissa)))
-
-    def _reduced(self, x: Vector, rest: Vector | None = None) -> tuple[Vector, Vector]:
-        """1.5 2^mantissa + n and e^r - 1 with x + rest = n ln 2 + r, |r| <= ln(2)/2 (Cody and Waite's two-part ln 2).
-
-        n comes from taking 1.5 2^mantissa away again, and as an integer from the bits. A conversion to integer would be
-        undefined for NaN; this way NaN stays in r.
-        """
-        count = self.fma(x, 1.4426950408889634, self._magic())
-        n = count - self._magic()
-        high, low = _LN2_PARTS[self.dtype]
-        r = self.fma(n, -low, self.fma(n, -high, x))
-        if rest is not None:
-            r = r + rest
-        p = scalars.polynomial(self, r, polynomials.EXPM1[self.dtype])
-        return count, self.fma(r * r, p, r)
-
-    def exp(self, x: Vector) -> Vector:
-        low, high = _EXP_SPAN[self.dtype]
-        up = not isinstance(x, Descent)
-        inside = self.where(x < low, low, x)
-        count, e = self._reduced(self.where(x > high, high, inside) if up else inside)
-        return self._scaled(e + 1.0, count, up=up)
-
-    def expm1(self, x: Vector) -> Vector:
-        """e^x - 1, infinite from the last whole power of e on: the formulas need it for x <= 0."""
-        low, high = _EXPM1_SPAN[self.dtype]
-        inside = self.where(x > high, high, self.where(x < low, low, x))
-        return self.where(x > high, float("inf"), self._expm1(inside))
-
-    def _expm1(self, x: Vector) -> Vector:
-        """E^x - 1 in _EXPM1_SPAN, where a power of two is a normal number."""
-        count, e = self._reduced(x)
-        power = self._scaled(self._number(1.0), count) if HAS_SCALEF else self._power_of_two(self._whole(count))
-        return self.fma(e, power, power - 1.0)
-
-    def tanh(self, x: Vector) -> Vector:
-        """-t/(2 + t) with t = e^-2|x| - 1, and the sign of x."""
-        lowest = _EXPM1_SPAN[self.dtype][0]
-        y = self.abs(x) * -2.0
-        t = self._expm1(self.where(y < lowest, lowest, y))
-        return self.call("copysign", -t / (t + 2.0), x)
-
-    def _split(self, x: Vector) -> tuple[Vector, Vector]:
-        """K and f with x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)), for 0 < x < inf: fdlibm's reduction."""
-        b = self.builder
-        lift = 2.0 ** (self.mantissa + 1)
-        subnormal = x < float(np.finfo(self.numpy).tiny)
-        normal = self.where(subnormal, x * lift, x)
-        bits = self._bits(normal)
-        root = self._bits(self._number(np.sqrt(0.5)))
-        k = b.ashr(b.sub(bits, root), self.integers(self.mantissa))
-        f = self._from_bits(b.sub(bits, b.shl(k, self.integers(self.mantissa)))) - 1.0
-        lifted = b.select(subnormal.value, self.integers(self.mantissa + 1), self.integers(0))
-        return Vector(self, b.sitofp(b.sub(k, lifted), self.type)), f
-
-    def log(self, x: Vector) -> Vector:
-        """k ln 2 + log(1 + f)."""
-        exponent, f = self._split(x)
-        s = f / (f + 2.0)
-        z = s * s
-        r = z * scalars.polynomial(self, z, polynomials.LOG[self.dtype])
-        half = f * f * 0.5
-        high, low = _LN2_PARTS[self.dtype]
-        result = self.fma(exponent, high, f - (half - self.fma(s, half + r, exponent * low)))
-        positive = self.where(x < float("inf"), result, x)
-        return self.where(x > 0.0, positive, self.where(x >= 0.0, -float("inf"), float("nan")))
-
-    def log1p(self, x: Vector) -> Vector:
-        """log(w) + (x - (w - 1))/w with w = 1 + x: the second term is what rounding took from w."""
-        w = x + 1.0
-        corrected = self.log(w) + (x - (w - 1.0)) / w
-        return self.where(w < float("inf"), corrected, w)
-
-    def power(self, x: Vector, y: Vector) -> Vector:
-        return self.outlined("power", VectorEmitter._power, x, y)
-
-    def _power(self, x: Vector, y: Vector) -> Vector:
-        """e^(y log|x|), the exponent as the sum of two numbers; x < 0 and special values as C17's F.10.4.4 has them.
-
-        y is limited to where every power but those of 1 is 0 or infinite, so that infinite ones need no care.
-        """
-        size = self.abs(x)
-        bound = 2.0 ** (2 * self.mantissa - 6)
-        limited = self.where(y > bound, bound, self.where(y < -bound, -bound, y))
-        high, low = self._log_parts(size)
-        e, rest = self._product(limited, high)
-        rest = self.fma(limited, low, rest)
-        lowest, highest = _EXP_SPAN[self.dtype]
-        inside = self.where(e > highest, 0.0, self.where(e < lowest, 0.0, rest))
-        count, p = self._reduced(self.where(e > highest, highest, self.where(e < lowest, lowest, e)), inside)
-        value = self._scaled(p + 1.0, count)
-
-        whole, half = self.call("floor", y).compare("==", y), y * 0.5
-        signed = self.where(whole, self.where(self.call("floor", half).compare("==", half), 1.0, x), 1.0)  # x: y odd
-        value = self.where(x < 0.0, self.where(whole, value, float("nan")), value)
-        falling = self.where(size < 1.0, float("inf"), self.where(size > 1.0, 0.0, size))  # 1/size, for 0 and infinity
-        edge = self.where(y > 0.0, size, self.where(y < 0.0, falling, y))  # the power of 0, infinity and NaN
-        value = self.where(size > 0.0, self.where(size < float("inf"), value, edge), edge)
-        value = self.call("copysign", value, signed)
-        one = self.builder.or_(x.compare("==", 1.0).value, y.compare("==", 0.0).value)
-        return self.where(Vector(self, one), 1.0, value)
-
-    def _log_parts(self, x: Vector) -> tuple[Vector, Vector]:
-        """Log x as the sum of two numbers, for 0 < x < inf: k ln 2 + s (2 + z (2/3 + z R(z))), see LOG_REST.
-
-        What is large in it is a sum of two numbers: s = f/(2 + f), z = s^2, 2/3 + z R and everything made of them.
-        """
-        exponent, f = self._split(x)
-        t, dt = self._sum(2.0, f)
-        inverse = 1.0 / t
-        s = f * inverse
-        high, low = self._product(s, t)
-        ds = ((f - high) - low - s * dt) * inverse  # what is left of f after s (t + dt)
-        z, dz = self._product(s, s)
-        dz = self.fma(s * 2.0, ds, dz)
-        two_thirds, digits = polynomials.TWO_THIRDS[self.dtype]
-        c, dc = self._sum(two_thirds, z * scalars.polynomial(self, z, polynomials.LOG_REST[self.dtype]))
-        q, dq = self._product(z, c)
-        dq = self.fma(z, dc + digits, self.fma(dz, c, dq))
-        u, du = self._sum(2.0, q)
-        h, dh = self._product(s, u)
-        dh = self.fma(s, du + dq, self.fma(ds, u, dh))
-        ln2, ln2_rest = _LN2_PARTS[self.dtype]
-        total, rest = self._sum(exponent * ln2, h)  # k ln2 is exact, and 0 or larger than h
-        return self._sum(total, rest + self.fma(exponent, ln2_rest, dh))
-
-    def sin(self, x: Vector) -> Vector:
-        return self.outlined("sin", lambda m, x: m._circular("sin", x), x)
-
-    def cos(self, x: Vector) -> Vector:
-        return self.outlined("cos", lambda m, x: m._circular("cos", x), x)
-
-    def _circular(self, name: str, x: Vector) -> Vector:
-        """Sine or cosine: beyond LARGEST_ANGLE from the C library's function for float64, a lane at a time."""
-        b = self.builder
-        limit = LARGEST_ANGLE[self.dtype]
-        size = self.abs(x)
-        value = self._of_angle(name, x, *self._angle(size))
-
-        lanes = ir.IntType(self.lanes)
-        before = b.block
-        with b.if_then(b.icmp_unsigned("!=", b.bitcast((size > limit).value, lanes), lanes(0)), likely=False):
-            exact = self.outlined(f"{name}.library", lambda m, x, value: m._by_library(name, limit, x, value), x, value)
-            last = b.block
-        result = b.phi(self.type)
-        result.add_incoming(value.value, before)
-        result.add_incoming(exact.value, last)
-        return Vector(self, result)
-
-    def _by_library(self, name: str, limit: float, x: Vector, value: Vector) -> Vector:
-        """The C library's function of the lanes beyond the limit, the given value of the others."""
-        b = self.builder
-        double = ir.DoubleType()
-        function = cgutils.get_or_insert_function(b.module, ir.FunctionType(double, [double]), name)
-        of, to = b.alloca(self.type), b.alloca(self.type)
-        b.store(x.value, of)
-        b.store(value.value, to)
-        with cgutils.for_range(b, I64(self.lanes)) as loop:
-            here = b.load(b.gep(b.bitcast(of, self.element.as_pointer()), [loop.index]))
-            beyond = [b.fcmp_ordered(">", here, self.element(limit)), b.fcmp_ordered("<", here, self.element(-limit))]
-            with b.if_then(b.or_(*beyond)):
-                if self.dtype == "float32":
-                    result = b.fptrunc(b.call(function, [b.fpext(here, double)]), self.element)
-                else:
-                    result = b.call(function, [here])
-                b.store(result, b.gep(b.bitcast(to, self.element.as_pointer()), [loop.index]))
-        return Vector(self, b.load(to))
-
-
-_LN2_PARTS = {
-    "float32": (0.693359375, -2.12194440054690583e-4),  # Cody and Waite's split: the first has 9 bits
-    "float64": (6.93147180369123816490e-01, 1.90821492927058770002e-10),  # fdlibm's split: the first has 32 bits
-}
-_EXP_SPAN = {"float32": (-105.0, 90.0), "float64": (-746.0, 711.0)}  # beyond: 0 and infinity
-_EXPM1_SPAN = {"float32": (-80.0, 88.0), "float64": (-700.0, 709.0)}  # -1 from long before the first
-
+from fastbp.backends.llvm import declared, switch
 
 # ---- loops ---------------------------------------------------------------------------------------------------------
 
@@ -579,9 +264,6 @@ def dropout_mask(typingctx: Any, bits: Any, n: Any, out: Any, key: Any, first: A
     return signature, codegen
 
 
-SUMS = 4  # vectors that a fold works on in turn, so that it does not wait for one sum after the other
-
-
 def _fold_apart(
     m: VectorEmitter, n: Any, starts: Sequence[Vector], step: Callable[[Vector, Any, Any], Vector]
 ) -> list[Vector]:
@@ -621,14 +303,6 @@ def fold(
     return combine(combine(first, second), combine(third, fourth))
 
 
-# What a row is reduced to, by code.
-
-
-def _reductions(m: VectorEmitter) -> list[tuple[float, Callable[[Vector, Vector], Vector]]]:
-    """Where each begins, and how it goes on."""
-    return [(0.0, add), (-float("inf"), m.maximum)]
-
-
 @intrinsic
 def reduce_row(typingctx: Any, code: Any, n: Any, x: Any) -> Any:
     """The sum or the maximum of n contiguous elements, in an order that n alone decides."""
@@ -648,7 +322,7 @@ def reduce_row(typingctx: Any, code: Any, n: Any, x: Any) -> Any:
 
             return run
 
-        switch(builder, code, [case(*reduction) for reduction in _reductions(m)])
+        switch(builder, code, [case(*reduction) for reduction in reductions(m)])
         return builder.load(result)
 
     return signature, codegen
@@ -673,7 +347,7 @@ def reduce_into(typingctx: Any, code: Any, n: Any, running: Any, x: Any) -> Any:
 
             return run
 
-        switch(builder, code, [case(*reduction) for reduction in _reductions(m)])
+        switch(builder, code, [case(*reduction) for reduction in reductions(m)])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -710,68 +384,6 @@ def squared_error(typingctx: Any, n: Any, out: Any, x: Any, y: Any, factor: Any,
         return m.reduce(add(add(first, second), add(third, fourth)), add)
 
     return signature, codegen
-
-
-def add(x: Vector, y: Vector) -> Vector:
-    """X + y, to fold and to combine with."""
-    return x + y
-
-
-def _higher(total: Vector, z: Vector) -> Vector:
-    """The larger one; of NaN and a number the number, in one instruction: its exponential will be NaN anyway."""
-    return total.m.where(z > total, z, total)
-
-
-def _below(m: VectorEmitter, z: Vector, top: Vector) -> Vector:
-    """e^(z - top) with z <= top."""
-    return m.exp(Descent(m, (z - top).value))
-
-
-def _logarithm(m: VectorEmitter, z: Vector, top: Vector, shift: Vector) -> Vector:
-    """Z - top - shift, but finite for z = -inf, which would make 0 · log 0 of a cross entropy NaN."""
-    lowest = m.constant(float(np.finfo(m.numpy).min))
-    d = z - top
-    return m.where(d > Vector(m, lowest), d, Vector(m, lowest)) - shift  # NaN, if there is any, is in shift
-
-
-def _emit_softmax(
-    m: VectorEmitter,
-    code: Any,
-    over_row: Callable[[float, Callable[[Vector, Vector], Vector]], Vector],
-    write: Callable[[Callable[[Vector, Callable[[], Vector]], Vector]], None],
-    write_one: Callable[[Vector], None],
-) -> None:
-    """The functions, given what it means to fold over a row and to write one.
-
-    ``over_row(start, step)`` folds step(total, z) over the row, the result in every lane that belongs to it;
-    ``write(formula)`` stores formula(z, y) for every element, y being a function that loads it; ``write_one`` stores a
-    number a row.
-    """
-
-    def probabilities() -> None:
-        top = over_row(-float("inf"), _higher)
-        r = 1.0 / over_row(0.0, lambda total, z: total + _below(m, z, top))
-        write(lambda z, y: _below(m, z, top) * r)
-
-    def logarithms() -> None:
-        top = over_row(-float("inf"), _higher)
-        shift = m.log(over_row(0.0, lambda total, z: total + _below(m, z, top)))
-        write(lambda z, y: _logarithm(m, z, top, shift))
-
-    def handed_back() -> None:
-        total = over_row(0.0, add)
-        write(lambda z, y: z - m.exp(Descent(m, y().value)) * total)
-
-    def log_sum_exp() -> None:
-        top = over_row(-float("inf"), _higher)
-        size = m.abs(top)
-        shift = m.where(size < float("inf"), top, m.where(size > 0.0, 0.0, top))  # inf - inf would be NaN
-        write_one(m.log(over_row(0.0, lambda total, z: total + m.exp(z - shift))) + shift)
-
-    switch(m.builder, code, [probabilities, logarithms, handed_back, log_sum_exp])
-
-
-STACK_VECTORS = 32
 
 
 def _stack(m: VectorEmitter) -> Any:
@@ -821,7 +433,7 @@ def _softmax_of_a_row(in_order: bool) -> Callable[..., Any]:
                 if in_order and not start:
                     nothing = Vector(m, m.constant(0.0))
                     return _in_order(m, n, lambda i, mask: step(nothing, at(z, i, mask)))
-                combine = _higher if start else add
+                combine = higher if start else add
                 total = fold(m, n, start, lambda old, i, mask: step(old, at(z, i, mask)), combine)
                 return m.splat(m.reduce(total, combine))
 
@@ -834,7 +446,7 @@ def _softmax_of_a_row(in_order: bool) -> Callable[..., Any]:
             def write_one(value: Vector) -> None:
                 builder.store(builder.extract_element(value.value, I32(0)), out)
 
-            _emit_softmax(m, code, over_row, write, write_one)
+            switch(builder, code, softmaxes(m, over_row, write, write_one))
             return context.get_dummy_value()
 
         return signature, codegen
@@ -871,7 +483,7 @@ def softmax_lanes(typingctx: Any, code: Any, n: Any, z: Any, y: Any) -> Any:
                 place = at(z, loop.index)
                 m.store(formula(m.load(place), lambda: m.load(at(y, loop.index))), place)
 
-        _emit_softmax(m, code, over_row, write, lambda value: m.store(value, z))
+        switch(builder, code, softmaxes(m, over_row, write, lambda value: m.store(value, z)))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -910,11 +522,11 @@ def cross_entropy_row(typingctx: Any, code: Any, n: Any, out: Any, z: Any, t: An
             return m.reduce(Vector(m, builder.load(total)), combine)
 
         def exponential(total: Vector, i: Any, mask: Any) -> Vector:
-            e = _below(m, at(z, i, mask), top)
+            e = below(m, at(z, i, mask), top)
             m.store(e, builder.select(wants_gradient, _offset(builder, out, i), unwanted), mask)
             return total + e
 
-        top = m.splat(over_row(-float("inf"), lambda old, i, mask: _higher(old, at(z, i, mask)), _higher))
+        top = m.splat(over_row(-float("inf"), lambda old, i, mask: higher(old, at(z, i, mask)), higher))
         total = m.splat(over_row(0.0, exponential, add))
         shift = m.log(total)
 
@@ -926,14 +538,14 @@ def cross_entropy_row(typingctx: Any, code: Any, n: Any, out: Any, z: Any, t: An
             def step(old: Vector, i: Any, mask: Any) -> Vector:
                 target, place = at(t, i, mask), builder.select(wants_gradient, _offset(builder, out, i), unwanted)
                 m.store(target * factor - m.load(place, mask) * share, place, mask)
-                return m.fma(_logarithm(m, at(z, i, mask), top, shift), target, old)
+                return m.fma(logarithm(m, at(z, i, mask), top, shift), target, old)
 
             builder.store(over_row(0.0, step, add), result)
 
         def by_label() -> None:
             known = builder.icmp_unsigned("<", label, n)
             own = builder.select(known, label, I64(0))
-            found = _logarithm(m, m.splat(builder.load(_offset(builder, z, own))), top, shift)
+            found = logarithm(m, m.splat(builder.load(_offset(builder, z, own))), top, shift)
             builder.store(builder.select(known, builder.extract_element(found.value, I32(0)), zero), result)
             with builder.if_then(wants_gradient):
                 factor = builder.select(known, scale, zero)
@@ -979,23 +591,23 @@ def cross_entropy_lanes(typingctx: Any, gradient: Any, n: Any, out: Any, z: Any,
                     builder.store(value.value, total)
             return [Vector(m, builder.load(total)) for total in totals]
 
-        def higher(old: list[Vector], of_out: Any, of_z: Any, of_t: Any) -> list[Vector]:
-            return [_higher(old[0], m.load(of_z))]
+        def highest(old: list[Vector], of_out: Any, of_z: Any, of_t: Any) -> list[Vector]:
+            return [higher(old[0], m.load(of_z))]
 
         def exponentials(old: list[Vector], of_out: Any, of_z: Any, of_t: Any) -> list[Vector]:
-            e = _below(m, m.load(of_z), top)
+            e = below(m, m.load(of_z), top)
             m.store(e, of_out)
             return [old[0] + e]
 
         def sums(old: list[Vector], of_out: Any, of_z: Any, of_t: Any) -> list[Vector]:
             target = m.load(of_t)
-            return [m.fma(_logarithm(m, m.load(of_z), top, shift), target, old[0]), old[1] + target]
+            return [m.fma(logarithm(m, m.load(of_z), top, shift), target, old[0]), old[1] + target]
 
         def hand_back(old: list[Vector], of_out: Any, of_z: Any, of_t: Any) -> list[Vector]:
             m.store(m.load(of_t) * factor - m.load(of_out) * share, of_out)
             return []
 
-        (top,) = over_rows([m.constant(-float("inf"))], higher)
+        (top,) = over_rows([m.constant(-float("inf"))], highest)
         (total,) = over_rows([zero], exponentials)
         shift, factor = m.log(total), m.splat(scale)
         result, targets = over_rows([zero, zero], sums)
@@ -1028,16 +640,16 @@ def cross_entropy_in_order(typingctx: Any, gradient: Any, n: Any, out: Any, z: A
             return m.splat(builder.load(_offset(builder, pointer, k)))
 
         def exponential(i: Any, mask: Any) -> None:
-            m.store(_below(m, at(z, i, mask), top), _offset(builder, exponentials, i))
+            m.store(below(m, at(z, i, mask), top), _offset(builder, exponentials, i))
 
-        def logarithm(i: Any, mask: Any) -> None:
-            m.store(_logarithm(m, at(z, i, mask), top, shift), _offset(builder, logarithms, i))
+        def keep_logarithm(i: Any, mask: Any) -> None:
+            m.store(logarithm(m, at(z, i, mask), top, shift), _offset(builder, logarithms, i))
 
         def hand_back(i: Any, mask: Any) -> None:
             m.store(at(t, i, mask) * factor - at(exponentials, i) * share, _offset(builder, out, i), mask)
 
-        highest = fold(m, n, -float("inf"), lambda old, i, mask: _higher(old, at(z, i, mask)), _higher)
-        top = m.splat(m.reduce(highest, _higher))
+        highest = fold(m, n, -float("inf"), lambda old, i, mask: higher(old, at(z, i, mask)), higher)
+        top = m.splat(m.reduce(highest, higher))
         vector_loop(m, n, exponential)
         total, targets, result = (cgutils.alloca_once_value(builder, zero) for _ in range(3))
         with cgutils.for_range(builder, n) as loop:
@@ -1045,7 +657,7 @@ def cross_entropy_in_order(typingctx: Any, gradient: Any, n: Any, out: Any, z: A
                 builder.store((Vector(m, builder.load(place)) + number(source, loop.index)).value, place)
         sums = [Vector(m, builder.load(place)) for place in (total, targets)]
         shift, factor = m.log(sums[0]), m.splat(scale)
-        vector_loop(m, n, logarithm)
+        vector_loop(m, n, keep_logarithm)
         with cgutils.for_range(builder, n) as loop:
             own, target = number(logarithms, loop.index), number(t, loop.index)
             builder.store(m.fma(own, target, Vector(m, builder.load(result))).value, result)
@@ -1055,58 +667,6 @@ def cross_entropy_in_order(typingctx: Any, gradient: Any, n: Any, out: Any, z: A
         return builder.extract_element(builder.load(result), I32(0))
 
     return signature, codegen
-
-
-def _halves(m: VectorEmitter, block: int) -> tuple[Any, Any]:
-    """Shuffles of two vectors a, b: of every two blocks of so many lanes the first of a, that of b; the second ones.
-
-    Within 16 bytes blocks of one lane are interleaved, a0 b0 a1 b1 and a2 b2 a3 b3, for which there are instructions.
-    """
-    count, few = m.lanes, 16 // m.itemsize
-    if block == 1 and few == 4:
-        low = [first + k for first in range(0, count, 4) for k in (0, count, 1, count + 1)]
-        high = [k + 2 for k in low]
-    else:
-        low = [j if not j & block else count + j - block for j in range(count)]
-        high = [j + block for j in low]
-    kind = ir.VectorType(I32, count)
-    return ir.Constant(kind, low), ir.Constant(kind, high)
-
-
-def _of_pairs(m: VectorEmitter, rows: list[Vector], block: int, distance: int) -> Iterator[tuple[int, Vector, Vector]]:
-    """Rows i and i + distance, shuffled as :func:`_halves` says, with i."""
-    low, high = _halves(m, block)
-    for i in range(len(rows)):
-        if not i & distance:
-            pair = rows[i].value, rows[i + distance].value
-            first, second = (Vector(m, m.builder.shuffle_vector(*pair, order)) for order in (low, high))
-            yield i, first, second
-
-
-def transposed(m: VectorEmitter, rows: list[Vector]) -> list[Vector]:
-    """The columns of as many vectors as one has lanes.
-
-    Eklundh's exchange: element blocks of 1, 2, 4, … change places between pairs of rows. Blocks of one lane are
-    interleaved, so that what four rows have in 16 bytes comes out with its middle columns exchanged.
-    """
-    columns, block = list(rows), 1
-    while block < m.lanes:
-        for i, low, high in _of_pairs(m, columns, block, block):
-            columns[i], columns[i + block] = low, high
-        if block == 2 and m.itemsize == 4:
-            for i in range(0, m.lanes, 4):
-                columns[i + 1], columns[i + 2] = columns[i + 2], columns[i + 1]
-        block *= 2
-    return columns
-
-
-def sums_of_lanes(m: VectorEmitter, rows: list[Vector]) -> Vector:
-    """The sums of the lanes of as many vectors as one has lanes, a vector: pairs of lanes, pairs of those, …"""
-    block = 1
-    while block < m.lanes:
-        rows = [low + high for _, low, high in _of_pairs(m, rows, block, 1)]
-        block *= 2
-    return rows[0]
 
 
 @intrinsic
@@ -1261,7 +821,7 @@ def prefetch(builder: Any, place: Any, level: int, *, to_write: bool = False) ->
     """Ask for the line of a place, which need not be a valid address, into the cache of a level: 1 or 2."""
     byte = ir.IntType(8).as_pointer()
     signature = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    function = declared(builder.module, signature, "llvm.prefetch.p0")
     builder.call(function, [builder.bitcast(place, byte), I32(int(to_write)), I32(4 - level), I32(1)])  # 1: data
 
 
@@ -1300,7 +860,7 @@ def nanoseconds(typingctx: Any) -> Any:
         time = cgutils.alloca_once(builder, ir.ArrayType(I64, 2))
         seconds = builder.bitcast(time, I64.as_pointer())
         signature = ir.FunctionType(I32, [I32, I64.as_pointer()])
-        function = cgutils.get_or_insert_function(builder.module, signature, "clock_gettime")
+        function = declared(builder.module, signature, "clock_gettime")
         builder.call(function, [I32(monotonic), seconds])
         whole = builder.mul(builder.load(seconds), I64(1_000_000_000))
         return builder.add(whole, builder.load(builder.gep(seconds, [I64(1)])))

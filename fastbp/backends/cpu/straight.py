@@ -1,0 +1,705 @@
+"""Small steps as straight-line code, compiled by LLVM for one Program and one number of rows.
+
+The machine spends 0.02 to 0.1 µs on every instruction of its table before it computes anything: more than a network of
+ten or a hundred parameters takes for all of it. So a table that is run often enough becomes a function of its own: a
+loop over the steps, in which nothing is looked up. Values between instructions have no memory; they are lanes of
+vectors, and LLVM keeps them in registers. Parameters are vectors, too, from the first step to the last.
+
+Every result has the bits that the machine gives it: the same functions, and sums in the same order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import binding, ir
+
+from fastbp import scalars
+from fastbp.backends.cpu import chain_words as chain
+from fastbp.backends.cpu import words
+from fastbp.backends.cpu.target import TILE_VECTORS, target
+from fastbp.backends.cpu.vectors import (
+    I32,
+    I64,
+    STACK_VECTORS,
+    SUMS,
+    Vector,
+    VectorEmitter,
+    add,
+    below,
+    higher,
+    logarithm,
+    reductions,
+    softmaxes,
+    sums_of_lanes,
+)
+from fastbp.backends.cpu.words import EXTRA, OUT, OUT2, A, B, Y
+
+# Of a table that is worth it: multiply-adds of its products, and LLVM instructions of a step. 8-16-16-4 on one row has
+# 448 and TODO; beyond, code grows faster than what it saves.
+MOST_MULTIPLY_ADDS, MOST_INSTRUCTIONS = 4096, 4000
+ACCUMULATORS = 12  # vectors of a product that are summed at once
+NAME = "steps"
+BYTE = ir.IntType(8).as_pointer()
+
+_UNARY, _BINARY, _TERNARY = (list(t.values()) for t in (scalars.UNARY, scalars.BINARY, scalars.TERNARY))
+_RULES = list(scalars.UPDATES.values())
+
+Where = tuple[int, int]  # slot and byte
+Written = tuple[tuple[Where, ...], Vector]  # where the first lanes of a vector belong
+
+
+class UnsuitableError(Exception):
+    """A table that the machine runs as it is."""
+
+
+class Element(NamedTuple):
+    """A number: lane ``at`` of a vector; the one at byte ``at`` from an address; without a source, ``at`` itself."""
+
+    source: Any
+    at: float
+    in_memory: bool = False
+
+    @property
+    def key(self) -> tuple[int, float, bool]:
+        return id(self.source), self.at, self.in_memory
+
+
+class Steps:
+    """A loop over steps that run one table, as compiled code.
+
+    ``run(bases, plan, count)``: the addresses of the slots; (table, position, step) of each step, of which the first is
+    not read; and how many there are. All are addresses and int64, as in a call of the machine.
+    """
+
+    def __init__(self, module: ir.Module) -> None:
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+        triple, cpu, features = target()
+        machine = binding.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3)
+        code = binding.parse_assembly(str(module))
+        options = binding.PipelineTuningOptions(speed_level=2)
+        options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
+        builder = binding.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(code, builder)
+        self._engine = binding.create_mcjit_compiler(code, machine)  # owns the code
+        self._engine.finalize_object()
+        function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+        self.run: Callable[[int, int, int], None] = function(self._engine.get_function_address(NAME))
+
+
+def suits(table: np.ndarray) -> bool:
+    """Whether a table may be worth code of its own."""
+    products = table[np.isin(table[:, words.OP], (words.PRODUCT, words.PRODUCT_UPDATE))]
+    sizes = products[:, [words.M, words.N, words.K]].prod(axis=1).sum()
+    whole = not table[:, words.SHARED].any() and np.isin(table[:, words.OP], list(_Emitter.METHODS)).all()
+    return bool(whole and len(table) and sizes <= MOST_MULTIPLY_ADDS)
+
+
+def steps_for(
+    table: np.ndarray, dtype: str, absolute: int, moves: Mapping[int, tuple[int, int]], parameters: Iterable[int]
+) -> Steps | None:
+    """Code for a bound table, or None if it is too long or has what is not done here.
+
+    Args:
+        absolute: the slot whose offsets are addresses.
+        moves: slots whose address differs from step to step: bytes a position and a step.
+        parameters: slots that updates may change.
+    """
+    try:
+        first = _Emitter(table, dtype, absolute, moves, frozenset(parameters), ())
+        # again, with parameters in vectors as updates leave them
+        layout = tuple(dict.fromkeys(places for places, _ in first.updated))
+        return Steps(_Emitter(table, dtype, absolute, moves, frozenset(parameters), layout).module)
+    except UnsuitableError:
+        return None
+
+
+class _Emitter:
+    """Emits the loop.
+
+    Attributes:
+        known: what has been computed in this step, by place.
+        updated: the vectors that parameters have been written with, in order.
+    """
+
+    METHODS: Mapping[int, str] = {
+        words.PRODUCT: "_product",
+        words.PRODUCT_UPDATE: "_product_update",
+        words.MAP_UNARY: "_map",
+        words.MAP_BINARY: "_map",
+        words.CHAIN: "_chain",
+        words.SOFTMAX: "_softmax",
+        words.CROSS_ENTROPY: "_cross_entropy",
+        words.GATHER: "_gather",
+        words.UPDATE: "_update",
+    }
+    OWN = -2  # slot of a chain's private memory
+
+    def __init__(
+        self,
+        table: np.ndarray,
+        dtype: str,
+        absolute: int,
+        moves: Mapping[int, tuple[int, int]],
+        parameters: frozenset[int],
+        layout: tuple[tuple[Where, ...], ...],
+    ) -> None:
+        self.absolute = absolute
+        self.parameters = parameters
+        self.module = ir.Module(NAME)
+        self.module.triple = target()[0]
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [BYTE, BYTE, I64]), NAME)
+        self.builder = b = ir.IRBuilder(function.append_basic_block("entry"))
+        self.m = VectorEmitter(b, dtype)
+        self.item, self.lanes = self.m.itemsize, self.m.lanes
+        self.known: dict[Where, Element] = {}
+        self.updated: list[Written] = []
+        self.memo: dict[tuple[tuple[int, float, bool], ...], tuple[Any, Sequence[Element]]] = {}
+        bases, plan, count = function.args
+        slots = 1 + max(absolute, int(table[:, words.OPERANDS :: 4].max()), *moves, words.PARTIALS)
+        self.bases = [b.load(self._place(bases, 8 * slot, BYTE)) for slot in range(slots)]
+        begun = [self._vector([Element(self.bases[slot], byte, True) for slot, byte in group]) for group in layout]
+        self.memo.clear()
+        entry, loop, end = b.block, b.append_basic_block("step"), b.append_basic_block("end")
+        b.branch(loop)
+        b.position_at_end(loop)
+        turn = b.phi(I64)
+        turn.add_incoming(I64(0), entry)
+        carried = [b.phi(self.m.type) for _ in layout]
+        for group, phi, vector in zip(layout, carried, begun, strict=True):
+            phi.add_incoming(vector.value, entry)
+            self._keep(group, Vector(self.m, phi))
+        line = b.gep(plan, [b.mul(turn, I64(24))])
+        position, step = (b.load(self._place(line, 8 * word, I64)) for word in (1, 2))
+        for slot, (a_position, a_step) in moves.items():
+            moved = b.add(b.mul(position, I64(a_position)), b.mul(step, I64(a_step)))
+            self.bases[slot] = b.gep(self.bases[slot], [moved])
+        for row in table.tolist():
+            self.row = row
+            getattr(self, self.METHODS[row[words.OP]])()
+            self._forget_memory()
+            if sum(len(block.instructions) for block in function.blocks) > MOST_INSTRUCTIONS:
+                raise UnsuitableError("too long")
+        ended = [self._vector([self.known[place] for place in group]) for group in layout]
+        following = b.add(turn, I64(1))
+        for phi, vector in zip((turn, *carried), (following, *(v.value for v in ended)), strict=True):
+            phi.add_incoming(vector, b.block)
+        b.cbranch(b.icmp_signed("<", following, count), loop, end)
+        b.position_at_end(end)
+        for group, vector in zip(layout, ended, strict=True):
+            self._store(group, vector)
+        b.ret_void()
+
+    # ---- elements ------------------------------------------------------------------------------------------------
+
+    def _place(self, base: Any, byte: int, kind: Any) -> Any:
+        return self.builder.bitcast(self.builder.gep(base, [I64(byte)]), kind.as_pointer())
+
+    def _element(self, slot: int, byte: int) -> Element:
+        """What an instruction reads there."""
+        found = self.known.get((slot, byte))
+        if found is not None:
+            return found
+        if slot in (words.WORKSPACE, self.OWN):
+            raise UnsuitableError("read before it is written")
+        if slot == self.absolute:
+            kind = ctypes.c_float if self.item == 4 else ctypes.c_double
+            return Element(None, kind.from_address(byte).value)
+        return Element(self.bases[slot], byte, True)
+
+    def _scalar(self, element: Element) -> Any:
+        if element.source is None:
+            return ir.Constant(self.m.element, element.at)
+        if not element.in_memory:
+            return self.builder.extract_element(element.source, I32(int(element.at)))
+        found = self.builder.load(self._place(element.source, int(element.at), self.m.element))
+        found.align = self.item
+        return found
+
+    def _shuffle(self, x: Any, y: Any, lanes: Sequence[int]) -> Any:
+        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+    def _vector(self, elements: Iterable[Element], rest: float | None = None) -> Vector:
+        """A vector with those in its first lanes, and in the others anything, or ``rest``."""
+        wanted = list(elements)
+        if rest is not None:
+            wanted += [Element(None, rest)] * (self.lanes - len(wanted))
+        key = tuple(e.key for e in wanted)
+        if key not in self.memo:
+            self.memo[key] = self._gathered(wanted, key), wanted  # elements too: an id lasts as long as its owner
+        return Vector(self.m, self.memo[key][0])
+
+    def _number(self, slot: int, byte: int) -> Vector:
+        """One number in all lanes."""
+        return self._vector([self._element(slot, byte)] * self.lanes)
+
+    def _gathered(self, wanted: list[Element], key: tuple[tuple[int, float, bool], ...]) -> Any:
+        m, first = self.m, wanted[0]
+        unlike = dict(zip(key, wanted, strict=True))
+        if len(unlike) == 1:
+            return m.constant(first.at) if first.source is None else m.splat(self._scalar(first)).value
+        if all(e.in_memory and e.source is first.source and e.at == first.at + k * self.item
+               for k, e in enumerate(wanted)):  # fmt: skip
+            return self._loaded(first, len(wanted))
+        if len(unlike) < len(wanted):
+            order = list(unlike)
+            some = self._vector(unlike.values()).value
+            return self._shuffle(some, some, self._filled([order.index(k) for k in key]))
+        if any(e.in_memory for e in wanted):
+            made = ir.Constant(m.type, ir.Undefined)
+            for lane, e in enumerate(wanted):
+                made = self.builder.insert_element(made, self._scalar(e), I32(lane))
+            return made
+        sources = {id(e.source): e.source for e in wanted}
+        made = None
+        for owner, source in sources.items():
+            vector, here = source, [int(e.at) if id(e.source) == owner else None for e in wanted]
+            if source is None:
+                numbers = [e.at if e.source is None else 0.0 for e in wanted]
+                vector = ir.Constant(m.type, numbers + [0.0] * (self.lanes - len(numbers)))
+                here = [lane if e.source is None else None for lane, e in enumerate(wanted)]
+            if made is None and len(sources) == 1 and all(lane == k for k, lane in enumerate(here)):
+                return vector
+            own = range(len(here))
+            if made is None:
+                made = self._shuffle(vector, vector, self._filled([lane or 0 for lane in here]))
+            else:
+                chosen = [k if lane is None else self.lanes + lane for k, lane in zip(own, here, strict=True)]
+                made = self._shuffle(made, vector, self._filled(chosen))
+        return made
+
+    def _filled(self, lanes: list[int]) -> list[int]:
+        return lanes + [0] * (self.lanes - len(lanes))
+
+    def _loaded(self, first: Element, count: int) -> Any:
+        """So many numbers that lie side by side: not a byte beyond them is read."""
+        made, at = None, 0
+        for size in self._sizes(count):
+            kind = ir.VectorType(self.m.element, size)
+            part = self.builder.load(self._place(first.source, int(first.at) + at * self.item, kind))
+            part.align = self.item
+            if size < self.lanes:
+                part = self._shuffle(part, part, self._filled(list(range(size))))
+            if made is not None:
+                lanes = [k if k < at else self.lanes + k - at if k < at + size else 0 for k in range(self.lanes)]
+                part = self._shuffle(made, part, lanes)
+            made, at = part, at + size
+        return made
+
+    def _sizes(self, count: int) -> Iterator[int]:
+        """Powers of two that add up to it, of a vector's lanes at most."""
+        while count:
+            size = min(self.lanes, 1 << count.bit_length() - 1)
+            yield size
+            count -= size
+
+    def _write(self, written: Iterable[Written]) -> None:
+        """Vectors to where their first lanes belong, when all of an instruction has been computed."""
+        for places, vector in list(written):
+            slot = places[0][0]
+            if slot in self.parameters:
+                self.updated.append((places, vector))
+            if slot in self.parameters or slot in (words.WORKSPACE, self.OWN):
+                self._keep(places, vector)
+            else:
+                self._store(places, vector)
+
+    def _keep(self, places: Iterable[Where], vector: Vector) -> None:
+        self.known.update((place, Element(vector.value, lane)) for lane, place in enumerate(places))
+
+    def _store(self, places: Sequence[Where], vector: Vector) -> None:
+        """To memory, in pieces that lie side by side."""
+        runs = [0]
+        runs += [k for k in range(1, len(places)) if places[k] != (places[k - 1][0], places[k - 1][1] + self.item)]
+        for start, stop in zip(runs, [*runs[1:], len(places)], strict=True):
+            slot, byte = places[start]
+            at = start
+            for size in self._sizes(stop - start):
+                lanes = list(range(at, at + size))
+                part = vector.value if size == self.lanes else self._shuffle(vector.value, vector.value, lanes)
+                place = self._place(self.bases[slot], byte + (at - start) * self.item, part.type)
+                self.builder.store(part, place).align = self.item
+                at += size
+
+    def _forget_memory(self) -> None:
+        """What has been read from memory is read again: it may have been written."""
+        self.memo = {k: found for k, found in self.memo.items() if not any(e.in_memory for e in found[1])}
+
+    # ---- operands ------------------------------------------------------------------------------------------------
+
+    def _operand(self, which: int) -> tuple[int, int, int, int]:
+        at = words.OPERANDS + 4 * which
+        slot, offset, row, col = self.row[at : at + 4]
+        return slot, offset, row, col
+
+    def _at(self, which: int, i: int, j: int) -> Where:
+        """Where element (i, j) of an operand is."""
+        slot, offset, row, col = self._operand(which)
+        return slot, offset + (i * row + j * col) * self.item
+
+    def _in_row(self, which: int, i: int, j: int) -> Where:
+        """The same of one whose rows are contiguous, whatever is said of its columns."""
+        slot, offset, row, _ = self._operand(which)
+        return slot, offset + (i * row + j) * self.item
+
+    def _read(self, which: int, elements: Iterable[tuple[int, int]]) -> Vector:
+        return self._vector(self._element(*self._at(which, i, j)) for i, j in elements)
+
+    def _hyper(self, count: int) -> tuple[Vector, ...]:
+        """The first numbers of a rule, float64 in memory."""
+        slot, offset, _, _ = self._operand(EXTRA)
+        found = []
+        for k in range(count):
+            number = self.builder.load(self._place(self.bases[slot], offset + 8 * k, ir.DoubleType()))
+            found.append(self.m.splat(self.builder.fptrunc(number, self.m.element) if self.item == 4 else number))
+        return tuple(found)
+
+    def _groups(self, elements: Sequence[tuple[int, int]], cols: int) -> list[list[tuple[int, int]]]:
+        """Elements, row by row, that share a vector: of the same row if rows are as long as one."""
+        rows: dict[int, list[tuple[int, int]]] = {}
+        for element in elements:
+            rows.setdefault(element[0] if cols >= self.lanes else 0, []).append(element)
+        return [row[k : k + self.lanes] for row in rows.values() for k in range(0, len(row), self.lanes)]
+
+    # ---- products --------------------------------------------------------------------------------------------------
+
+    def _sums(self) -> list[tuple[list[tuple[int, int]], Vector]]:
+        """The elements of A B, a vector at a time, in the order of gemm.py or that of dot products."""
+        row = self.row
+        m, n, how = row[words.M], row[words.N], row[words.HOW]
+        plain = how & (words.FEW_ROWS | words.SUMMANDS | words.FEW_COLUMNS | words.OUTER | words.SMALL | words.PACK_T)
+        if how & words.PAIRS or (not plain and row[words.PANEL] != TILE_VECTORS * self.lanes):
+            raise UnsuitableError("bfloat16, or B in panels")
+        elements = [(i, j) for i in range(m) for j in range(n)]
+        elements += [(m, j) for j in range(n if how & words.ONES else 0)]
+        elements += [(0, n)] if how & words.TOTAL else []
+        groups = self._groups(elements, n)
+        if how & (words.DOTS | words.FEW_COLUMNS):
+            return [(group, self._dots(group)) for group in groups]
+        found: list[tuple[list[tuple[int, int]], Vector]] = []
+        for start in range(0, len(groups), ACCUMULATORS):
+            some = groups[start : start + ACCUMULATORS]
+            found += zip(some, self._chains(some), strict=True)
+        return found
+
+    def _of_a(self, i: int, k: int) -> Element:
+        """Of A, which may have one more row, of ones."""
+        return Element(None, 1.0) if i == self.row[words.M] else self._element(*self._at(A, i, k))
+
+    def _of_b(self, k: int, j: int) -> Element:
+        """Of B, which may be given as its transpose, or have one more column, of ones."""
+        if j == self.row[words.N]:
+            return Element(None, 1.0)
+        turned = self.row[words.HOW] & (words.PACK_T | words.DOTS)
+        return self._element(*(self._in_row(B, j, k) if turned else self._in_row(B, k, j)))
+
+    def _dots(self, group: list[tuple[int, int]]) -> Vector:
+        """A vector of sums for each, which are then added pairwise."""
+        m, k = self.m, self.row[words.K]
+        totals = []
+        for i, j in group:
+            total = Vector(m, m.constant(0.0))
+            for start in range(0, k, self.lanes):
+                here = range(start, min(k, start + self.lanes))
+                x = self._vector([self._of_a(i, q) for q in here], 0.0)
+                total = m.fma(x, self._vector([self._of_b(q, j) for q in here], 0.0), total)
+            totals.append(total)
+        return sums_of_lanes(m, totals + totals[-1:] * (self.lanes - len(totals)))
+
+    def _chains(self, groups: list[list[tuple[int, int]]]) -> list[Vector]:
+        """A chain of fused multiply-adds for every block of K."""
+        m, k, block = self.m, self.row[words.K], max(1, self.row[words.BLOCK])
+        zero = Vector(m, m.constant(0.0))
+        totals: list[Vector] = []
+        for start in range(0, max(k, 1), block):
+            sums = [zero for _ in groups]
+            for q in range(start, min(k, start + block)):
+                for number, group in enumerate(groups):
+                    x = self._vector([self._of_a(i, q) for i, _ in group])
+                    y = self._vector([self._of_b(q, j) for _, j in group])
+                    # few summands are not added to 0, see one_row.update_by_panels
+                    fresh = q == 0 and self.row[words.HOW] & words.SUMMANDS
+                    sums[number] = x * y if fresh else m.fma(x, y, sums[number])
+            totals = [t + s for t, s in zip(totals, sums, strict=True)] if totals else sums
+        return totals
+
+    def _product(self) -> None:
+        row, m = self.row, self.m
+        how, code, then = row[words.HOW], row[words.CODE], row[words.THEN]
+        written: list[Written] = []
+        for group, total in self._sums():
+            out, value = tuple(self._in_row(OUT, i, j) for i, j in group), total
+            if how & words.BIAS:
+                value = value + self._vector(self._element(*self._in_row(Y, 0, j)) for _, j in group)
+            if how & words.SGD:
+                theta = self._vector(self._element(*place) for place in out)
+                (value,) = scalars.UPDATES["sgd"].formula(m, self._hyper(1), theta, value)
+            if code >= 0:
+                value = _BINARY[code](m, value, self._read(Y, group))
+            written.append((out, value))
+            if then >= 0:
+                written.append((tuple(self._in_row(OUT2, i, j) for i, j in group), _UNARY[then](m, value)))
+        self._write(written)
+
+    def _product_update(self) -> None:
+        rule, n = _RULES[self.row[words.CODE]], self.row[words.N]
+        written: list[Written] = []
+        for group, gradient in self._sums():
+            places = []
+            for which in (OUT, Y, OUT2)[: 1 + len(rule.states)]:
+                slot, offset, _, _ = self._operand(which)
+                places.append(tuple((slot, offset + (i * n + j) * self.item) for i, j in group))
+            theta, *states = (self._vector(self._element(*place) for place in of) for of in places)
+            new = rule.formula(self.m, self._hyper(len(rule.hyper)), theta, gradient, *states)
+            written += zip(places, new, strict=True)
+        self._write(written)
+
+    # ---- elementwise -----------------------------------------------------------------------------------------------
+
+    def _elements(self) -> list[list[tuple[int, int]]]:
+        rows, cols = self.row[words.M], self.row[words.N]
+        return self._groups([(i, j) for i in range(rows) for j in range(cols)], cols)
+
+    def _update(self) -> None:
+        rule = _RULES[self.row[words.CODE]]
+        which = (OUT, B, Y)[: 1 + len(rule.states)]
+        written: list[Written] = []
+        for group in self._elements():
+            theta, gradient, *states = (self._read(operand, group) for operand in (OUT, A, *which[1:]))
+            new = rule.formula(self.m, self._hyper(len(rule.hyper)), theta, gradient, *states)
+            places = [tuple(self._in_row(operand, i, j) for i, j in group) for operand in which]
+            written += zip(places, new, strict=True)
+        self._write(written)
+
+    def _map(self) -> None:
+        code, written = self.row[words.CODE], []
+        for group in self._elements():
+            x = self._read(A, group)
+            if self.row[words.OP] == words.MAP_UNARY:
+                value = _UNARY[code](self.m, x)
+            else:
+                value = _BINARY[code](self.m, x * self._number(*self._operand(EXTRA)[:2]), self._read(B, group))
+            written.append((tuple(self._in_row(OUT, i, j) for i, j in group), value))
+        self._write(written)
+
+    # ---- rows ------------------------------------------------------------------------------------------------------
+
+    def _gather(self) -> None:
+        """Rows of the batch are where they are in the data set: nothing is copied."""
+        b, size = self.builder, 4 * self.row[words.N]
+        (to, offset, _, _), (data, first, _, _), (order, index, _, _) = (self._operand(w) for w in (OUT, A, B))
+        if to != words.WORKSPACE:
+            raise UnsuitableError("rows that go out")
+        for r in range(self.row[words.M]):
+            number = b.load(self._place(self.bases[order], index + 8 * r, I64))
+            line = b.gep(self.bases[data], [b.add(b.mul(number, I64(size)), I64(first))])
+            for byte in range(0, size, 4):
+                self.known[to, offset + r * size + byte] = Element(line, byte, True)
+
+    def _rows(self) -> Iterator[tuple[list[int], list[Vector]]]:
+        """Rows that share vectors, a row in each lane, and a vector for each column of A."""
+        rows, n = self.row[words.M], self.row[words.N]
+        if n > STACK_VECTORS:
+            raise UnsuitableError("long rows")
+        for start in range(0, rows, self.lanes):
+            some = list(range(start, min(rows, start + self.lanes)))
+            yield some, self._columns(A, some)
+
+    def _columns(self, which: int, rows: list[int]) -> list[Vector]:
+        n = self.row[words.N]
+        return [self._vector(self._element(*self._in_row(which, r, c)) for r in rows) for c in range(n)]
+
+    def _in_rows(self, which: int, rows: list[int], columns: list[Vector]) -> Iterator[Written]:
+        """Columns back to where rows belong."""
+        elements = [(r, c) for r in range(len(rows)) for c in range(len(columns))]
+        for group in self._groups(elements, len(columns)):
+            vector = self._vector(Element(columns[c].value, r) for r, c in group)
+            yield tuple(self._in_row(which, rows[r], c) for r, c in group), vector
+
+    def _softmax(self) -> None:
+        m, code = self.m, self.row[words.CODE]
+        written: list[Written] = []
+        for rows, z in self._rows():
+            y = self._columns(B, rows) if code == words.LOGARITHMS_GRAD else z
+            out: list[Vector] = []
+
+            def over_row(start: float, step: Callable[[Vector, Vector], Vector], z: list[Vector] = z) -> Vector:
+                total = Vector(m, m.constant(start))
+                for column in z:
+                    total = step(total, column)
+                return total
+
+            def write(
+                formula: Callable[[Vector, Callable[[], Vector]], Vector],
+                z: list[Vector] = z,
+                y: list[Vector] = y,
+                out: list[Vector] = out,
+            ) -> None:
+                out += [formula(column, lambda own=own: own) for column, own in zip(z, y, strict=True)]
+
+            softmaxes(m, over_row, write, out.append)[code]()
+            written += self._in_rows(OUT, rows, out)
+        self._write(written)
+
+    def _cross_entropy(self) -> None:
+        """As simd.cross_entropy_lanes does it."""
+        m, code = self.m, self.row[words.CODE]
+        zero = Vector(m, m.constant(0.0))
+        written: list[Written] = []
+        for rows, z in self._rows():
+            t = self._labelled(rows) if code & words.BY_LABELS else self._columns(B, rows)
+            top = Vector(m, m.constant(-float("inf")))
+            for column in z:
+                top = higher(top, column)
+            exponentials, total = [below(m, column, top) for column in z], zero
+            for e in exponentials:
+                total = total + e
+            shift, result, targets = m.log(total), zero, zero
+            for column, own in zip(z, t, strict=True):
+                result, targets = m.fma(logarithm(m, column, top, shift), own, result), targets + own
+            written += self._in_rows(OUT, rows, [result])
+            if code & words.WITH_GRADIENT:
+                factor = self._number(*self._operand(EXTRA)[:2])
+                share = targets * factor / total
+                grad = [own * factor - e * share for own, e in zip(t, exponentials, strict=True)]
+                written += self._in_rows(OUT2, rows, grad)
+        self._write(written)
+
+    def _labelled(self, rows: list[int]) -> list[Vector]:
+        """The columns of a matrix with a 1 in each row where its label says."""
+        m, b = self.m, self.builder
+        slot, offset, _, _ = self._operand(B)
+        labels = ir.Constant(ir.VectorType(I64, self.lanes), [-1] * self.lanes)
+        for lane, r in enumerate(rows):
+            source, byte, _ = self._element(slot, offset + 8 * r)
+            labels = b.insert_element(labels, b.load(self._place(source, int(byte), I64)), I32(lane))
+        return [
+            Vector(m, b.select(b.icmp_signed("==", labels, ir.Constant(labels.type, [c] * self.lanes)),
+                               m.constant(1.0), m.constant(0.0)))
+            for c in range(self.row[words.N])
+        ]  # fmt: skip
+
+    # ---- chains ----------------------------------------------------------------------------------------------------
+
+    def _chain(self) -> None:
+        """A chain that is one block."""
+        _Chain(self).emit()
+
+
+class _Chain:
+    """The operations of a chain's table, see chain.py; all of it is one block of ``rows`` by ``cols``."""
+
+    def __init__(self, emitter: _Emitter) -> None:
+        self.of = emitter
+        self.m = emitter.m
+        address = emitter.row[words.CODE]
+        head = (ctypes.c_int64 * chain.HEADER).from_address(address)[:]
+        count = sum(head[k] for k in (chain.PROLOGUE, chain.BODY, chain.EPILOGUE))
+        length = chain.HEADER + head[chain.PLACES] * chain.PLACE + count * chain.OPERATION
+        table = (ctypes.c_int64 * length).from_address(address)[:]
+        after = chain.HEADER + head[chain.PLACES] * chain.PLACE
+        self.places = [table[k : k + chain.PLACE] for k in range(chain.HEADER, after, chain.PLACE)]
+        self.operations = [table[k : k + chain.OPERATION] for k in range(after, length, chain.OPERATION)]
+        self.rows, self.cols = emitter.row[words.M], emitter.row[words.N]
+        self.size = self.rows * self.cols
+        if not self.size or self.rows > head[chain.HEIGHT] or self.cols > head[chain.WIDTH]:
+            raise UnsuitableError("several blocks, or none")
+
+    def emit(self) -> None:
+        for place in [p for p in self.of.known if p[0] == self.of.OWN]:
+            del self.of.known[place]
+        for kind, code, *operands in self.operations:
+            self._operate(kind, code, *operands)
+
+    def _where(self, number: int, element: int = 0) -> Where:
+        place = self.places[number]
+        slot = self.of.OWN if place[chain.SLOT] == chain.OWN else place[chain.SLOT]
+        return slot, place[chain.OFFSET] + element * place[chain.STEP] * self.of.item
+
+    def _read(self, number: int, elements: Iterable[int]) -> Vector:
+        return self.of._vector(self.of._element(*self._where(number, e)) for e in elements)
+
+    def _factor(self, number: int) -> Vector:
+        return self.of._number(*self._where(number)) if number >= 0 else Vector(self.m, self.m.constant(1.0))
+
+    def _groups(self, size: int) -> list[range]:
+        return [range(k, min(size, k + self.of.lanes)) for k in range(0, size, self.of.lanes)]
+
+    def _write(self, out: int, values: Iterable[tuple[range, Vector]]) -> None:
+        self.of._write([(tuple(self._where(out, e) for e in group), value) for group, value in values])
+
+    def _folded(self, code: int, size: int, values: Callable[[range], Vector]) -> Vector:
+        """The sum or the maximum of elements, as simd.reduce_row makes it, in all lanes."""
+        m, lanes = self.m, self.of.lanes
+        start, combine = reductions(m)[code]
+        totals = [Vector(m, m.constant(start))] * SUMS
+        for number, group in enumerate(self._groups(size)):
+            old = totals[number % SUMS]
+            new = combine(old, values(group))
+            if len(group) < lanes:
+                mask = ir.Constant(m.mask_type, [int(lane < len(group)) for lane in range(lanes)])
+                new = Vector(m, m.builder.select(mask, new.value, old.value))
+            totals[number % SUMS] = new
+        first, second, third, fourth = totals
+        return m.splat(m.reduce(combine(combine(first, second), combine(third, fourth)), combine))
+
+    def _operate(self, kind: int, code: int, out: int, x: int, y: int, z: int, c: int, scale: int) -> None:
+        m, groups = self.m, self._groups(self.size)
+        match kind:
+            case chain.UNARY:
+                self._write(out, [(g, _UNARY[code](m, self._read(x, g))) for g in groups])
+            case chain.BINARY:
+                factor = self._factor(c)
+                self._write(out, [(g, _BINARY[code](m, self._read(x, g) * factor, self._read(y, g))) for g in groups])
+            case chain.TERNARY:
+                operands = [[self._read(k, g) for k in (x, y, z)] for g in groups]
+                self._write(out, [(g, _TERNARY[code](m, *o)) for g, o in zip(groups, operands, strict=True)])
+            case chain.SQUARED_ERROR if code:
+                errors = {g.start: self._read(x, g) - self._read(y, g) for g in groups}
+                factor = self._factor(c)
+                total = self._folded(words.SUM, self.size, lambda g: errors[g.start] * errors[g.start])
+                self._write(out, [(g, errors[g.start] * factor) for g in groups])
+                self._write(z, [(range(1), total * self._factor(scale))])
+            case chain.REDUCE_WHOLE:
+                total = self._folded(code, self.size, lambda g: self._read(x, g))
+                self._write(out, [(range(1), total * self._factor(c))])
+            case chain.REDUCE_ROWS:
+                for r in range(self.rows):
+                    first = r * self.cols
+                    total = self._folded(
+                        code, self.cols, lambda g, first=first: self._read(x, range(first + g.start, first + g.stop))
+                    )
+                    self._write(out, [(range(r, r + 1), total * self._factor(c))])
+            case chain.TILE:
+                self._copy(out, [(x, e % self.cols) for e in range(self.size)])
+            case chain.SPREAD:
+                self._copy(out, [(x, e // self.cols) for e in range(self.size)])
+            case chain.CLEAR | chain.CLEAR_MAX:
+                start = Element(None, -float("inf") if kind == chain.CLEAR_MAX else 0.0)
+                self.of.known.update((self._where(out, e), start) for e in range(code))
+            case chain.END_COLUMNS:
+                self._end_columns(code, out, x, c)
+            case _:
+                raise UnsuitableError("a mask, or several blocks")
+
+    def _copy(self, out: int, sources: list[tuple[int, int]]) -> None:
+        """Other names for what is there already."""
+        for e, (number, element) in enumerate(sources):
+            self.of.known[self._where(out, e)] = self.of._element(*self._where(number, element))
+
+    def _end_columns(self, code: int, out: int, running: int, c: int) -> None:
+        """The rows of the block added up, or their maximum."""
+        combine = (add, self.m.maximum)[code]
+        written = []
+        for group in self._groups(self.cols):
+            total = self._read(running, group)
+            for r in range(1, self.rows):
+                total = combine(
+                    total, self._read(running, range(r * self.cols + group.start, r * self.cols + group.stop))
+                )
+            written.append((group, total * self._factor(c) + 0.0))
+        self._write(out, written)

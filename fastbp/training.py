@@ -156,6 +156,8 @@ class _Fit:
         self.kind = net.kind
         fed = arrays.kind_of(next(iter(data.values()))) is not self.kind
         self.feeder = Feeder(data, batch_size) if fed else None
+        self.ordered = self.gathered or fed
+        self._kept: tuple[int, Array, Array] | None = None  # see _pattern
         self.order = RowOrder(self.rows, training.seed, sampling)
         self.first_epoch = training.epoch
         self.first_step = training.state.step
@@ -178,21 +180,20 @@ class _Fit:
     def asked(self, first: int, last: int) -> tuple[dict[str, Array], Array, Array | None, Array]:
         """What the executable needs for these steps: values and table; the row numbers, if any; the steps' weights."""
         epoch, last_epoch = first // self.per_epoch, (last - 1) // self.per_epoch
-        number = np.arange(first, last)
-        within = number % self.per_epoch * self.batch
-        rows = np.minimum(self.batch, self.rows - within)
-        ordered = self.gathered or self.feeder is not None
-        position = within + (number // self.per_epoch - epoch) * self.rows if ordered else within
-        numbers = self._numbers(epoch, last_epoch + 1) if ordered else None
-        weights = self._weights(rows, position, numbers)
+        table, weights = self._pattern(first % self.per_epoch, last - first)
+        rows, position = table[:, 0], table[:, 1]
+        numbers = self._numbers(epoch, last_epoch + 1) if self.ordered else None
+        if self.weight is not None:
+            weights = self._weights(rows, position, numbers)
         step = self.state.step + np.arange(last - first, dtype=np.float64)
         of_steps = {"hyper": self.training.optimizer.hyper(step)}
         if "dropout" in self.run.program.inputs:  # what its masks are drawn from, seed and step, below 2³²
             of_steps["dropout"] = np.column_stack([np.full(len(step), float(self.training.seed % 2**32)), step % 2**32])
         of_steps = {name: self.kind.moved(value) for name, value in of_steps.items()}
         if numbers is not None:
-            numbers, position = numbers[position[0] : position[-1] + rows[-1]], position - position[0]
-        table = np.ascontiguousarray(np.column_stack([rows, position, np.arange(last - first)]), np.int64)
+            numbers = numbers[position[0] : position[-1] + rows[-1]]
+            if position[0]:
+                table = table - np.array([0, position[0], 0])
         values = self.values | of_steps
         if numbers is not None and self.feeder is None:
             # followed by a batch of row numbers: gathering a batch asks for the next one's rows, see machine.py
@@ -200,6 +201,22 @@ class _Fit:
             order[: len(numbers), 0] = numbers
             values["order"] = self.kind.moved(order)
         return values, table, numbers, weights
+
+    def _pattern(self, start: int, steps: int) -> tuple[Array, Array]:
+        """Rows, position and number of so many steps from step ``start`` of an epoch on, int64; rows as weights, too.
+
+        Kept for the next slice, which most often begins at the start of an epoch as well.
+        """
+        if self._kept is None or self._kept[0] != start or len(self._kept[1]) < steps:
+            number = np.arange(start, start + steps)
+            table = np.empty((steps, 3), np.int64)
+            within = number % self.per_epoch * self.batch
+            table[:, 0] = np.minimum(self.batch, self.rows - within)
+            table[:, 1] = within + number // self.per_epoch * self.rows if self.ordered else within
+            table[:, 2] = np.arange(steps)
+            self._kept = start, table, table[:, 0].astype(np.float64)
+        _, table, weights = self._kept
+        return table[:steps], weights[:steps]
 
     def done(self, steps: int, losses: Any) -> Array:
         """The losses of so many steps that have been run."""
@@ -230,9 +247,8 @@ class _Fit:
         return self.order.epochs(self.first_epoch + first, self.first_epoch + last).reshape(-1)
 
     def _weights(self, rows: Array, position: Array, numbers: Array | None) -> Array:
-        """What each step's loss counts in the epoch's: its rows, or the sum of their sample weights."""
-        if self.weight is None:
-            return rows.astype(np.float64)
+        """What each step's loss counts in the epoch's: the sum of its rows' sample weights."""
+        assert self.weight is not None
         weight = self.weight[:, 0] if numbers is None else self.weight[numbers, 0]
         total = np.concatenate([[0.0], np.cumsum(weight, dtype=np.float64)])
         difference: Array = total[position + rows] - total[position]

@@ -117,6 +117,7 @@ class Bound:
         private: bytes that each thread needs for itself.
         shared: whether any instruction is worth more than one thread.
         lines: what the instructions are; the clock counts them by their position here.
+        dtype: of floats.
     """
 
     table: np.ndarray
@@ -125,11 +126,12 @@ class Bound:
     private: int
     shared: bool
     lines: tuple[Line, ...]
+    dtype: str
 
     @cached_property
     def suits_code(self) -> bool:
         """Whether it is so small that code of its own may be worth it."""
-        return straight.suits(self.table)
+        return straight.suits(self.table, self.dtype)
 
     @cached_property
     def entry(self) -> int:
@@ -182,6 +184,7 @@ class _Common:
         self.slots = slots
         self.n = n
         self.pairs = precision == "bf16" and dtype == "float32" and target.HAS_BF16
+        self.dtype = dtype
         self.item = 4 if dtype == "float32" else 8
         self.panel = TILE_VECTORS * target.VECTOR_BYTES // self.item
         consts = [i for i, b in enumerate(program.buffers) if b.kind == "const"]
@@ -222,7 +225,9 @@ class _Binder:
         words = table.words()
         private = _ceil(max(private, self.common.scratch), ALIGNMENT)
         shared = bool(words[:, cpu.SHARED].any())
-        return Bound(words, tuple(self.common.kept), workspace, private, shared, tuple(self.common.lines))
+        return Bound(
+            words, tuple(self.common.kept), workspace, private, shared, tuple(self.common.lines), self.common.dtype
+        )
 
     def _in_order(self) -> tuple[_Table, int, int]:
         """An instruction after the other, each for all rows; bytes of workspace and of private memory."""

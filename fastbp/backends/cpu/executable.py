@@ -24,7 +24,7 @@ KEPT_BINDINGS = 16  # numbers of rows for which tables are kept; training needs 
 KEPT_WORKSPACE = 256 << 20  # bytes up to which a workspace is kept for the next call
 # Seconds in steps of one kind after which those that suit it get code of their own, which takes about as long to make;
 # steps after which it is asked whether they have passed; steps of a kind in a row from which on such code is called.
-COMPILE_AFTER, ASK_AFTER, FEWEST_IN_A_ROW = 0.3, 1 << 14, 8
+COMPILE_AFTER, ASK_AFTER, FEWEST_IN_A_ROW = 0.5, 1 << 14, 8
 
 
 # (slot, buffer, shape) of the arrays that outputs lie in; (name, its array's buffer, start, stop, shape) of the
@@ -112,14 +112,14 @@ class CpuExecutable:
         Inputs whose rows are the batch's begin at row ``position``; inputs of dtype "double" (the scalars of updates)
         at row ``step``; outputs of fixed shape are written to row ``step``: (steps, rows, columns).
         """
-        sizes, table_of = np.unique(steps[:, 0], return_inverse=True)
+        sizes, table_of = _sizes(steps[:, 0])
         plan = steps.copy()
         plan[:, 0] = table_of
-        count, most = int(steps[:, 2].max()) + 1, int(sizes[-1])
+        count, most = int(steps[:, 2].max()) + 1, sizes[-1]
         outputs = {index: np.empty((count, *self.program.shape(index, most)), self.dtype) for _, index in self._results}
         strides = {index: array.strides[0] for index, array in outputs.items()}
         values = self._followed(values, int(steps[:, 1].max()) + 2 * most)
-        self._launch({int(n): self.bound(int(n)) for n in sizes}, plan, values, outputs, strides, clock)
+        self._launch({n: self.bound(n) for n in sizes}, plan, values, outputs, strides, clock)
         return {name: outputs[index] for name, index in self.program.outputs.items() if index in outputs}
 
     def _followed(self, values: Mapping[str, Any], length: int) -> Mapping[str, Any]:
@@ -176,7 +176,8 @@ class CpuExecutable:
         if timed or not self._may_have_code or not any(self._suits(n, bound) for n, bound in bindings.items()):
             yield 0, len(plan), None, None
             return
-        ends = [*(np.flatnonzero(np.diff(plan[:, 0])) + 1).tolist(), len(plan)]
+        changes = np.flatnonzero(np.diff(plan[:, 0])) + 1 if len(bindings) > 1 else np.empty(0, np.int64)
+        ends = [*changes.tolist(), len(plan)]
         if len(plan) < FEWEST_IN_A_ROW * len(ends):
             yield 0, len(plan), None, None
             return
@@ -250,6 +251,14 @@ class CpuExecutable:
             self._layouts.clear()
         self._layouts[n] = shapes, parts
         return shapes, parts
+
+
+def _sizes(rows: np.ndarray) -> tuple[list[int], np.ndarray | int]:
+    """The numbers there are, in order, and which of them each is; most often there is one, and no need to sort."""
+    if (rows == rows[0]).all():
+        return [int(rows[0])], 0
+    sizes, which = np.unique(rows, return_inverse=True)
+    return sizes.tolist(), which
 
 
 def _address(array: np.ndarray) -> int:

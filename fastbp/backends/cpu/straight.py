@@ -11,6 +11,7 @@ Every result has the bits that the machine gives it: the same functions, and sum
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from llvmlite import binding, ir
 from fastbp import scalars
 from fastbp.backends.cpu import chain_words as chain
 from fastbp.backends.cpu import words
-from fastbp.backends.cpu.target import TILE_VECTORS, target
+from fastbp.backends.cpu.target import TILE_VECTORS, VECTOR_BYTES, target
 from fastbp.backends.cpu.vectors import (
     I32,
     I64,
@@ -38,9 +39,11 @@ from fastbp.backends.cpu.vectors import (
 )
 from fastbp.backends.cpu.words import EXTRA, OUT, OUT2, A, B, Y
 
-# Of a table that is worth it: multiply-adds of its products, and LLVM instructions of a step. 8-16-16-4 on one row has
-# 448 and TODO; beyond, code grows faster than what it saves.
-MOST_MULTIPLY_ADDS, MOST_INSTRUCTIONS = 4096, 4000
+# Of a table that is worth it: operations on vectors, of which each takes 2 to 10 instructions; LLVM's instructions of a
+# step (making 8000 takes 1.5 s); vectors of parameters and states. 8-16-16-4 on 8 rows has 1500, 7000 and 63, and takes
+# 0.6 of the time; 3-700 on one row has 1000, 9000 and 352, and takes as long as on the machine: code and parameters
+# leave the first-level caches.
+MOST_OPERATIONS, MOST_INSTRUCTIONS, MOST_CARRIED = 1600, 8000, 256
 ACCUMULATORS = 12  # vectors of a product that are summed at once
 NAME = "steps"
 BYTE = ir.IntType(8).as_pointer()
@@ -54,6 +57,16 @@ Written = tuple[tuple[Where, ...], Vector]  # where the first lanes of a vector 
 
 class UnsuitableError(Exception):
     """A table that the machine runs as it is."""
+
+
+@functools.cache
+def _order(lanes: tuple[int, ...]) -> Any:
+    """A constant of a shuffle; making one takes longer than all else about it."""
+    return ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
+
+
+def _itself(vector: Vector) -> Vector:
+    return vector
 
 
 class Element(NamedTuple):
@@ -81,22 +94,26 @@ class Steps:
         triple, cpu, features = target()
         machine = binding.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3)
         code = binding.parse_assembly(str(module))
-        options = binding.PipelineTuningOptions(speed_level=2)
-        options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
-        builder = binding.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(code, builder)
+        # What straight-line code needs. LLVM's usual passes take longer to no use, and one of them has ended the
+        # process on vectors of another length ("cast<Ty>() argument of incompatible type").
+        passes = binding.create_new_module_pass_manager()
+        passes.add_instruction_combine_pass()
+        passes.add_dead_code_elimination_pass()
+        passes.run(code, binding.create_pass_builder(machine, binding.PipelineTuningOptions()))
         self._engine = binding.create_mcjit_compiler(code, machine)  # owns the code
         self._engine.finalize_object()
         function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
         self.run: Callable[[int, int, int], None] = function(self._engine.get_function_address(NAME))
 
 
-def suits(table: np.ndarray) -> bool:
+def suits(table: np.ndarray, dtype: str) -> bool:
     """Whether a table may be worth code of its own."""
-    products = table[np.isin(table[:, words.OP], (words.PRODUCT, words.PRODUCT_UPDATE))]
-    sizes = products[:, [words.M, words.N, words.K]].prod(axis=1).sum()
-    whole = not table[:, words.SHARED].any() and np.isin(table[:, words.OP], list(_Emitter.METHODS)).all()
-    return bool(whole and len(table) and sizes <= MOST_MULTIPLY_ADDS)
+    if not len(table) or table[:, words.SHARED].any() or not np.isin(table[:, words.OP], list(_Emitter.METHODS)).all():
+        return False
+    rows, cols, inner = table[:, [words.M, words.N, words.K]].T
+    vectors = -(-rows * cols * np.dtype(dtype).itemsize // VECTOR_BYTES)
+    products = np.isin(table[:, words.OP], (words.PRODUCT, words.PRODUCT_UPDATE))
+    return bool((vectors * (2 + inner * products)).sum() <= MOST_OPERATIONS)
 
 
 def steps_for(
@@ -111,8 +128,10 @@ def steps_for(
     """
     try:
         first = _Emitter(table, dtype, absolute, moves, frozenset(parameters), ())
-        # again, with parameters in vectors as updates leave them
         layout = tuple(dict.fromkeys(places for places, _ in first.updated))
+        if len(layout) > MOST_CARRIED:
+            return None
+        # again, with parameters in vectors as updates leave them
         return Steps(_Emitter(table, dtype, absolute, moves, frozenset(parameters), layout).module)
     except UnsuitableError:
         return None
@@ -135,6 +154,7 @@ class _Emitter:
         words.SOFTMAX: "_softmax",
         words.CROSS_ENTROPY: "_cross_entropy",
         words.GATHER: "_gather",
+        words.ONEHOT: "_onehot",
         words.UPDATE: "_update",
     }
     OWN = -2  # slot of a chain's private memory
@@ -182,8 +202,7 @@ class _Emitter:
             self.row = row
             getattr(self, self.METHODS[row[words.OP]])()
             self._forget_memory()
-            if sum(len(block.instructions) for block in function.blocks) > MOST_INSTRUCTIONS:
-                raise UnsuitableError("too long")
+            self._check_length()
         ended = [self._vector([self.known[place] for place in group]) for group in layout]
         following = b.add(turn, I64(1))
         for phi, vector in zip((turn, *carried), (following, *(v.value for v in ended)), strict=True):
@@ -193,6 +212,10 @@ class _Emitter:
         for group, vector in zip(layout, ended, strict=True):
             self._store(group, vector)
         b.ret_void()
+
+    def _check_length(self) -> None:
+        if sum(len(block.instructions) for block in self.builder.function.blocks) > MOST_INSTRUCTIONS:
+            raise UnsuitableError("too long")
 
     # ---- elements ------------------------------------------------------------------------------------------------
 
@@ -221,7 +244,7 @@ class _Emitter:
         return found
 
     def _shuffle(self, x: Any, y: Any, lanes: Sequence[int]) -> Any:
-        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+        return self.builder.shuffle_vector(x, y, _order(tuple(lanes)))
 
     def _vector(self, elements: Iterable[Element], rest: float | None = None) -> Vector:
         """A vector with those in its first lanes, and in the others anything, or ``rest``."""
@@ -384,6 +407,7 @@ class _Emitter:
         for start in range(0, len(groups), ACCUMULATORS):
             some = groups[start : start + ACCUMULATORS]
             found += zip(some, self._chains(some), strict=True)
+            self._check_length()
         return found
 
     def _of_a(self, i: int, k: int) -> Element:
@@ -528,21 +552,24 @@ class _Emitter:
             out: list[Vector] = []
 
             def over_row(start: float, step: Callable[[Vector, Vector], Vector], z: list[Vector] = z) -> Vector:
-                total = Vector(m, m.constant(start))
-                for column in z:
-                    total = step(total, column)
-                return total
+                return functools.reduce(step, z, Vector(m, m.constant(start)))
 
             def write(
                 formula: Callable[[Vector, Callable[[], Vector]], Vector],
-                z: list[Vector] = z,
-                y: list[Vector] = y,
+                pairs: Sequence[tuple[Vector, Vector]] = tuple(zip(z, y, strict=True)),
                 out: list[Vector] = out,
             ) -> None:
-                out += [formula(column, lambda own=own: own) for column, own in zip(z, y, strict=True)]
+                out += [formula(own, functools.partial(_itself, other)) for own, other in pairs]
 
             softmaxes(m, over_row, write, out.append)[code]()
             written += self._in_rows(OUT, rows, out)
+        self._write(written)
+
+    def _onehot(self) -> None:
+        written: list[Written] = []
+        for start in range(0, self.row[words.M], self.lanes):
+            rows = list(range(start, min(self.row[words.M], start + self.lanes)))
+            written += self._in_rows(OUT, rows, self._labelled(A, rows))
         self._write(written)
 
     def _cross_entropy(self) -> None:
@@ -551,7 +578,7 @@ class _Emitter:
         zero = Vector(m, m.constant(0.0))
         written: list[Written] = []
         for rows, z in self._rows():
-            t = self._labelled(rows) if code & words.BY_LABELS else self._columns(B, rows)
+            t = self._labelled(B, rows) if code & words.BY_LABELS else self._columns(B, rows)
             top = Vector(m, m.constant(-float("inf")))
             for column in z:
                 top = higher(top, column)
@@ -569,10 +596,10 @@ class _Emitter:
                 written += self._in_rows(OUT2, rows, grad)
         self._write(written)
 
-    def _labelled(self, rows: list[int]) -> list[Vector]:
+    def _labelled(self, which: int, rows: list[int]) -> list[Vector]:
         """The columns of a matrix with a 1 in each row where its label says."""
         m, b = self.m, self.builder
-        slot, offset, _, _ = self._operand(B)
+        slot, offset, _, _ = self._operand(which)
         labels = ir.Constant(ir.VectorType(I64, self.lanes), [-1] * self.lanes)
         for lane, r in enumerate(rows):
             source, byte, _ = self._element(slot, offset + 8 * r)
@@ -616,12 +643,18 @@ class _Chain:
             self._operate(kind, code, *operands)
 
     def _where(self, number: int, element: int = 0) -> Where:
+        """Elements of a place lie side by side."""
         place = self.places[number]
         slot = self.of.OWN if place[chain.SLOT] == chain.OWN else place[chain.SLOT]
-        return slot, place[chain.OFFSET] + element * place[chain.STEP] * self.of.item
+        return slot, place[chain.OFFSET] + element * self.of.item
 
     def _read(self, number: int, elements: Iterable[int]) -> Vector:
-        return self.of._vector(self.of._element(*self._where(number, e)) for e in elements)
+        """Elements, or one number for all of them."""
+        step = self.places[number][chain.STEP]
+        return self.of._vector(self.of._element(*self._where(number, e * step)) for e in elements)
+
+    def _read_from(self, number: int, first: int, elements: range) -> Vector:
+        return self._read(number, range(first + elements.start, first + elements.stop))
 
     def _factor(self, number: int) -> Vector:
         return self.of._number(*self._where(number)) if number >= 0 else Vector(self.m, self.m.constant(1.0))
@@ -670,9 +703,7 @@ class _Chain:
             case chain.REDUCE_ROWS:
                 for r in range(self.rows):
                     first = r * self.cols
-                    total = self._folded(
-                        code, self.cols, lambda g, first=first: self._read(x, range(first + g.start, first + g.stop))
-                    )
+                    total = self._folded(code, self.cols, functools.partial(self._read_from, x, first))
                     self._write(out, [(range(r, r + 1), total * self._factor(c))])
             case chain.TILE:
                 self._copy(out, [(x, e % self.cols) for e in range(self.size)])

@@ -32,7 +32,7 @@ from fastbp import arrays, losses, measure, ops, optim, scalars
 from fastbp.backends import resolve_dtype
 from fastbp.backends.cpu import loading, schedule
 from fastbp.backends.cpu.binding import Line
-from fastbp.backends.cpu.executable import CpuExecutable
+from fastbp.backends.cpu.executable import COMPILE_AFTER, CpuExecutable
 from fastbp.backends.division import divide
 from fastbp.backends.threads import get_num_threads, set_num_threads
 from fastbp.errors import DataError, InputError, missing_extra, unknown
@@ -137,6 +137,7 @@ class Explanation:
         clock_ns: what the clock added to a line's time, already taken off.
         floor_us: operations at the FMA peak of the cores used.
         workspace, private: bytes of memory for temps, and bytes of each thread's own.
+        code_us: a step in code of its own, which a small one gets when it has been run for long; None if it gets none.
     """
 
     machine: Machine
@@ -160,6 +161,7 @@ class Explanation:
     workspace: int
     private: int
     lines: tuple[Part, ...]
+    code_us: float | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -220,6 +222,7 @@ def _explain(network: Network, rule: Optimizer, dtype: str, effort: Effort) -> E
     values = _values(net, network, rule)
     machine = cast(CpuExecutable, net.training_step([k for k in ("X", "T", "labels") if k in values], rule, False))
     program, bound = machine.program, machine.bound(n)
+    machine.may_have_code = False  # it has no lines
     threads = get_num_threads() if bound.shared else 1
     seconds, clocked, peak = _samples(machine, values, n, threads, effort)
     lines, order, runs = _lines(machine, n)
@@ -252,6 +255,7 @@ def _explain(network: Network, rule: Optimizer, dtype: str, effort: Effort) -> E
         workspace=bound.workspace,
         private=bound.private,
         lines=parts,
+        code_us=_in_code(CpuExecutable(program, dtype), values, n, effort),
     )
 
 
@@ -327,6 +331,18 @@ def _samples(
         seconds.append(measure.clock(run, steps) / steps)
         lines.append(machine.timed_steps(values, n, steps))
     return seconds, np.array(lines), measured(peak)
+
+
+def _in_code(machine: CpuExecutable, values: dict[str, Array], n: int, effort: Effort) -> float | None:
+    """µs a step in code of its own, if it gets any."""
+    if not machine.settle(n):
+        return None
+
+    def run(steps: int) -> None:
+        machine.run_steps(values, np.broadcast_to(np.array([n, 0, 0], np.int64), (steps, 3)))
+
+    steps = measure.steps_lasting(run, effort.repeat)
+    return 1e6 * statistics.median(measure.clock(run, steps) / steps for _ in range(effort.fewest))
 
 
 def _without_clock(
@@ -507,6 +523,17 @@ def summary(e: Explanation) -> str:
         f"Products take {_percent(share)} of it and run at {_percent(speed)} of the peak; everything else takes "
         f"{_percent(1.0 - share - waiting)}{f', waiting {_percent(waiting)}' if waiting >= 0.005 else ''}.\n"
         f"Furthest above their floors, as a part of the step: {most}."
+        f"{_own_code(e)}"
+    )
+
+
+def _own_code(e: Explanation) -> str:
+    """What becomes of a small step that is run for long."""
+    if e.code_us is None:
+        return ""
+    return (
+        f"\nThat is how the step begins; when it has been run for {COMPILE_AFTER:g} s it gets code of its own, without "
+        f"lines, and takes {digits(e.code_us)} µs."
     )
 
 

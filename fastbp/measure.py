@@ -43,6 +43,7 @@ from fastbp import arrays, optim, pictures
 from fastbp.backends import ON_HOST, Executable, executable, resolve, resolve_dtype
 from fastbp.backends.cpu import loading, target
 from fastbp.backends.cpu.binding import Slots, bind
+from fastbp.backends.cpu.executable import CpuExecutable
 from fastbp.backends.threads import get_num_threads
 from fastbp.errors import DataError, missing_extra, unknown
 from fastbp.files import replacing
@@ -277,6 +278,8 @@ def _runner(machine: Executable, values: dict[str, Array], n: int, backend: str)
                 machine.run(values, n)
 
         return run
+    if isinstance(machine, CpuExecutable):
+        machine.settle(n)
     # every step is step 0 of the outputs too, so that they are overwritten and memory does not grow
     return lambda steps: machine.run_steps(values, np.broadcast_to(np.array([n, 0, 0], np.int64), (steps, 3)))
 

@@ -144,7 +144,6 @@ def test_random_graphs(monkeypatch):
         values = {name: value for name, value in q.recipe.values.items() if name in program.inputs}
         machine = CpuExecutable(program, "float64")
         bound = machine.bound(n)
-        machine._may_have_code = True
         steps = np.zeros((3, 3), np.int64)
         steps[:, 0], steps[:, 2] = n, range(3)
         if "key" in values:

@@ -34,7 +34,11 @@ _ONE_STEP = np.zeros((1, 3), np.int64)  # the first table, position 0, step 0
 
 
 class CpuExecutable:
-    """Runs a Program with the compiled kernels. Safe to call from several Python threads at once."""
+    """Runs a Program with the compiled kernels. Safe to call from several Python threads at once.
+
+    Attributes:
+        may_have_code: whether small steps may get code of their own, see straight.py.
+    """
 
     def __init__(self, program: Program, dtype: str, precision: str = "highest") -> None:
         self.program = program = with_cross_entropy(program)
@@ -65,8 +69,9 @@ class CpuExecutable:
         self._once = array("q", [0] * (CALL + self.slots.count))
         self._once[words.STEPS], self._once[words.STEP_COUNT] = _ONE_STEP.ctypes.data, 1
         self._gathers = "order" in program.inputs
+        self.may_have_code = True
         sizes = [size for _, index in self._results for size in program.buffers[index].shape]
-        self._may_have_code = not any(size.per_row for size in sizes)
+        self._outputs_have_rows = any(size.per_row for size in sizes)  # how far apart they are is part of such code
 
     def bound(self, n: int) -> Bound:
         """The table for n rows, made once and kept."""
@@ -173,7 +178,8 @@ class CpuExecutable:
         That is all; or, if some steps suit code of their own, those of a kind in a row. The code is made when they have
         taken as long as making it will.
         """
-        if timed or not self._may_have_code or not any(self._suits(n, bound) for n, bound in bindings.items()):
+        no_code = timed or not self.may_have_code or (self._outputs_have_rows and len(bindings) > 1)
+        if no_code or not any(self._suits(n, bound) for n, bound in bindings.items()):
             yield 0, len(plan), None, None
             return
         changes = np.flatnonzero(np.diff(plan[:, 0])) + 1 if len(bindings) > 1 else np.empty(0, np.int64)
@@ -192,6 +198,17 @@ class CpuExecutable:
                 count = min(ASK_AFTER, end - first) if undecided else end - first
                 yield first, count, n if undecided else None, self._code.get(n)
                 first += count
+
+    def settle(self, n: int) -> bool:
+        """Make now what steps of n rows will run on when they have been run for long: not while something is timed.
+
+        Returns:
+            whether that is code of their own.
+        """
+        bound = self.bound(n)
+        if self.may_have_code and self._suits(n, bound) and n not in self._code:
+            self._code[n] = self._compiled(n, bound)
+        return self._code.get(n) is not None
 
     def _suits(self, n: int, bound: Bound) -> bool:
         """Whether steps of n rows have code of their own, or may get it."""

@@ -10,6 +10,7 @@ from fastbp import backends, graph, ops, scalars
 from fastbp.backends.cpu import gemm, simd
 from fastbp.backends.cpu.target import HAS_FMA
 from fastbp.backends.cpu.words import TERNARY_CODES
+from fastbp.backends.llvm import LARGEST_ANGLE
 from fastbp.nodes import Node
 from fastbp.plan import plan
 
@@ -78,7 +79,7 @@ def exact_of(f, *values: np.ndarray) -> list:
 def test_accuracy_of_sines_and_cosines(name, dtype):
     """Next to multiples of pi/2, on both sides of the limit of the vector code, and of any size."""
     rng = np.random.default_rng(0)
-    limit = simd.LARGEST_ANGLE[dtype]
+    limit = LARGEST_ANGLE[dtype]
     multiples = rng.integers(1, int(limit * 2 / np.pi), 300).tolist() + list(range(-8, 9))
     near = np.array([float(k * mpmath.pi / 2) for k in multiples]).astype(dtype)
     largest = float(np.log10(np.finfo(dtype).max))

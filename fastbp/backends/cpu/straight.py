@@ -52,6 +52,7 @@ _UNARY, _BINARY, _TERNARY = (list(t.values()) for t in (scalars.UNARY, scalars.B
 _RULES = list(scalars.UPDATES.values())
 
 Where = tuple[int, int]  # slot and byte
+Key = tuple[int, float | str, bool]  # of an element
 Written = tuple[tuple[Where, ...], Vector]  # where the first lanes of a vector belong
 
 
@@ -77,8 +78,8 @@ class Element(NamedTuple):
     in_memory: bool = False
 
     @property
-    def key(self) -> tuple[int, float, bool]:
-        return id(self.source), self.at, self.in_memory
+    def key(self) -> Key:
+        return id(self.source), repr(self.at) if self.source is None else self.at, self.in_memory  # -0 is not 0
 
 
 class Steps:
@@ -178,7 +179,7 @@ class _Emitter:
         self.item, self.lanes = self.m.itemsize, self.m.lanes
         self.known: dict[Where, Element] = {}
         self.updated: list[Written] = []
-        self.memo: dict[tuple[tuple[int, float, bool], ...], tuple[Any, Sequence[Element]]] = {}
+        self.memo: dict[tuple[Key, ...], tuple[Any, Sequence[Element]]] = {}
         bases, plan, count = function.args
         slots = 1 + max(absolute, int(table[:, words.OPERANDS :: 4].max()), *moves, words.PARTIALS)
         self.bases = [b.load(self._place(bases, 8 * slot, BYTE)) for slot in range(slots)]
@@ -260,7 +261,7 @@ class _Emitter:
         """One number in all lanes."""
         return self._vector([self._element(slot, byte)] * self.lanes)
 
-    def _gathered(self, wanted: list[Element], key: tuple[tuple[int, float, bool], ...]) -> Any:
+    def _gathered(self, wanted: list[Element], key: tuple[Key, ...]) -> Any:
         m, first = self.m, wanted[0]
         unlike = dict(zip(key, wanted, strict=True))
         if len(unlike) == 1:
@@ -330,6 +331,7 @@ class _Emitter:
                 self._keep(places, vector)
             else:
                 self._store(places, vector)
+                self._forget_memory()
 
     def _keep(self, places: Iterable[Where], vector: Vector) -> None:
         self.known.update((place, Element(vector.value, lane)) for lane, place in enumerate(places))
@@ -516,8 +518,8 @@ class _Emitter:
         """Rows of the batch are where they are in the data set: nothing is copied."""
         b, size = self.builder, 4 * self.row[words.N]
         (to, offset, _, _), (data, first, _, _), (order, index, _, _) = (self._operand(w) for w in (OUT, A, B))
-        if to != words.WORKSPACE:
-            raise UnsuitableError("rows that go out")
+        if to != words.WORKSPACE or data in self.parameters:
+            raise UnsuitableError("rows that go out, or of what is not in memory while steps run")
         for r in range(self.row[words.M]):
             number = b.load(self._place(self.bases[order], index + 8 * r, I64))
             line = b.gep(self.bases[data], [b.add(b.mul(number, I64(size)), I64(first))])

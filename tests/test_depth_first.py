@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbp import MLP, backends, graph, optim
-from fastbp.backends.cpu import caches, schedule
+from fastbp.backends.cpu import caches, schedule, words
 from fastbp.backends.cpu.executable import CpuExecutable
 from fastbp.backends.cpu.schedule import Chunks, chunks_for
 from fastbp.backends.division import divide
@@ -330,6 +330,33 @@ def test_training_is_that_of_the_array_machine(rule, size, monkeypatch):
         net.fit(x, t, epochs=2, batch_size=1100, optimizer=optim.OPTIMIZERS[rule](0.01))
     assert relative_error(nets[0].theta, nets[1].theta) <= 1e-11
     np.testing.assert_allclose(nets[0].history.loss, nets[1].history.loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("layers", "n"), [((1, 1763), 275), ((2, 300), 1000), ((3, 200), 1001), ((4, 256, 2), 900)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_sums_for_few_inputs_go_by_rows(layers, n, bias, dtype):
+    """Rows of dW that each chunk adds to, and db with them."""
+    net = MLP(layers, activation="tanh", loss="mse", bias=bias, dtype=dtype, seed=0)
+    lines = CpuExecutable(net.program("gradient"), dtype).bound(n).lines
+    assert any(line.inside and line.what == "matmul Aᵀ" and "row by row" in line.schedule for line in lines)
+    rng = np.random.default_rng(0)
+    X, T = (rng.normal(size=(n, width)).astype(dtype) for width in (layers[0], layers[-1]))
+    _, gradient = net.loss_and_grad(X, T)
+    exact = MLP(layers, activation="tanh", loss="mse", bias=bias, dtype="float64", backend="numpy", seed=0)
+    exact.theta = net.theta.astype(np.float64)
+    _, expected = exact.loss_and_grad(X.astype(np.float64), T.astype(np.float64))
+    assert relative_error(gradient, expected) < (1e-5 if dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize("n", [976, 1000, 4096])
+def test_the_rest_has_the_lines_of_a_whole_chunk(n):
+    """Or the clock, which counts them together, would count some at the place of others, and beyond its end."""
+    program = step(MLP((1, 64, 64, 1), activation="tanh", loss="mse", seed=0))
+    bound = CpuExecutable(program, "float32").bound(n)
+    (row,) = bound.table[bound.table[:, words.OP] == words.CHUNKS]
+    assert row[words.COUNT] == row[words.REST_COUNT]
+    lines = sum(line.inside for line in bound.lines)
+    assert lines == row[words.COUNT]
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 31, 33, 160, 161, 1000])

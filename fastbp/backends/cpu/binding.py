@@ -319,7 +319,7 @@ class _Binder:
         for rows in 2 * (chunks.rows, n % chunks.rows or chunks.rows):
             del common.lines[number + 1 :]  # all do the same
             common.places |= {index: (cpu.PRIVATE, scratch + offset) for index, offset in temps.items()}
-            inner = _Table(common, rows, ready=ready, sums=sums)
+            inner = _Table(common, rows, ready=ready, sums=sums, like=chunks.rows)
             inner.emit(division.body)
             scratch = max(scratch, _ceil(common.scratch, ALIGNMENT))
             tables.append(inner.words())
@@ -471,12 +471,14 @@ class _Table:
         scratch: int = 0,
         ready: dict[tuple[int, bool], Operand] | None = None,
         sums: dict[int, tuple[int, int]] | None = None,
+        like: int = 0,
     ) -> None:
-        """For n rows. The last two are for the tables of chunks.
+        """For n rows. The last three are for the tables of chunks.
 
         Args:
             ready: right operands that are in panels already, by buffer and whether as their transpose.
             sums: where sums go.
+            like: rows of a whole chunk: the rest has the same lines, which the clock counts together.
         """
         self.common = common
         self.program = common.program
@@ -488,6 +490,7 @@ class _Table:
         self.in_chunk = ready is not None
         self.ready = ready or {}
         self.sums = sums or {}
+        self.like = like or n
         self.rows: list[list[int]] = []
         self.divided: set[int] = set()  # buffers that threads have written together
         self.fused: dict[int, Instruction] = {}
@@ -506,7 +509,7 @@ class _Table:
         """Rows for instructions. Those in ``fused`` do their part of an update; ``updated`` is what is done of each."""
         self.fused = fused or {}
         self.updated = updated or {}
-        self.biases = bias_sums(self.program, self.n, self.fused)
+        self.biases = bias_sums(self.program, self.like, self.fused)
         sums = {id(i) for i in self.biases.values()}
         for instruction in instructions:
             if id(instruction) in sums:
@@ -731,7 +734,7 @@ class _Table:
             self._product_of_pairs(sizes, operands, cost, how, code, then)
             return
         turned = bool(how & cpu.PACK_T)
-        if not self.in_chunk and self._has_few_rows(sizes, turned, b_panel, a_row != 1):
+        if (a_row == 1 or not self.in_chunk) and self._has_few_rows(sizes, turned, b_panel, a_row != 1):
             self._product_with_few_rows(sizes, operands, cost, how, code, then, what)
             return
         first, second = caches.first_level(), caches.second_level()
@@ -883,7 +886,8 @@ class _Table:
         if how & cpu.PACK_T and m == 1 and k >= DOT_SUMMANDS and id(self.instruction) in self.common.deltas:
             how |= cpu.DOTS  # a delta of one row on its own may be summed in another order than in a batch
         narrowest = (SUMMED_PIECE if summed else 1) * self.panel
-        if m == 1 and k > 0 and not how & (cpu.PACK_T | cpu.ONES) and self._suits_panels(k, n, NEAR_WHOLE):
+        alone = m == 1 and k > 0 and not how & (cpu.PACK_T | cpu.ONES) and not self.in_chunk
+        if alone and self._suits_panels(k, n, NEAR_WHOLE):
             how, narrowest = how | cpu.BY_PANELS, PANELS_OF_PIECE * self.panel
         if how & cpu.BY_PANELS and n < 2 * narrowest:
             far = False  # a rest narrower than a vector would begin among columns of the piece before it
@@ -1159,7 +1163,7 @@ class _Table:
         """Over rows: the product of a row of ones with x, which sums in the products' fixed order."""
         rows, cols = self._shape(i.ins[0])
         operands = {cpu.OUT: self._operand(i.outs[0]), cpu.A: self.common.one, cpu.B: self._operand(i.ins[0])}
-        if is_long_column(rows, cols):
+        if is_long_column(self.program.shape(i.ins[0], self.like)[0], cols):
             column = replace(self._in_memory(i.ins[0]), rows=1, cols=rows)
             work = Work((1, rows), (column,), (), (Result(0, "sum", None),))
             self._work(work, [self._in_memory(i.outs[0])], self._cost(i), i.title)

@@ -427,12 +427,12 @@ def sums_of_rows(rows, of_a, n, k, a, a_row, a_col, last, b, b_row, out, out_row
 
 @kernel
 def product_by_rows(
-    m, n, k, block, how, a, a_row, a_col, one_at, b, b_row, out, out_row, code, y, y_row, y_step,
+    m, n, k, block, how, accumulate, a, a_row, a_col, one_at, b, b_row, out, out_row, code, y, y_row, y_step,
     then, out2, out2_row, hyper, scratch, one,
 ):  # fmt: skip
     """:func:`fastbp.backends.cpu.gemm.product`, to the same bits. ``scratch`` has room for C twice.
 
-    With ONES, A has another row, of what lies at ``one_at``.
+    With ONES, A has another row, of what lies at ``one_at``. With ``accumulate`` C is added to what is there.
     """
     at, zero = int64(0), int64(0)
     bias = pointer(y, 0, one)
@@ -440,7 +440,7 @@ def product_by_rows(
     rows = m + 1 if how & ONES else m
     if how & SGD:
         to, to_row = scratch + rows * n * itemsize_of(one), n
-    for i in range(rows if k == 0 else 0):
+    for i in range(rows if k == 0 and not accumulate else 0):
         for c in range(n):
             simd.store_at(pointer(to, i * to_row, one), c, load_at(bias, c) if how & BIAS else one - one)
     if how & BY_PANELS:
@@ -451,14 +451,14 @@ def product_by_rows(
         at = k
     while at < k:
         length = min(block, k - at)
-        sums, sums_row = (scratch, n) if at else (to, to_row)
+        sums, sums_row = (scratch, n) if at or accumulate else (to, to_row)
         sums_of_rows(
             rows, m, n, length, pointer(a, at * a_col, one), a_row, a_col, pointer(one_at, zero, one),
             pointer(b, at * b_row, one), b_row, pointer(sums, zero, one), sums_row,
         )  # fmt: skip
         for i in range(rows):
             line = pointer(to, i * to_row, one)
-            if at:
+            if at or accumulate:
                 apply_binary(int64(_ADD), n, line, line, int64(1), pointer(scratch, i * n, one), int64(1), one)
             if how & BIAS and at + length == k:
                 apply_binary(int64(_ADD), n, line, line, int64(1), bias, int64(1), one)

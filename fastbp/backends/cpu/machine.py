@@ -257,7 +257,7 @@ def _product_piece(row, bases, i, j, m, n, accumulate, thread, one):
 
 
 @kernel
-def _few_rows(row, bases, j, n, thread, one):
+def _few_rows(row, bases, j, n, accumulate, thread, one):
     """All rows of a product with few of them, columns j …."""
     item = itemsize_of(one)
     m, k, how = get_int(row, M), get_int(row, K), get_int(row, HOW)
@@ -277,9 +277,9 @@ def _few_rows(row, bases, j, n, thread, one):
         )  # fmt: skip
     else:
         product_by_rows(
-            m, n, k, get_int(row, BLOCK), how, a, a_row, _operand(row, A, COL_STRIDE), y, b + j * item, b_row,
-            out, out_row, code, y, y_row, y_step, then, out2, out2_row, _address(row, bases, EXTRA),
-            _private(bases, thread), one,
+            m, n, k, get_int(row, BLOCK), how, accumulate and get_int(row, SUMS),
+            a, a_row, _operand(row, A, COL_STRIDE), y, b + j * item, b_row, out, out_row,
+            code, y, y_row, y_step, then, out2, out2_row, _address(row, bases, EXTRA), _private(bases, thread), one,
         )  # fmt: skip
 
 
@@ -558,7 +558,7 @@ def _run_block(row, bases, piece, accumulate, thread, one):
         if get_int(row, HOW) & SUMMANDS:
             _few_summands(row, bases, i, m, n, one)
         elif get_int(row, HOW) & FEW_ROWS:
-            _few_rows(row, bases, j, n, thread, one)
+            _few_rows(row, bases, j, n, accumulate, thread, one)
         elif get_int(row, HOW) & OUTER:
             _outer(row, bases, i, m, one)
         elif get_int(row, HOW) & FEW_COLUMNS:

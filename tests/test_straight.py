@@ -85,7 +85,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("shape", "batch"), SHAPES, ids=str)
-@pytest.mark.parametrize("loss", ["half_sse", "cross_entropy", "huber"])
+@pytest.mark.parametrize("loss", ["half_sse", "cross_entropy"])
 def test_shapes(shape, batch, loss, monkeypatch):
     if loss == "cross_entropy" and not 1 < shape[-1] <= STACK_VECTORS:
         pytest.skip("one class, or more than share vectors")
@@ -106,7 +106,7 @@ def test_optimisers(rule, clip, monkeypatch):
     assert_same(make, 12, 4, monkeypatch, optimizer=optimizer)
 
 
-@pytest.mark.parametrize("loss", ["sse", "mae", "half_sse"])
+@pytest.mark.parametrize("loss", ["sse", "mae", "huber"])
 def test_losses(loss, monkeypatch):
     assert_same(mlp((4, 3, 2), loss), 12, 4, monkeypatch)
 
@@ -136,7 +136,7 @@ def test_random_graphs(monkeypatch):
     """Every operation that the emitter knows, on what nobody thought of."""
     monkeypatch.setattr(executable, "FEWEST_IN_A_ROW", 1)
     with_code = 0
-    for seed in range(60):
+    for seed in range(40):
         rng = random.Random(seed)
         n = rng.choice((1, 2, 3, 5, 9))
         q = question_of(rng, n, rng.randint(2, 12))
@@ -155,7 +155,7 @@ def test_random_graphs(monkeypatch):
         with_code += 1
         for name, value in machine.run_steps(values, steps).items():
             assert value.tobytes() == expected[name].tobytes(), (seed, name)
-    assert with_code > 25
+    assert with_code > 15
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------

@@ -305,17 +305,20 @@ def _values(net: MLP, network: Network, rule: Optimizer) -> dict[str, Array]:
     return {"X": X, **target, "theta": theta, "hyper": rule.hyper(np.zeros(1)), **states}
 
 
+def _runner(machine: CpuExecutable, values: dict[str, Array], n: int) -> Callable[[int], object]:
+    """A function that runs so many steps, all the same."""
+    return lambda steps: machine.run_steps(values, np.broadcast_to(np.array([n, 0, 0], np.int64), (steps, 3)))
+
+
 def _samples(
     machine: CpuExecutable, values: dict[str, Array], n: int, threads: int, effort: Effort
 ) -> tuple[list[float], Array, dict[int, float]]:
     """Seconds a step without the clock; nanoseconds a step of every line; the peak in GFLOP/s. All in turns."""
 
-    def run(steps: int) -> None:
-        machine.run_steps(values, np.broadcast_to(np.array([n, 0, 0], np.int64), (steps, 3)))
-
     def measured(peak: dict[int, float]) -> dict[int, float]:
         return {count: max(best, measure.fma_peak(machine.dtype.name, count)) for count, best in peak.items()}
 
+    run = _runner(machine, values, n)
     run(1)
     machine.timed_steps(values, n, 1)
     steps = measure.steps_lasting(run, effort.repeat)
@@ -337,10 +340,7 @@ def _in_code(machine: CpuExecutable, values: dict[str, Array], n: int, effort: E
     """µs a step in code of its own, if it gets any."""
     if not machine.settle(n):
         return None
-
-    def run(steps: int) -> None:
-        machine.run_steps(values, np.broadcast_to(np.array([n, 0, 0], np.int64), (steps, 3)))
-
+    run = _runner(machine, values, n)
     steps = measure.steps_lasting(run, effort.repeat)
     return 1e6 * statistics.median(measure.clock(run, steps) / steps for _ in range(effort.fewest))
 

@@ -184,7 +184,7 @@ class _Fit:
         rows, position = table[:, 0], table[:, 1]
         numbers = self._numbers(epoch, last_epoch + 1) if self.ordered else None
         if self.weight is not None:
-            weights = self._weights(rows, position, numbers)
+            weights = _summed(self.weight[:, 0] if numbers is None else self.weight[numbers, 0], rows, position)
         step = self.state.step + np.arange(last - first, dtype=np.float64)
         of_steps = {"hyper": self.training.optimizer.hyper(step)}
         if "dropout" in self.run.program.inputs:  # what its masks are drawn from, seed and step, below 2³²
@@ -246,13 +246,12 @@ class _Fit:
             return np.tile(np.arange(self.rows), last - first)
         return self.order.epochs(self.first_epoch + first, self.first_epoch + last).reshape(-1)
 
-    def _weights(self, rows: Array, position: Array, numbers: Array | None) -> Array:
-        """What each step's loss counts in the epoch's: the sum of its rows' sample weights."""
-        assert self.weight is not None
-        weight = self.weight[:, 0] if numbers is None else self.weight[numbers, 0]
-        total = np.concatenate([[0.0], np.cumsum(weight, dtype=np.float64)])
-        difference: Array = total[position + rows] - total[position]
-        return difference
+
+def _summed(weight: Array, rows: Array, position: Array) -> Array:
+    """The sums of so many sample weights from each position on: what each step's loss counts in the epoch's."""
+    total = np.concatenate([[0.0], np.cumsum(weight, dtype=np.float64)])
+    difference: Array = total[position + rows] - total[position]
+    return difference
 
 
 @dataclass

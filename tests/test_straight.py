@@ -143,15 +143,13 @@ def test_random_graphs(monkeypatch):
         program = plan({**q.outputs, "loss": q.loss, **q.gradients})
         values = {name: value for name, value in q.recipe.values.items() if name in program.inputs}
         machine = CpuExecutable(program, "float64")
-        bound = machine.bound(n)
         steps = np.zeros((3, 3), np.int64)
         steps[:, 0], steps[:, 2] = n, range(3)
         if "key" in values:
             continue
         expected = machine.run_steps(values, steps)
-        if not bound.suits_code or (code := machine._compiled(n, bound)) is None:
+        if not machine.settle(n):
             continue
-        machine._code[n] = code
         with_code += 1
         for name, value in machine.run_steps(values, steps).items():
             assert value.tobytes() == expected[name].tobytes(), (seed, name)
@@ -197,8 +195,7 @@ def test_nothing_beyond_the_arrays(shape, batch, gathered, at_the_end_of_a_page,
     expected = {name: value.copy() for name, value in values.items()}
     machine.run_steps(expected, steps)
     monkeypatch.setattr(executable, "FEWEST_IN_A_ROW", 1)
-    machine._code[batch] = machine._compiled(batch, machine.bound(batch))
-    assert machine._code[batch] is not None
+    assert machine.settle(batch)
     own = {name: at_the_end_of_a_page(value) for name, value in values.items()}
     machine.run_steps(own, steps)
     for name, value in own.items():
@@ -230,14 +227,14 @@ def test_the_machine_does_what_is_large(shape, batch, monkeypatch):
     assert not has_code(net, batch)
 
 
-def test_what_a_step_costs_is_measured_on_the_machine(monkeypatch):
+def test_what_a_step_costs_is_measured_on_the_machine():
     """The clock counts instructions, which code of its own does not have."""
     net = MLP((2, 3, 1), loss="mse", seed=0)
     machine = net.training_step(("X", "T"), optim.SGD(0.1), False)
     assert isinstance(machine, CpuExecutable)
     x, t = data(4, 2, 1, labels=False)
     values = {"X": x, "T": t, "theta": net.theta.reshape(1, -1), "hyper": np.full((1, 1), 0.1)}
-    machine._code[4] = machine._compiled(4, machine.bound(4))
+    assert machine.settle(4)
     assert machine.timed_steps(values, 4, 50).min() > 0
 
 

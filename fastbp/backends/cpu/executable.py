@@ -25,6 +25,7 @@ KEPT_WORKSPACE = 256 << 20  # bytes up to which a workspace is kept for the next
 # Seconds in steps of one kind after which those that suit it get code of their own, which takes about as long to make;
 # steps after which it is asked whether they have passed; steps of a kind in a row from which on such code is called.
 COMPILE_AFTER, ASK_AFTER, FEWEST_IN_A_ROW = 0.5, 1 << 14, 8
+MIXED = -1  # rows of steps that are run by the machine, all together
 
 
 # (slot, buffer, shape) of the arrays that outputs lie in; (name, its array's buffer, start, stop, shape) of the
@@ -159,44 +160,42 @@ class CpuExecutable:
         call = array("q", [0] * CALL) + bases  # in which the machine moves them
         call[words.TABLES] = _address(tables)
         call[words.MOVING], call[words.MOVING_COUNT] = _address(moving), len(moving)
-        for first, count, n, code in self._stretches(bindings, plan, bool(clock)):
-            start = _address(plan) + first * plan.strides[0]
+        for first, count, n in self._stretches(bindings, plan, bool(clock)):
+            start, code = _address(plan) + first * plan.strides[0], self._code.get(n)
             if code is not None:
                 code.run(bases.buffer_info()[0], start, count)
                 continue
             began = time.perf_counter()
             call[words.STEPS], call[words.STEP_COUNT] = start, count
             self._enter(call, any(b.shared for b in bound), shared, private)
-            if n is not None:
+            if n != MIXED:
                 self._spent[n] = self._spent.get(n, 0.0) + time.perf_counter() - began
 
-    def _stretches(
-        self, bindings: dict[int, Bound], plan: np.ndarray, timed: bool
-    ) -> Iterator[tuple[int, int, int | None, straight.Steps | None]]:
-        """(first step, steps, rows whose time counts, code of their own) of what is run at once.
+    def _stretches(self, bindings: dict[int, Bound], plan: np.ndarray, timed: bool) -> Iterator[tuple[int, int, int]]:
+        """(first step, steps, their rows) of what is run at once.
 
-        That is all; or, if some steps suit code of their own, those of a kind in a row. The code is made when they have
-        taken as long as making it will.
+        That is all, MIXED; or, if some steps suit code of their own, those of a kind in a row. The code is made when
+        they have taken as long as making it will.
         """
         no_code = timed or not self.may_have_code or (self._outputs_have_rows and len(bindings) > 1)
         if no_code or not any(self._suits(n, bound) for n, bound in bindings.items()):
-            yield 0, len(plan), None, None
+            yield 0, len(plan), MIXED
             return
         changes = np.flatnonzero(np.diff(plan[:, 0])) + 1 if len(bindings) > 1 else np.empty(0, np.int64)
         ends = [*changes.tolist(), len(plan)]
         if len(plan) < FEWEST_IN_A_ROW * len(ends):
-            yield 0, len(plan), None, None
+            yield 0, len(plan), MIXED
             return
         sizes, first = list(bindings), 0
         for end in ends:
             n = sizes[plan[first, 0]]
             while first < end:
-                undecided = n not in self._code and bindings[n].suits_code
+                undecided = self._is_undecided(n, bindings[n])
                 if undecided and self._spent.get(n, 0.0) >= COMPILE_AFTER:
-                    self._code[n] = self._compiled(n, bindings[n])
+                    self._make_code(n, bindings[n])
                     continue
                 count = min(ASK_AFTER, end - first) if undecided else end - first
-                yield first, count, n if undecided else None, self._code.get(n)
+                yield first, count, n
                 first += count
 
     def settle(self, n: int) -> bool:
@@ -206,15 +205,19 @@ class CpuExecutable:
             whether that is code of their own.
         """
         bound = self.bound(n)
-        if self.may_have_code and self._suits(n, bound) and n not in self._code:
-            self._code[n] = self._compiled(n, bound)
+        if self.may_have_code and self._is_undecided(n, bound):
+            self._make_code(n, bound)
         return self._code.get(n) is not None
+
+    def _is_undecided(self, n: int, bound: Bound) -> bool:
+        """Whether steps of n rows may get code of their own, and nobody has tried to make it."""
+        return n not in self._code and bound.suits_code
 
     def _suits(self, n: int, bound: Bound) -> bool:
         """Whether steps of n rows have code of their own, or may get it."""
-        return self._code[n] is not None if n in self._code else bound.suits_code
+        return self._code.get(n) is not None or self._is_undecided(n, bound)
 
-    def _compiled(self, n: int, bound: Bound) -> straight.Steps | None:
+    def _make_code(self, n: int, bound: Bound) -> None:
         if len(self._code) >= KEPT_BINDINGS:
             self._code.clear()
             self._spent.clear()
@@ -222,7 +225,7 @@ class CpuExecutable:
         moves |= {slot: (0, self.program.size(index, n) * self.dtype.itemsize) for slot, index in self._results}
         names = {name: slot for slot, name, _, _ in self._sources}
         updated = [names[b.name] for b in self.program.buffers if b.kind == "param" and b.base is None]
-        return straight.steps_for(bound.table, self.dtype.name, self.slots.absolute, moves, updated)
+        self._code[n] = straight.steps_for(bound.table, self.dtype.name, self.slots.absolute, moves, updated)
 
     def _enter(self, call: array[int], divided: bool, shared: int, private: int) -> None:
         """Give the machine a workspace, ``shared`` bytes and ``private`` ones a thread, and let it run."""

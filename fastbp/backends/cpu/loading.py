@@ -36,23 +36,11 @@ COMPILED_SOURCES = (
     *(
         f"backends/cpu/{name}.py"
         for name in (
-            *(
-                "target",
-                "words",
-                "chain_words",
-                "compiling",
-                "vectors",
-                "simd",
-                "bf16",
-                "gemm",
-                "chain",
-                "few_columns",
-                "one_row",
-            ),
-            *("few_columns", "one_row", "few_rows", "claims", "machine"),
+            "target", "words", "chain_words", "compiling", "vectors", "simd", "bf16", "gemm", "chain", "few_columns",
+            "one_row", "few_rows", "claims", "machine",
         )
     ),
-)
+)  # fmt: skip
 ENTRY = "fastbp_entry"  # name of the function in the object code
 MESSAGE_AFTER = 1.5  # seconds
 HASH = hashlib.sha256().digest_size

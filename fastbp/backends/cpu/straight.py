@@ -1,9 +1,9 @@
 """Small steps as straight-line code, compiled by LLVM for one Program and one number of rows.
 
-The machine spends 0.02 to 0.1 µs on every instruction of its table before it computes anything: more than a network of
-ten or a hundred parameters takes for all of it. So a table that is run often enough becomes a function of its own: a
-loop over the steps, in which nothing is looked up. Values between instructions have no memory; they are lanes of
-vectors, and LLVM keeps them in registers. Parameters are vectors, too, from the first step to the last.
+The machine spends some 60 ns on every instruction of its table, however little there is to compute: a network of ten or
+a hundred parameters takes no more for a whole step. So a table that is run often becomes a function of its own: a loop
+over the steps, in which nothing is looked up. Values between instructions have no memory; they are lanes of vectors,
+and LLVM keeps them in registers. Parameters are vectors, too, from the first step to the last.
 
 Every result has the bits that the machine gives it: the same functions, and sums in the same order.
 """
@@ -40,9 +40,9 @@ from fastbp.backends.cpu.vectors import (
 from fastbp.backends.cpu.words import EXTRA, OUT, OUT2, A, B, Y
 
 # Of a table that is worth it: operations on vectors, of which each takes 2 to 10 instructions; LLVM's instructions of a
-# step (making 8000 takes 1.5 s); vectors of parameters and states. 8-16-16-4 on 8 rows has 1500, 7000 and 63, and takes
-# 0.6 of the time; 3-700 on one row has 1000, 9000 and 352, and takes as long as on the machine: code and parameters
-# leave the first-level caches.
+# step (making 8000 takes 1.5 s); vectors of parameters and states. 8-16-16-4 on 8 rows has 1474, 6549 and 61, and takes
+# 0.6 to 0.7 of the time; 3-700 on one row has 1405, 6385 and 352, and takes 0.8 to 1.2 of what it takes on the machine:
+# code and parameters leave the first-level caches.
 MOST_OPERATIONS, MOST_INSTRUCTIONS, MOST_CARRIED = 1600, 8000, 256
 ACCUMULATORS = 12  # vectors of a product that are summed at once
 NAME = "steps"
@@ -731,8 +731,6 @@ class _Chain:
         for group in self._groups(self.cols):
             total = self._read(running, group)
             for r in range(1, self.rows):
-                total = combine(
-                    total, self._read(running, range(r * self.cols + group.start, r * self.cols + group.stop))
-                )
+                total = combine(total, self._read_from(running, r * self.cols, group))
             written.append((group, total * self._factor(c) + 0.0))
         self._write(out, written)

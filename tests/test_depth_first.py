@@ -179,14 +179,17 @@ def test_chunks_of_narrow_networks(n, piece):
     assert found.rows == 256
     assert piece is None or found == Chunks(256, piece)
     assert found.piece % found.rows == 0
-    assert -(-n // found.piece) <= schedule.MOST_PIECES
+    assert -(-n // found.piece) <= schedule.LIGHT.pieces
 
 
 @pytest.mark.parametrize(
     ("layers", "rows"),
     # 32,000 elements of forward products
-    [((64, 64, 64, 64), 160), ((9, 100, 100, 100, 9), 96), ((8, 1500, 8), 32), ((1, 4000, 1), 32), ((256, 64, 3), 256)],
-)
+    [
+        ((64, 64, 64, 64), 160), ((9, 100, 100, 100, 9), 96), ((8, 1500, 8), 32), ((1, 4000, 1), 32),
+        ((256, 64, 3), 256), ((8, 1600, 8), 64), ((256, 128, 10), 224),
+    ],
+)  # fmt: skip
 def test_chunks_shrink_with_the_width(layers, rows):
     found = chunks(layers, 10**5)
     assert found.rows == rows
@@ -195,10 +198,18 @@ def test_chunks_shrink_with_the_width(layers, rows):
     assert chunks(layers, 4 * rows - 1) is None
 
 
-@pytest.mark.parametrize(("hidden", "goes"), [(1535, True), (1536, True), (1537, False)])
-def test_wide_networks_are_not_divided(hidden, goes):
-    """Both layers' 8 hidden weights are at most 24,576."""
-    assert (chunks((8, hidden, 8), 10**5) is not None) == goes
+@pytest.mark.parametrize(
+    ("hidden", "limits"), [(1535, "LIGHT"), (1536, "LIGHT"), (1537, "HEAVY"), (4096, "HEAVY"), (4097, None)]
+)
+def test_wide_networks_are_not_divided(hidden, limits):
+    """Both layers' 8 hidden weights are at most 24,576, or 65,536: then there are fewer, larger pieces."""
+    found = chunks((8, hidden, 8), 10**5)
+    if limits is None:
+        assert found is None
+        return
+    limits = getattr(schedule, limits)
+    assert found.rows == limits.rows
+    assert limits.pieces // 2 < -(-(10**5) // found.piece) <= limits.pieces
 
 
 @pytest.mark.parametrize("n", [1024, 5000, 10**5])
@@ -286,14 +297,19 @@ CASES = {
     "kind": st.sampled_from(["labels", "numbers", "weighted"]),
     "reduction": st.sampled_from(["mean", "sum"]),
 }
+
+
 # what to set in schedule.py, so that all of these go depth first: rows of a chunk and of a piece
-EVERYWHERE = {"FEWEST_CHUNKS": 0, "MOST_PARAMETERS": 10**9}
+def everywhere(rows=32, pieces=32, **others):
+    return {"FEWEST_CHUNKS": 0, "LIGHT": schedule.Limits(10**9, rows, pieces), **others}
+
+
 SIZES = {
     "usual": {},
-    "16 rows": {**EVERYWHERE, "MOST_ROWS": 16},
-    "single rows": {**EVERYWHERE, "MOST_ROWS": 1, "FEWEST_ROWS": 1},
-    "7 rows, 3 pieces": {**EVERYWHERE, "MOST_ROWS": 7, "FEWEST_ROWS": 1, "MOST_PIECES": 3},
-    "few elements, one piece": {**EVERYWHERE, "CHUNK_ELEMENTS": 2000, "FEWEST_ROWS": 1, "MOST_PIECES": 1},
+    "16 rows": everywhere(MOST_ROWS=16),
+    "single rows": everywhere(MOST_ROWS=1, rows=1),
+    "7 rows, 3 pieces": everywhere(MOST_ROWS=7, rows=1, pieces=3),
+    "few elements, one piece": everywhere(CHUNK_ELEMENTS=2000, rows=1, pieces=1),
 }
 
 

@@ -607,8 +607,7 @@ def check_nan(q: Question) -> None:
 SMALL_PIECES = {
     "usual": [],
     "chunks": [
-        (schedule, "FEWEST_CHUNKS", 1), (schedule, "FEWEST_ROWS", 1), (schedule, "MOST_ROWS", 7),
-        (schedule, "MOST_PIECES", 3), (schedule, "MOST_PARAMETERS", 10**9),
+        (schedule, "FEWEST_CHUNKS", 1), (schedule, "MOST_ROWS", 7), (schedule, "LIGHT", schedule.Limits(10**9, 1, 3)),
     ],
     "pieces": [
         (binding, "PIECE_ELEMENTS", 64), (binding, "SHARE_FROM", 0), (binding, "SMALL_PIECE", 100),

@@ -415,7 +415,7 @@ def test_gradients_of_few_rows_are_the_same_by_rows_and_by_tiles(inputs, rule, d
 @pytest.mark.parametrize("activation", ["identity", "tanh", "gelu"])
 @pytest.mark.parametrize("inputs", [1, 4, 10, 23])
 def test_rows_of_few_summands_are_the_same_by_rows_and_by_tiles(inputs, activation, dtype, monkeypatch):
-    x, t = RNG.normal(size=(500, inputs)), RNG.normal(size=(500, 40))
+    x, t = RNG.normal(size=(500, inputs)), RNG.normal(size=(500, 100))
     found, by_rows = [], []
     for change in (False, True):
         if change:
@@ -423,7 +423,7 @@ def test_rows_of_few_summands_are_the_same_by_rows_and_by_tiles(inputs, activati
             monkeypatch.setattr(binding, "WIDE_SUMMANDS", 0)
         for threads in (1, 2):
             fastbp.set_num_threads(threads)
-            net = MLP([inputs, 701, 40], activation=activation, loss="mse", dtype=dtype, seed=0)
+            net = MLP([inputs, 701, 100], activation=activation, loss="mse", dtype=dtype, seed=0)
             first = net.training_step(("X", "T"), optim.SGD(), False).bound(500).lines[0]
             by_rows.append("row by row" in first.schedule)
             net.fit(x, t, epochs=2, batch_size=500, optimizer=optim.SGD(0.01))

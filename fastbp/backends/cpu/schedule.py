@@ -10,11 +10,29 @@ from fastbp.program import Program
 # Elements of a chunk's forward products, and rows: they decide in which order sums are added up, so they are the same
 # on any machine. Activations and deltas of a chunk take a few times 100 KB, in the second-level cache with the weights.
 CHUNK_ELEMENTS = 32_000
-# Fewer than 32 rows at a time are too few for dW: 18-1296 on 100 rows took 1.3 times as long with 16, on 1000 rows 1.2.
-MOST_ROWS, FEWEST_ROWS, MULTIPLE = 256, 32, 16
-MOST_PIECES = 32  # each has a gradient of its own
-MOST_PARAMETERS = 24_576  # elements: they, their transposes and gradients stay in the second-level cache
+MOST_ROWS, MULTIPLE = 256, 16
 FEWEST_CHUNKS = 4
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of networks whose forward products read so many parameters at most.
+
+    Attributes:
+        rows: of a chunk, at least.
+        pieces: at most; each has a gradient of its own.
+    """
+
+    parameters: int
+    rows: int
+    pieces: int
+
+
+# Parameters, their transposes and gradients stay in the second-level cache, or most of them do; of networks with up
+# to twice as many as HEAVY allows most took longer. Fewer than 32 rows at a time are too few for dW: 18-1296 on
+# 100 rows took 1.3 times as long with 16, on 1000 rows 1.2; 25-1794 on 188 rows takes 1.3 times as long with 32 as an
+# instruction after the other, which is how it is done with 64, since there are too few rows for that.
+LIGHT, HEAVY = Limits(24_576, 32, 32), Limits(65_536, 64, 16)
 
 
 @dataclass(frozen=True)
@@ -35,10 +53,11 @@ def chunks_for(program: Program, division: Division, n: int) -> Chunks | None:
     forward = [i for i in products if not i.ta and not i.tb] or [i for i in products if not i.ta]
     across = sum(program.buffers[i.outs[0]].shape[1].fixed for i in forward)
     shared = sum(program.size(i.ins[1], n) for i in forward)
-    if not products or shared > MOST_PARAMETERS:
+    limits = next((limits for limits in (LIGHT, HEAVY) if shared <= limits.parameters), None)
+    if not products or limits is None:
         return None
-    rows = max(FEWEST_ROWS, min(MOST_ROWS, CHUNK_ELEMENTS // max(1, across) // MULTIPLE * MULTIPLE))
+    rows = max(limits.rows, min(MOST_ROWS, CHUNK_ELEMENTS // max(1, across) // MULTIPLE * MULTIPLE))
     if n < FEWEST_CHUNKS * rows:
         return None
     count = -(-n // rows)
-    return Chunks(rows, rows * -(-count // MOST_PIECES))
+    return Chunks(rows, rows * -(-count // limits.pieces))

@@ -396,8 +396,6 @@ def _lines(machine: CpuExecutable, n: int) -> tuple[tuple[Line, ...], Sequence[I
     chunks = schedule.chunks_for(program, division, n) if division is not None else None
     if division is None or chunks is None:
         return lines, program.instructions, 0
-    whole = machine.bound(schedule.FEWEST_CHUNKS * chunks.rows).lines  # for the shapes: here no chunk is a shorter one
-    lines = tuple(replace(line, shape=w.shape) if line.inside else line for line, w in zip(lines, whole, strict=True))
     return lines, (*division.head, *division.body, *division.tail), -(-n // chunks.rows)
 
 

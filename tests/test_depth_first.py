@@ -165,9 +165,29 @@ def chunks(layers, n, what="gradient"):
     return chunks_for(program, divide(program), n)
 
 
-@pytest.mark.parametrize("n", [0, 1, 255, 256, 1023])
+@pytest.mark.parametrize("n", [0, 1, 31])
 def test_few_rows_are_not_divided(n):
-    assert chunks(LAYERS, n) is None
+    assert chunks((2, 400, 1), n) is None
+
+
+@pytest.mark.parametrize(
+    ("layers", "n", "rows"),
+    [((2, 400, 1), 32, 16)]
+    + [((20, 50, 20, 1), n, rows) for n, rows in ((100, 56), (128, 64), (200, 72), (256, 64), (700, 176))],
+)
+def test_chunks_of_few_rows(layers, n, rows):
+    """Two to four pieces, of nearly as many rows each."""
+    assert chunks(layers, n) == Chunks(rows, rows)
+
+
+@pytest.mark.parametrize(
+    ("layers", "n"),
+    [((20, 50), 200), ((200, 150, 10), 200), ((2, 4, 1), 200), ((784, 16, 10), 64)],
+    ids=["one layer", "heavy", "little work", "more to exchange"],
+)
+def test_few_rows_of_others_are_not_divided(layers, n):
+    assert chunks(layers, n) is None
+    assert chunks((784, 16, 10), 128) is not None
 
 
 @pytest.mark.parametrize(
@@ -194,8 +214,9 @@ def test_chunks_shrink_with_the_width(layers, rows):
     found = chunks(layers, 10**5)
     assert found.rows == rows
     assert found.piece % rows == 0
-    assert chunks(layers, 4 * rows) is not None
-    assert chunks(layers, 4 * rows - 1) is None
+    assert chunks(layers, 4 * rows).rows == rows
+    fewer = chunks(layers, 4 * rows - 1)
+    assert fewer is None or fewer.rows == fewer.piece <= rows + 64
 
 
 @pytest.mark.parametrize(

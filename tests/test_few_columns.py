@@ -56,7 +56,7 @@ def test_forward_and_deltas(columns, summands, dtype):
 def test_which_are_dot_products():
     x, w, v = graph.input("x", 60), graph.param("w", (60, 3)), graph.param("v", (4, 60))
     outputs = {"forward": x.matmul(w), "delta": x.matmul(v, tb=True), "wide": x.matmul(graph.param("u", (60, 4)))}
-    lines = CpuExecutable(plan(outputs), "float32").bound(200).lines
+    lines = CpuExecutable(plan(outputs), "float32").bound(31).lines
     assert ["dot products" in line.schedule for line in lines] == [True, True, False]
     assert not binding.goes_by_dots(3, binding.DOT_SUMMANDS - 1, turned=True)
 

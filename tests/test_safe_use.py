@@ -27,7 +27,7 @@ TIMEOUT = 60  # seconds, after which something that should have ended is taken t
 # networks whose batches are shared among threads: depth first, an instruction after the other, and not at all
 SHARED = {
     "depth first": ([9, 24, 5], 2100),
-    "in order": ([100, 500, 20], 300),
+    "in order": ([100, 700, 20], 300),
     "alone": ([4, 6, 5], 30),
 }
 KINDS = tuple(SHARED)

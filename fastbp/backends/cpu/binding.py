@@ -316,14 +316,14 @@ class _Binder:
         )
         tables: list[np.ndarray] = []
         scratch = 0  # what instructions need comes first in a thread's memory: known when they have been laid out once
-        for rows in 2 * (chunks.rows, n % chunks.rows or chunks.rows):
-            del common.lines[number + 1 :]  # all do the same
+        for rows in 2 * (n % chunks.rows or chunks.rows, chunks.rows):
+            del common.lines[number + 1 :]  # all do the same: those of a whole chunk stay
             common.places |= {index: (cpu.PRIVATE, scratch + offset) for index, offset in temps.items()}
             inner = _Table(common, rows, ready=ready, sums=sums, like=chunks.rows)
             inner.emit(division.body)
             scratch = max(scratch, _ceil(common.scratch, ALIGNMENT))
             tables.append(inner.words())
-        tables = tables[2:]
+        tables = tables[:1:-1]
         common.kept += [*tables, moves]
         table.chunks(number, chunks, tables, moves)
         return cpu.chunk_header(common.slots.count) + scratch + size

@@ -33,6 +33,13 @@ class Limits:
 # 100 rows took 1.3 times as long with 16, on 1000 rows 1.2; 25-1794 on 188 rows takes 1.3 times as long with 32 as an
 # instruction after the other, which is how it is done with 64, since there are too few rows for that.
 LIGHT, HEAVY = Limits(24_576, 32, 32), Limits(65_536, 64, 16)
+# Fewer rows than FEWEST_CHUNKS such chunks have go in two chunks, or up to FEW_CHUNKS of FEW_ROWS and more, if the
+# network has several layers, of which hardly one is worth sharing alone: 64-64-64-10 on 256 rows took 1.7 times as long
+# an instruction after the other. Not for less than some 10 µs, nor if cores would rather exchange parameters and their
+# gradients than compute (784-16-10 on 64 rows 0.8). Parameters count for the operations of a row with each, neurons for
+# those of an activation.
+FEWEST_ROWS, FEW_ROWS, FEW_CHUNKS, FEW_MULTIPLE = 32, 64, 4, 8
+OF_PARAMETER, OF_NEURON, FEWEST_OPERATIONS, EXCHANGE = 6, 32, 500_000, 400
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,12 @@ def chunks_for(program: Program, division: Division, n: int) -> Chunks | None:
         return None
     rows = max(limits.rows, min(MOST_ROWS, CHUNK_ELEMENTS // max(1, across) // MULTIPLE * MULTIPLE))
     if n < FEWEST_CHUNKS * rows:
-        return None
+        operations = n * (OF_PARAMETER * shared + OF_NEURON * across)
+        small = n < FEWEST_ROWS or operations < max(FEWEST_OPERATIONS, EXCHANGE * shared)
+        if small or limits is not LIGHT or len(forward) < 2:
+            return None
+        count = max(2, min(FEW_CHUNKS, n // FEW_ROWS))
+        rows = -(-n // count // FEW_MULTIPLE) * FEW_MULTIPLE
+        return Chunks(rows, rows)
     count = -(-n // rows)
     return Chunks(rows, rows * -(-count // limits.pieces))

@@ -32,9 +32,16 @@ def test_the_table_has_every_kernel():
     assert set(budget()) == {(*case, target) for case in CASES for target in offline.TARGETS}
 
 
+def is_as_in_the_table() -> bool:
+    """Whether the table was made of these very sources, by this compiler."""
+    return offline.origin() in TABLE.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_kernel(name, dtype):
     """On all targets in one test, which share the PTX; one's instructions say what all have."""
+    if name.startswith("blocks") and name != "blocks_tf32" and is_as_in_the_table():
+        pytest.skip("half a minute for what docs/gpu-kernels.md says of these very sources; blocks_tf32 shows it")
     for target in offline.TARGETS:
         if target == "sm_90a" and not name.startswith("product"):
             continue  # a minute in all for what products show, too: that the letter changes nothing

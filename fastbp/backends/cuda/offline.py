@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 from numba import cuda
 from numba.cuda import dispatcher, types
 
+from fastbp.backends.cuda.keeping import source_stamp
 from fastbp.backends.cuda.kernels import KERNELS
 
 TARGETS = ("sm_80", "sm_90", "sm_90a")  # ampere, hopper; "a" has what later cards need not have
@@ -111,10 +113,16 @@ def _opcodes(code: bytes) -> Counter[str]:
     return Counter(_OPCODE.findall(text))
 
 
+def origin() -> str:
+    """What kernels are made of, and by whom."""
+    return f"sources {source_stamp()[:16]}, numba-cuda {version('numba-cuda')}"
+
+
 def main() -> None:
     """Print a table of all kernels on all targets."""
     print("# What the GPU kernels take\n")
-    print("Compiled without a card by `python -m fastbp.backends.cuda.offline`; bytes are a thread's.\n")
+    print("Compiled without a card by `python -m fastbp.backends.cuda.offline`; bytes are a thread's.")
+    print(f"Of {origin()}.\n")
     print("| kernel | dtype | target | threads | registers | shared, bytes | spills | stack | 128-bit loads | tensor |")
     print("| :-- | :-- | :-- | --: | --: | --: | --: | --: | --: | --: |")
     for dtype, kernels in KERNELS.items():

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastbp import arrays, backends, feeding, optim
-from fastbp.backends.threads import get_num_threads
+from fastbp.backends.threads import alone, get_num_threads
 from fastbp.errors import DeviceMemoryError, DivergedError, InputError, unknown
 from fastbp.feeding import Feeder
 from fastbp.history import History, Reporter
@@ -669,8 +669,15 @@ def _steps_of(
             for one, (begin, last), result, (*_, weights) in zip(ones, asked, results, made, strict=True)
         ]
     if first.net.backend == "cpu":
-        return list(pool.map(lambda one, steps: one.steps(*steps), ones, asked))
+        train = _steps_alone if len(ones) >= get_num_threads() else _Fit.steps
+        return list(pool.map(train, ones, *zip(*asked, strict=True)))
     return [one.steps(*steps) for one, steps in zip(ones, asked, strict=True)]
+
+
+def _steps_alone(one: _Fit, first: int, last: int) -> tuple[Array, Array]:
+    """On this thread and no other: there is a network for each."""
+    with alone():
+        return one.steps(first, last)
 
 
 def _slices(one: _Fit, watch: _Watch) -> Slices:

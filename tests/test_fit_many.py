@@ -9,7 +9,9 @@ import time
 import numpy as np
 import pytest
 
+import fastbp
 from fastbp import MLP, InputError, fit_many, optim
+from fastbp.backends.cpu.team import Team
 
 RNG = np.random.default_rng(0)
 X, T = RNG.normal(size=(50, 3)), RNG.integers(0, 3, 50)
@@ -62,6 +64,31 @@ def test_each_stops_on_its_own():
     assert [(h.stopped, h.epochs) for h in histories] == [("epochs", 4), ("callback", 2), ("epochs", 4)]
     histories = fit_many(nets(2), X, T, epochs=50, tol=1e9, patience=2)
     assert [h.stopped for h in histories] == ["patience", "patience"]
+
+
+@pytest.mark.parametrize(("count", "used"), [(2, {1}), (1, {2})])
+def test_a_thread_for_each_if_there_are_enough(count, used, monkeypatch):
+    """Two networks of which each wants both threads would wait for each other's helpers."""
+    found = set()
+    run = Team.run
+
+    def seen(team, threads, prepared):
+        found.add(threads)
+        run(team, threads, prepared)
+
+    fastbp.set_num_threads(2)  # as conftest leaves it
+    monkeypatch.setattr(Team, "run", seen)
+    layers, rows = (20, 60, 60, 5), 600
+    asked = {"epochs": 2, "batch_size": 300, "optimizer": "sgd"}
+    x, t = RNG.normal(size=(rows, layers[0])), RNG.normal(size=(rows, layers[-1]))
+    trained = [MLP(layers, loss="mse", seed=s) for s in range(count)]
+    fit_many(trained, x, t, **asked)
+    assert found == used
+    found.clear()
+    again = MLP(layers, loss="mse", seed=0)
+    again.fit(x, t, **asked)
+    assert found == {2}
+    np.testing.assert_array_equal(again.theta, trained[0].theta)
 
 
 def test_ctrl_c_ends_all_after_whole_slices():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fastbp.errors import InputError
 
 MAX_THREADS = 256
 _threads: int | None = None
+_own = threading.local()
 
 
 def get_num_threads() -> int:
@@ -28,6 +32,21 @@ def set_num_threads(threads: int) -> None:
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
         raise InputError(f"set_num_threads: threads must be an integer from 1 to {MAX_THREADS}, got {threads!r}")
     _threads = threads
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it no run of the calling Python thread uses others: there are as many of its kind as cores."""
+    _own.alone = True
+    try:
+        yield
+    finally:
+        _own.alone = False
+
+
+def threads_of_a_run() -> int:
+    """Threads that a run of the calling Python thread may use."""
+    return 1 if getattr(_own, "alone", False) else get_num_threads()
 
 
 def _available() -> int:

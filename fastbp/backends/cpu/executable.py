@@ -16,7 +16,7 @@ from fastbp.backends.cpu.binding import ALIGNMENT, Bound, Slots, bind
 from fastbp.backends.cpu.cross_entropy import with_cross_entropy
 from fastbp.backends.cpu.team import team
 from fastbp.backends.cpu.words import CALL
-from fastbp.backends.threads import get_num_threads
+from fastbp.backends.threads import threads_of_a_run
 from fastbp.ops import N
 from fastbp.program import Program
 
@@ -242,7 +242,7 @@ class CpuExecutable:
             call[CALL + words.PRIVATE] = start + shared
             return call
 
-        self._team.run(get_num_threads() if divided else 1, prepared)
+        self._team.run(threads_of_a_run() if divided else 1, prepared)
         self._spare[:] = [workspace for workspace in kept if workspace.size <= KEPT_WORKSPACE]
 
     def _borrow(self, size: int) -> np.ndarray:

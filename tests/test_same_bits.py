@@ -397,7 +397,7 @@ def test_parameters_are_updated_row_by_row_to_the_same_bits(batch, dtype, monkey
 @pytest.mark.parametrize("inputs", [2, 3, 4])
 def test_gradients_of_few_rows_are_the_same_by_rows_and_by_tiles(inputs, rule, dtype, monkeypatch):
     """Of a layer with one unit, of one with one input, and of one with a few, with all of their biases."""
-    monkeypatch.setattr(schedule, "FEWEST_ROWS", binding.NEVER)
+    monkeypatch.setattr(schedule, "FEWEST_OPERATIONS", binding.NEVER)
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(200, inputs)).astype(dtype), rng.normal(size=(200, 301)).astype(dtype)
     found, by_rows = [], []

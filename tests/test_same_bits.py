@@ -435,14 +435,14 @@ def test_rows_of_few_summands_are_the_same_by_rows_and_by_tiles(inputs, activati
         np.testing.assert_array_equal(theta, found[0][1])
 
 
-@pytest.mark.parametrize("inputs", [11, 16])
-def test_rows_of_few_summands_are_the_same_depth_first(inputs, dtype, monkeypatch):
+@pytest.mark.parametrize(("inputs", "panels"), [(11, 24), (16, 24), (17, 32), (28, 32)])
+def test_rows_of_few_summands_are_the_same_depth_first(inputs, panels, dtype, monkeypatch):
     x, t = RNG.normal(size=(1100, inputs)), RNG.normal(size=(1100, 5))
     panel = target.TILE_VECTORS * target.VECTOR_BYTES // np.dtype(dtype).itemsize
     found, by_rows = [], []
-    for limits in (binding.FEW_IN_CHUNK, (0, 0)):
+    for limits in (binding.FEW_IN_CHUNK, ()):
         monkeypatch.setattr(binding, "FEW_IN_CHUNK", limits)
-        net = MLP([inputs, 24 * panel + 1, 5], activation="tanh", loss="mse", dtype=dtype, seed=0)
+        net = MLP([inputs, panels * panel + 1, 5], activation="tanh", loss="mse", dtype=dtype, seed=0)
         lines = net.training_step(("X", "T"), optim.SGD(), False).bound(1100).lines
         by_rows.append(sum(line.inside and "row by row" in line.schedule for line in lines))
         net.fit(x, t, epochs=2, batch_size=1100, optimizer=optim.SGD(0.01))

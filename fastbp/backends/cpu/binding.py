@@ -62,7 +62,8 @@ BY_ROWS_FROM, SUMMED_FROM = {1: 2, 2: 5, 3: NEVER, 4: NEVER}, {1: 2, 2: 3, 3: 8,
 # Vectors of columns up to which a matrix beside one row is walked down in panels, however large it is, and if its rows
 # are not whole vectors; how many second levels a wider one may take, in a product of whole vectors and otherwise
 ONE_PANEL, RAGGED_ROW, NEAR_WHOLE, NEAR = 8, 16, 6, 2
-FEW_SUMMANDS_FROM, FEW_IN_CHUNK = ((4, 4), (6, 24), (10, 40)), (16, 24)  # always; depth first with 16 registers
+FEW_SUMMANDS_FROM = ((4, 4), (6, 24), (10, 40))
+FEW_IN_CHUNK = ((16, 24), (28, 32))  # depth first with 16 registers
 WIDE_PANELS, WIDE_SUMMANDS = 40, 24  # and where the second level does not hold C
 SUMMED_PIECE, PANELS_OF_PIECE = 8, 4  # panels of a piece of a product with few rows of Aᵀ, and of one row by panels
 UNDIVIDED_ROWS = 1024  # of Aᵀ B, from which on pieces have whole rows: each line of B that is copied serves more then
@@ -928,7 +929,7 @@ class _Table:
         wide = n >= WIDE_PANELS * self.panel and k <= WIDE_SUMMANDS
         if wide and not self.in_chunk and m * n * self.item > caches.second_level():
             return True
-        limits = (*FEW_SUMMANDS_FROM, FEW_IN_CHUNK) if self.in_chunk and target.NARROW else FEW_SUMMANDS_FROM
+        limits = FEW_SUMMANDS_FROM + (FEW_IN_CHUNK if self.in_chunk and target.NARROW else ())
         return any(k <= most and n >= panels * self.panel for most, panels in limits)
 
     def _outer_product(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -607,7 +607,8 @@ def check_nan(q: Question) -> None:
 SMALL_PIECES = {
     "usual": [],
     "chunks": [
-        (schedule, "FEWEST_CHUNKS", 1), (schedule, "MOST_ROWS", 7), (schedule, "LIGHT", schedule.Limits(10**9, 1, 3)),
+        (schedule, "FEWEST_CHUNKS", 1), (schedule, "MOST_ROWS", 7),
+        (schedule, "LIGHT", replace(schedule.LIGHT, parameters=10**9, rows=1, pieces=3)),
     ],
     "pieces": [
         (binding, "PIECE_ELEMENTS", 64), (binding, "SHARE_FROM", 0), (binding, "SMALL_PIECE", 100),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -23,15 +24,45 @@ CASES.sort(key=lambda case: not case[0].startswith("blocks"))  # the longest fir
 COVERED = ("blocks", "blocks_bf16", "tf32_small", "tf32_large", "bf16_large")
 
 
+class Row(NamedTuple):
+    threads: int
+    registers: int
+    shared: int
+    spills: int
+    stack: int
+    wide: int  # loads of 128 bits
+    tensor: int
+
+
 @cache
 def budget():
     """Registers and bytes of shared memory by kernel, dtype and target, as the documentation has them."""
+    return {case: (row.registers, row.shared) for case, row in table().items()}
+
+
+@cache
+def table():
+    """Numbers of the documentation's rows by kernel, dtype and target."""
     rows = [line.strip("| ").split(" | ") for line in TABLE.read_text(encoding="utf-8").splitlines() if "| sm_" in line]
-    return {tuple(row[:3]): (int(row[4]), int(row[5])) for row in rows}
+    return {tuple(row[:3]): Row(*map(int, row[3:])) for row in rows}
 
 
 def test_the_table_has_every_kernel():
     assert set(budget()) == {(*case, target) for case in CASES for target in offline.TARGETS}
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_what_the_table_says_is_allowed(name, dtype):
+    """Also of those that are not compiled again, see COVERED."""
+    kernel = KERNELS[dtype][name]
+    for target in offline.TARGETS:
+        row = table()[name, dtype, target]
+        assert (row.threads, row.shared) == (kernel.threads, kernel.shared)
+        assert (row.spills, row.stack) == (0, 0)
+        assert row.registers * row.threads <= REGISTERS
+        assert row.shared <= SHARED
+        assert row.wide or not kernel.wide
+        assert row.tensor or not ("tf32" in name or "bf16" in name)
 
 
 def is_as_in_the_table() -> bool:

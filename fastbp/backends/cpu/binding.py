@@ -324,7 +324,8 @@ class _Binder:
             inner.emit(division.body)
             scratch = max(scratch, _ceil(common.scratch, ALIGNMENT))
             tables.append(inner.words())
-        tables = tables[:1:-1]
+        rest, whole = tables[2:]
+        tables = [whole, rest]
         common.kept += [*tables, moves]
         table.chunks(number, chunks, tables, moves)
         return cpu.chunk_header(common.slots.count) + scratch + size

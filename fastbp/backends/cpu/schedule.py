@@ -30,15 +30,16 @@ class Limits:
     parameters: int
     rows: int
     pieces: int
-    fewest: int = 32
-    layers: int = 2
+    fewest: int
+    layers: int
 
 
 # Parameters, their transposes and gradients stay in the second-level cache, or most of them do; of networks with up
 # to twice as many as HEAVY allows most took longer. Fewer than 32 rows at a time are too few for dW: 18-1296 on
 # 100 rows took 1.3 times as long with 16, on 1000 rows 1.2; 25-1794 on 188 rows takes 1.3 times as long with 32 as an
 # instruction after the other, which is how it is done with 64, since there are too few rows for that.
-LIGHT, HEAVY = Limits(24_576, 32, 32), Limits(65_536, 64, 16, 128, 3)
+LIGHT = Limits(parameters=24_576, rows=32, pieces=32, fewest=32, layers=2)
+HEAVY = Limits(parameters=65_536, rows=64, pieces=16, fewest=128, layers=3)
 # Fewer rows than FEWEST_CHUNKS such chunks have go in two chunks, or up to FEW_CHUNKS of FEW_ROWS and more, if the
 # network has several layers, of which hardly one is worth sharing alone: 64-64-64-10 on 256 rows took 1.7 times as long
 # an instruction after the other. Not for less than some 10 µs, nor if cores would rather exchange parameters and their

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from numba.core import event
 
 import fastbp
 from fastbp import MLP, graph
-from fastbp.backends.cpu import loading
+from fastbp.backends.cpu import loading, side_process
 from fastbp.backends.cpu.team import team
 from fastbp.losses import LOSSES
 from fastbp.optim import OPTIMIZERS
@@ -135,14 +136,82 @@ def test_a_cache_that_cannot_be_written_is_reported_and_survived(trouble, tmp_pa
 @pytest.mark.parametrize("damage", [b"", b"half", b"other"])
 def test_a_damaged_file_is_compiled_anew(damage, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "cache_folder", lambda: tmp_path)
-    loading.keep("some", b"code of an entry")
-    assert loading.kept("some") == b"code of an entry"
+    loading.keep("some", [b"code of an entry", b"", b"of kernels"])
+    assert loading.kept("some") == [b"code of an entry", b"", b"of kernels"]
     assert loading.kept("another") is None
     assert loading.kept("some", "explain.py") is None  # of other sources
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes({b"": b"", b"half": whole[:-3], b"other": whole[:-1] + b"X"}[damage])
     assert loading.kept("some") is None
+
+
+# ---- the process that compiles kernels meanwhile -------------------------------------------------------------------
+
+ANSWERS = {
+    "right": "out.write(hashlib.sha256(b'there').digest() + b'there')",
+    "with something before it": "out.write(b'hello' + hashlib.sha256(b'there').digest() + b'there')",
+    "half": "out.write(hashlib.sha256(b'there').digest() + b'the')",
+    "nothing": "pass",
+    "a failure": "raise SystemExit(3)",
+}
+
+
+def _another_python(folder, monkeypatch, name, does):
+    """An executable of that name, which does so with whatever it is asked to run."""
+    path = folder / name
+    path.write_text(f"#!{sys.executable}\nimport hashlib, sys, time\nout = sys.stdout.buffer\n{does}\n")
+    path.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(path))
+    monkeypatch.setattr(side_process, "code_of", lambda dtype: f"{dtype} here".encode())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script with a first line that says what runs it")
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_only_a_whole_answer_of_the_other_process_counts(answer, tmp_path, monkeypatch, two_threads):
+    _another_python(tmp_path, monkeypatch, "python3", ANSWERS[answer])
+    with side_process.compiling("float32") as code:
+        assert code() == [b"there" if answer == "right" else b"float32 here"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script with a first line that says what runs it")
+def test_the_other_process_ends_with_what_it_was_started_for(tmp_path, monkeypatch, two_threads):
+    """An error in this one, or Ctrl-C, does not wait for it."""
+    _another_python(tmp_path, monkeypatch, "python3", "time.sleep(1000)")
+    with pytest.raises(KeyboardInterrupt), side_process.compiling("float32"):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("case", ["no core", "no Python", "another program", "frozen", "not there"])
+def test_there_may_be_no_other_process(case, tmp_path, monkeypatch, two_threads):
+    _another_python(tmp_path, monkeypatch, "blender" if case == "another program" else "python3", ANSWERS["right"])
+    if case == "no core":
+        fastbp.set_num_threads(1)
+    elif case == "no Python":
+        monkeypatch.setattr(sys, "executable", None)
+    elif case == "frozen":
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+    elif case == "not there":
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python4"))
+    with side_process.compiling("float64") as code:
+        assert code() == [b"float64 here"]
+
+
+def test_the_other_process_sends_what_is_loaded(monkeypatch):
+    """As it does, but for a dtype that costs nothing to compile."""
+    code = "from fastbp.backends.cpu import side_process as s; s.code_of = str.encode; s.send('some code')"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert found == hashlib.sha256(b"some code").digest() + b"some code"
+
+
+def test_a_kernel_apart_says_what_it_takes():
+    from numba import njit
+    from numba.core.errors import TypingError
+
+    from fastbp.backends.cpu.kernels import apply_unary
+
+    with pytest.raises(TypingError, match="fastbp_apply_unary takes"):
+        njit(lambda: apply_unary(0, 1.0, 2, 3, 4))()
 
 
 def test_folders_of_the_cache(tmp_path, monkeypatch):

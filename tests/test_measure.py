@@ -151,7 +151,7 @@ def test_the_fma_chains_compute(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_no_fma_chain_is_left_out(dtype: str) -> None:
     """A peak of which a chain had been optimised away would be too high."""
-    assembly = compiling.library(probes.make_fma_entry(dtype), "entry").get_asm_str()
+    assembly = compiling.entry_library(probes.make_fma_entry(dtype), "entry").get_asm_str()
     found = len(re.findall(r"^\s*(?:vfmadd|fmla)", assembly, re.MULTILINE))
     assert found > 0
     assert found % (target.CHAINS * target.LINKS) == 0

@@ -42,15 +42,16 @@ def test_an_unknown_feature_string_is_answered_by_llvm():
 @pytest.mark.skipif("NUMBA_CPU_NAME" not in os.environ, reason="compiles anew: for the targets that scripts/test names")
 def test_no_wider_registers_are_used():
     """The assembly of the whole machine. It is kept for the tests that come, if there is none."""
+    from fastbp.backends.cpu.kernels import kernels
     from fastbp.backends.cpu.machine import make_enter
 
-    made = compiling.library(make_enter("float32"), loading.ENTRY)
-    assembly = made.get_asm_str()
+    made = [compiling.entry_library(make_enter("float32"), loading.ENTRY), compiling.library(kernels("float32"))]
+    assembly = "".join(part.get_asm_str() for part in made)
     assert (target.VECTOR_BYTES == 64) == ("zmm" in assembly)
     assert target.VECTOR_BYTES > 16 or "ymm" not in assembly
     assert ("vfmadd" in assembly) == target.HAS_FMA
     if loading.kept("float32 kernels") is None:
-        loading.keep("float32 kernels", compiling.object_code(made))
+        loading.keep("float32 kernels", [compiling.object_code(part) for part in made])
 
 
 def test_the_machine_runs_on_this_target():

@@ -67,7 +67,7 @@ from fastbp.backends.cpu.chain_words import (
     Z,
 )
 from fastbp.backends.cpu.compiling import kernel
-from fastbp.backends.cpu.gemm import apply_binary, apply_ternary, apply_unary
+from fastbp.backends.cpu.kernels import apply_binary, apply_ternary, apply_unary
 from fastbp.backends.cpu.simd import (
     dropout_mask,
     get_int,

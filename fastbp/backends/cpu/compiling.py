@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from llvmlite.binding import create_new_function_pass_manager
 from llvmlite.ir.instructions import AllocaInstr, StoreInstr
 from numba import config, njit, types
+from numba.core import cgutils
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
+from numba.extending import intrinsic
 
 from fastbp.backends.cpu.target import target
 from fastbp.errors import FastbpError
+
+ANY = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]
@@ -85,30 +91,84 @@ kernel = njit(
 )
 
 
+class _Whole(JITCodeLibrary):  # type: ignore[misc]
+    """Code that is written out, not loaded: what it lacks is found when it is."""
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+
+class Apart(NamedTuple):
+    """A kernel that is compiled apart from its callers, by another process meanwhile; they meet when they are loaded.
+
+    ``kinds`` says of arguments that are not an int64 what they are; ``one`` is a number in every kernel.
+    """
+
+    dispatcher: Any
+    kinds: Mapping[str, str]
+
+    @property
+    def symbol(self) -> str:
+        return f"fastbp_{self.dispatcher.__name__}"
+
+    def types(self, dtype: str) -> tuple[Any, ...]:
+        """Numba's, of the arguments."""
+        number = getattr(types, dtype)
+        of = {"number": number, "pointer": types.CPointer(number), "pointer to float64": types.CPointer(types.float64)}
+        kinds = {"one": "number", **self.kinds}
+        names = inspect.signature(self.dispatcher.py_func).parameters
+        return tuple(of[kinds[name]] if name in kinds else types.int64 for name in names)
+
+
+def called(apart: Apart) -> Any:
+    """What compiled code calls where it wants such a kernel."""
+
+    def call(typingctx: Any, *arguments: Any) -> Any:
+        given = tuple(types.unliteral(argument) for argument in arguments)
+        if given not in (apart.types("float32"), apart.types("float64")):
+            raise TypingError(f"{apart.symbol} takes {apart.types('float32')}, got {given}")
+
+        def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+            function = ir.FunctionType(ir.VoidType(), [context.get_value_type(argument) for argument in sig.args])
+            builder.call(cgutils.get_or_insert_function(builder.module, function, apart.symbol), values)
+            return context.get_dummy_value()
+
+        return types.void(*given), codegen
+
+    named = inspect.signature(apart.dispatcher.py_func).parameters.values()
+    call.__signature__ = inspect.Signature([inspect.Parameter("typingctx", ANY), *named])  # type: ignore[attr-defined]
+    return intrinsic(call)
+
+
 @global_compiler_lock
-def library(function: Callable[..., None], name: str) -> Any:
-    """Numba's library of machine code with a C function ``name`` of one int64, which calls the Python function."""
+def library(functions: Mapping[str, tuple[Any, tuple[Any, ...]]]) -> Any:
+    """Numba's library of machine code of C functions that call kernels: by name, a kernel and its arguments' types."""
     if config.DISABLE_JIT:
         raise FastbpError("the cpu backend needs Numba's compiler: unset NUMBA_DISABLE_JIT, or take backend='numpy'")
     codegen = cpu_target.target_context.codegen()
     if codegen.magic_tuple() != target():
         raise FastbpError(f"Numba compiles for {codegen.magic_tuple()}, fastbp expected {target()}: NUMBA_CPU_NAME and "
                           "NUMBA_CPU_FEATURES have to be environment variables")  # fmt: skip
-    dispatcher = kernel(function)
-    dispatcher.compile((types.int64,))
-    (part,) = dispatcher.overloads.values()
-    made = codegen.create_library(name)
-    made.enable_object_caching()
-    made.add_ir_module(_calling(part.fndesc, name))
-    for one in _linked(part.library):
+    made, parts = _Whole(codegen, "fastbp"), []
+    for name, (dispatcher, arguments) in functions.items():
+        dispatcher.compile(arguments)
+        part = dispatcher.overloads[arguments]
+        made.add_ir_module(_calling(part.fndesc, name))
+        parts.append(part.library)
+    for one in _linked(parts):
         made.add_linking_library(one)
     made.finalize()
     return made
 
 
-def _linked(part: _Part) -> Iterator[Any]:
-    """A part and all that it calls, once each."""
-    found, waiting = {id(part)}, [part]
+def entry_library(function: Callable[..., None], name: str) -> Any:
+    """The library of one C function ``name`` of an int64, which calls the Python function."""
+    return library({name: (kernel(function), (types.int64,))})
+
+
+def _linked(parts: list[_Part]) -> Iterator[Any]:
+    """Parts and all that they call, once each."""
+    found, waiting = {id(part) for part in parts}, list(parts)
     while waiting:
         yield (library := waiting.pop())
         for other in library._linking_libraries if isinstance(library, _Part) else ():
@@ -119,17 +179,17 @@ def _linked(part: _Part) -> Iterator[Any]:
 
 def object_code(made: Any) -> bytes:
     """What there is to be linked of such a library."""
-    _, _, (code, _) = made.serialize_using_object_code()
-    return bytes(code)
+    return bytes(made._codegen._tm.emit_object(made._final_module))
 
 
 def _calling(described: Any, name: str) -> Any:
     """A C function that calls Numba's, which hands back whether there was an error: kernels raise none."""
     context = cpu_target.target_context
-    module, number = context.create_module(name), ir.IntType(64)
+    module = context.create_module(name)
     signature = context.call_conv.get_function_type(described.restype, described.argtypes)
     callee = ir.Function(module, signature, described.llvm_func_name)
-    caller = ir.Function(module, ir.FunctionType(ir.VoidType(), [number]), name)
+    arguments = [context.get_value_type(argument) for argument in described.argtypes]
+    caller = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
     builder = ir.IRBuilder(caller.append_basic_block())
     context.call_conv.call_function(builder, callee, described.restype, described.argtypes, caller.args)
     builder.ret_void()

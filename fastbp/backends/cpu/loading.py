@@ -24,6 +24,7 @@ from typing import Any
 import llvmlite
 from llvmlite import binding
 
+from fastbp.backends.cpu import side_process
 from fastbp.backends.cpu.target import target
 from fastbp.errors import FastbpError
 from fastbp.files import replacing
@@ -36,19 +37,22 @@ COMPILED_SOURCES = (
     *(
         f"backends/cpu/{name}.py"
         for name in (
-            "target", "words", "chain_words", "compiling", "vectors", "simd", "bf16", "gemm", "chain", "few_columns",
-            "one_row", "few_rows", "claims", "machine",
+            "target", "words", "chain_words", "compiling", "vectors", "simd", "bf16", "gemm", "few_columns",
+            "one_row", "few_rows", "kernels", "chain", "claims", "machine",
         )
     ),
 )  # fmt: skip
-ENTRY = "fastbp_entry"  # name of the function in the object code
 MESSAGE_AFTER = 1.5  # seconds
 HASH = hashlib.sha256().digest_size
+ENTRY = "fastbp_entry"  # name of the function in the object code
+SIZE = 8  # bytes of a part's length
 
 _engines: list[Any] = []  # LLVM's, which own the code
 
 
-def entry(name: str, make: Callable[[], Callable[..., None]], *sources: str) -> Callable[[int], None]:
+def entry(
+    name: str, make: Callable[[], Callable[..., None]], *sources: str, kernels: str | None = None
+) -> Callable[[int], None]:
     """The compiled function of one address, which runs without the GIL.
 
     A cache that cannot be written is reported and survived: the function then lives as long as the process.
@@ -57,6 +61,7 @@ def entry(name: str, make: Callable[[], Callable[..., None]], *sources: str) -> 
         name: what a user who has to wait for it is told.
         make: imports the kernels, and returns the function to compile, of one int64 and without a result.
         sources: files of the package that it depends on, besides COMPILED_SOURCES.
+        kernels: the dtype of the kernels that it calls (kernels.py), if it does.
     """
     code = kept(name, *sources)
     if code is None:
@@ -64,7 +69,7 @@ def entry(name: str, make: Callable[[], Callable[..., None]], *sources: str) -> 
         with locked(str(folder)) if folder else contextlib.nullcontext():
             code = kept(name, *sources)  # by a process that was quicker
             if code is None:
-                code = _compiled(name, make)
+                code = _compiled(name, make, kernels)
                 keep(name, code, *sources)
     return _loaded(code)
 
@@ -115,8 +120,8 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"fastbp-{name.replace(' ', '-')}-{identity}.o"
 
 
-def kept(name: str, *sources: str) -> bytes | None:
-    """The object code of an entry, if it is there, was made of the same sources and is whole."""
+def kept(name: str, *sources: str) -> list[bytes] | None:
+    """The object code of an entry, part by part, if it is there, was made of the same sources and is whole."""
     folder = cache_folder()
     if folder is None:
         return None
@@ -125,11 +130,19 @@ def kept(name: str, *sources: str) -> bytes | None:
     except OSError:
         return None
     code = found[2 * HASH :]
-    return code if found[: 2 * HASH] == source_stamp(*sources) + hashlib.sha256(code).digest() else None
+    if found[: 2 * HASH] != source_stamp(*sources) + hashlib.sha256(code).digest():
+        return None
+    parts = []
+    while code:
+        size = int.from_bytes(code[:SIZE], "little")
+        parts.append(code[SIZE : SIZE + size])
+        code = code[SIZE + size :]
+    return parts
 
 
-def keep(name: str, code: bytes, *sources: str) -> None:
+def keep(name: str, parts: list[bytes], *sources: str) -> None:
     """Write the object code of an entry for the processes to come; say so if that is not possible."""
+    code = b"".join(len(part).to_bytes(SIZE, "little") + part for part in parts)
     folder, reason = cache_folder(), "there is no folder that it may write to"
     if folder is not None:
         try:
@@ -164,11 +177,11 @@ def locked(cache_path: str) -> Iterator[None]:
 # ---- compiling and loading -----------------------------------------------------------------------------------------
 
 
-def _compiled(name: str, make: Callable[[], Callable[..., None]]) -> bytes:
-    from fastbp.backends.cpu.compiling import library, object_code
+def _compiled(name: str, make: Callable[[], Callable[..., None]], kernels: str | None) -> list[bytes]:
+    from fastbp.backends.cpu.compiling import entry_library, object_code
 
-    with _announced(name):
-        return object_code(library(make(), ENTRY))
+    with _announced(name), side_process.compiling(kernels) as kernel_code:
+        return [object_code(entry_library(make(), ENTRY)), *kernel_code()]
 
 
 @contextlib.contextmanager
@@ -184,12 +197,13 @@ def _announced(name: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _loaded(code: bytes) -> Callable[[int], None]:
+def _loaded(parts: list[bytes]) -> Callable[[int], None]:
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     machine = binding.Target.from_triple(binding.get_process_triple()).create_target_machine()
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
-    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    for part in parts:
+        engine.add_object_file(binding.ObjectFileRef.from_data(part))
     engine.finalize_object()
     _engines.append(engine)
     # void *, for ctypes converts an integer to it in a third of the time that int64 takes

@@ -33,29 +33,25 @@ from fastbp.backends.cpu.claims import (
     spin,
 )
 from fastbp.backends.cpu.compiling import kernel
-from fastbp.backends.cpu.few_rows import (
-    narrow_product_by_dots,
-    product_by_dots,
-    product_by_rows,
-    product_of_few_summands,
-    product_turned,
-    update_by_rows,
-)
-from fastbp.backends.cpu.gemm import (
+from fastbp.backends.cpu.gemm import panel_of, stack_tile, vectors_for
+from fastbp.backends.cpu.kernels import (
     apply_binary,
     apply_unary,
     apply_update,
     copy_panel,
     copy_panel_transposed,
     epilogue,
-    panel_of,
+    narrow_product_by_dots,
     product,
+    product_by_dots,
+    product_by_rows,
+    product_of_few_summands,
     product_of_pairs,
+    product_turned,
     product_update,
     row_of_ones,
-    stack_tile,
     strip_of_tiles,
-    vectors_for,
+    update_by_rows,
 )
 from fastbp.backends.cpu.simd import (
     copy_and_prefetch,

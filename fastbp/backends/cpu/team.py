@@ -126,4 +126,4 @@ def team(dtype: str) -> Team:
         function: Callable[..., None] = machine.make_enter(dtype)
         return function
 
-    return Team(loading.entry(f"{dtype} kernels", make))
+    return Team(loading.entry(f"{dtype} kernels", make, kernels=dtype))

@@ -1,0 +1,78 @@
+"""Kernels compiled by another process, while this one compiles the machine that calls them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fastbp.backends.threads import get_num_threads
+
+HASH = hashlib.sha256().digest_size
+
+
+@contextlib.contextmanager
+def compiling(dtype: str | None) -> Iterator[Callable[[], list[bytes]]]:
+    """What it yields hands out the object code of the kernels of a dtype (kernels.py), or nothing if that is None.
+
+    Another process compiles them if there is a core for it, else they are compiled when they are asked for. So they are
+    if anything goes wrong with that process: it is there for speed alone.
+    """
+    if dtype is None:
+        yield list
+        return
+    process = _started(dtype)
+    if process is None:
+        yield lambda: [code_of(dtype)]
+        return
+    with process:
+        try:
+            yield lambda: [_answer(process) or code_of(dtype)]
+        finally:
+            process.kill()
+
+
+def code_of(dtype: str) -> bytes:
+    """The object code of the kernels of a dtype, compiled here."""
+    from fastbp.backends.cpu.compiling import library, object_code
+    from fastbp.backends.cpu.kernels import kernels
+
+    return object_code(library(kernels(dtype)))
+
+
+def send(dtype: str) -> None:
+    """What the other process does: the code goes to its standard output, after a hash of it."""
+    code = code_of(dtype)
+    sys.stdout.buffer.write(hashlib.sha256(code).digest() + code)
+
+
+def _started(dtype: str) -> subprocess.Popen[bytes] | None:
+    if get_num_threads() < 2 or not _is_python(sys.executable):
+        return None
+    code = f"from fastbp.backends.cpu import side_process; side_process.send({dtype!r})"
+    try:
+        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", code],
+            env=os.environ | {"PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    except OSError:
+        return None
+
+
+def _is_python(executable: str | None) -> bool:
+    """Whether it runs code that it is given: where Python is a part of another program, that would start once more."""
+    return Path(executable or "").name.lower().startswith("python") and not getattr(sys, "frozen", False)
+
+
+def _answer(process: subprocess.Popen[bytes]) -> bytes | None:
+    found = process.communicate()[0]
+    digest, code = found[:HASH], found[HASH:]
+    return code if code and digest == hashlib.sha256(code).digest() else None

@@ -36,6 +36,7 @@ from fastbp.backends.cpu.vectors import (
     reductions,
     softmaxes,
     sums_of_lanes,
+    transposed,
 )
 from fastbp.backends.cpu.words import EXTRA, OUT, OUT2, A, B, Y
 
@@ -44,6 +45,9 @@ from fastbp.backends.cpu.words import EXTRA, OUT, OUT2, A, B, Y
 # 0.6 to 0.7 of the time; 3-700 on one row has 1405, 6385 and 352, and takes 0.8 to 1.2 of what it takes on the machine:
 # code and parameters leave the first-level caches.
 MOST_OPERATIONS, MOST_INSTRUCTIONS, MOST_CARRIED = 1600, 8000, 256
+# Products of a longer table are loops over parameters that stay in memory, from so many operations on.
+MOST_IN_LOOPS, LOOP_FROM = 8000, 64
+MOST_SUMMANDS_LOOPED = 16  # of a gradient's rows
 ACCUMULATORS = 12  # vectors of a product that are summed at once
 NAME = "steps"
 BYTE = ir.IntType(8).as_pointer()
@@ -111,10 +115,16 @@ def suits(table: np.ndarray, dtype: str) -> bool:
     """Whether a table may be worth code of its own."""
     if not len(table) or table[:, words.SHARED].any() or not np.isin(table[:, words.OP], list(_Emitter.METHODS)).all():
         return False
+    return int(_operations(table, dtype).sum()) <= MOST_IN_LOOPS
+
+
+def _operations(table: np.ndarray, dtype: str) -> np.ndarray:
+    """On vectors, by instruction."""
     rows, cols, inner = table[:, [words.M, words.N, words.K]].T
     vectors = -(-rows * cols * np.dtype(dtype).itemsize // VECTOR_BYTES)
     products = np.isin(table[:, words.OP], (words.PRODUCT, words.PRODUCT_UPDATE))
-    return bool((vectors * (2 + inner * products)).sum() <= MOST_OPERATIONS)
+    found: np.ndarray = vectors * (2 + inner * products)
+    return found
 
 
 def steps_for(
@@ -171,6 +181,9 @@ class _Emitter:
     ) -> None:
         self.absolute = absolute
         self.parameters = parameters
+        operations = _operations(table, dtype)
+        self.loops = operations >= LOOP_FROM if operations.sum() > MOST_OPERATIONS else np.zeros(len(table), bool)
+        self.in_memory: list[tuple[int, int, int]] = []  # slot, from, to: parameters that loops write
         self.module = ir.Module(NAME)
         self.module.triple = target()[0]
         function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [BYTE, BYTE, I64]), NAME)
@@ -199,8 +212,8 @@ class _Emitter:
         for slot, (a_position, a_step) in moves.items():
             moved = b.add(b.mul(position, I64(a_position)), b.mul(step, I64(a_step)))
             self.bases[slot] = b.gep(self.bases[slot], [moved])
-        for row in table.tolist():
-            self.row = row
+        for row, in_loops in zip(table.tolist(), self.loops, strict=True):
+            self.row, self.in_loops = row, bool(in_loops)
             getattr(self, self.METHODS[row[words.OP]])()
             self._forget_memory()
             self._check_length()
@@ -326,6 +339,8 @@ class _Emitter:
         for places, vector in list(written):
             slot = places[0][0]
             if slot in self.parameters:
+                if any(slot == at and first <= byte < end for at, first, end in self.in_memory for _, byte in places):
+                    raise UnsuitableError("parameters in memory and in vectors")
                 self.updated.append((places, vector))
             if slot in self.parameters or slot in (words.WORKSPACE, self.OWN):
                 self._keep(places, vector)
@@ -342,13 +357,17 @@ class _Emitter:
         runs += [k for k in range(1, len(places)) if places[k] != (places[k - 1][0], places[k - 1][1] + self.item)]
         for start, stop in zip(runs, [*runs[1:], len(places)], strict=True):
             slot, byte = places[start]
-            at = start
-            for size in self._sizes(stop - start):
-                lanes = list(range(at, at + size))
-                part = vector.value if size == self.lanes else self._shuffle(vector.value, vector.value, lanes)
-                place = self._place(self.bases[slot], byte + (at - start) * self.item, part.type)
-                self.builder.store(part, place).align = self.item
-                at += size
+            self._store_at(self.bases[slot], byte, vector, range(start, stop))
+
+    def _store_at(self, base: Any, byte: int, vector: Vector, lanes: range) -> None:
+        """Some lanes, side by side."""
+        at = lanes.start
+        for size in self._sizes(len(lanes)):
+            own = range(at, at + size)
+            part = vector.value if size == self.lanes else self._shuffle(vector.value, vector.value, own)
+            place = self._place(base, byte + (at - lanes.start) * self.item, part.type)
+            self.builder.store(part, place).align = self.item
+            at += size
 
     def _forget_memory(self) -> None:
         """What has been read from memory is read again: it may have been written."""
@@ -392,17 +411,22 @@ class _Emitter:
 
     # ---- products --------------------------------------------------------------------------------------------------
 
-    def _sums(self) -> list[tuple[list[tuple[int, int]], Vector]]:
-        """The elements of A B, a vector at a time, in the order of gemm.py or that of dot products."""
+    def _sums(self, first: int) -> list[tuple[list[tuple[int, int]], Vector]]:
+        """The elements of A B from a row on, a vector at a time, in the order of gemm.py or that of dot products."""
         row = self.row
         m, n, how = row[words.M], row[words.N], row[words.HOW]
         plain = how & (words.FEW_ROWS | words.SUMMANDS | words.FEW_COLUMNS | words.OUTER | words.SMALL | words.PACK_T)
         if how & words.PAIRS or (not plain and row[words.PANEL] != TILE_VECTORS * self.lanes):
             raise UnsuitableError("bfloat16, or B in panels")
-        elements = [(i, j) for i in range(m) for j in range(n)]
+        elements = [(i, j) for i in range(first, m) for j in range(n)]
         elements += [(m, j) for j in range(n if how & words.ONES else 0)]
         elements += [(0, n)] if how & words.TOTAL else []
         groups = self._groups(elements, n)
+        if self.in_loops and n >= self.lanes and not how & (words.ONES | words.TOTAL | words.FEW_COLUMNS):
+            in_loop = self._turned_in_loop if how & (words.PACK_T | words.DOTS) else self._chains_in_loop
+            sums = in_loop(groups)
+            if sums is not None:
+                return list(zip(groups, sums, strict=True))
         if how & (words.DOTS | words.FEW_COLUMNS):
             return [(group, self._dots(group)) for group in groups]
         found: list[tuple[list[tuple[int, int]], Vector]] = []
@@ -453,11 +477,231 @@ class _Emitter:
             totals = [t + s for t, s in zip(totals, sums, strict=True)] if totals else sums
         return totals
 
+    # ---- products in loops, over matrices in memory ----------------------------------------------------------------
+
+    def _loop(
+        self, count: int, values: list[Vector], body: Callable[[Any, list[Vector]], list[Vector]]
+    ) -> list[Vector]:
+        """The values after ``count`` turns of the body, one or more, which is given its number and the values so far."""
+        b = self.builder
+        before, inside, after = b.block, b.append_basic_block("loop"), b.append_basic_block("loop.end")
+        b.branch(inside)
+        b.position_at_end(inside)
+        turn = b.phi(I64)
+        phis = [b.phi(self.m.type) for _ in values]
+        new = body(turn, [Vector(self.m, phi) for phi in phis])
+        following = b.add(turn, I64(1))
+        starts, ends = (I64(0), *(v.value for v in values)), (following, *(v.value for v in new))
+        for phi, start, end in zip((turn, *phis), starts, ends, strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(end, b.block)
+        b.cbranch(b.icmp_signed("<", following, I64(count)), inside, after)
+        b.position_at_end(after)
+        return new
+
+    def _room(self, count: int) -> Any:
+        """Memory on the stack for so many numbers."""
+        with self.builder.goto_entry_block():
+            room = self.builder.alloca(self.m.element, count)
+            room.align = VECTOR_BYTES
+            return self.builder.bitcast(room, BYTE)
+
+    def _line(self, elements: Sequence[Element]) -> tuple[Any, int]:
+        """Where numbers lie at equal distances, and these in bytes; they are copied there if they lie nowhere so."""
+        first = elements[0]
+        stride = int(elements[1].at - first.at) if len(elements) > 1 else self.item
+        if all(e.in_memory and e.source is first.source and e.at == first.at + k * stride
+               for k, e in enumerate(elements)):  # fmt: skip
+            return self.builder.gep(first.source, [I64(int(first.at))]), stride
+        room = self._room(len(elements))
+        for start in range(0, len(elements), self.lanes):
+            some = elements[start : start + self.lanes]
+            self._store_at(room, start * self.item, self._vector(some), range(len(some)))
+        return room, self.item
+
+    def _matrix(self, rows: int, cols: int, element: Callable[[int, int], Element]) -> tuple[Any, int] | None:
+        """Where a matrix in memory begins and how many bytes its rows are apart, if they are contiguous."""
+        first = element(0, 0)
+        stride = int(element(1, 0).at - first.at) if rows > 1 else 0
+        for i in range(rows):
+            for j in range(cols):
+                e = element(i, j)
+                if not e.in_memory or e.source is not first.source or e.at != first.at + i * stride + j * self.item:
+                    return None
+        return self.builder.gep(first.source, [I64(int(first.at))]), stride
+
+    def _number_at(self, base: Any, byte: Any) -> Vector:
+        found = self.builder.load(self.builder.bitcast(self.builder.gep(base, [byte]), self.m.element.as_pointer()))
+        found.align = self.item
+        return self.m.splat(found)
+
+    def _vector_at(self, base: Any, byte: int) -> Vector:
+        return Vector(self.m, self._loaded(Element(base, byte, True), self.lanes))
+
+    def _first_lanes(self, vector: Vector, start: int) -> Vector:
+        """From lane ``start`` on."""
+        if not start:
+            return vector
+        return Vector(self.m, self._shuffle(vector.value, vector.value, self._filled(list(range(start, self.lanes)))))
+
+    def _begins(self, groups: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
+        """The column where the vector of a group begins in memory: the last one of a row ends with the row."""
+        return [min(group[0][1], self.row[words.N] - self.lanes) for group in groups]
+
+    def _chains_in_loop(self, groups: list[list[tuple[int, int]]]) -> list[Vector] | None:
+        """:meth:`_chains`, with a loop over each block of K."""
+        m, n, k, block = self.m, self.row[words.N], self.row[words.K], max(1, self.row[words.BLOCK])
+        of_b = self._matrix(k, n, self._of_b) if k > 1 else None
+        if of_b is None or self.row[words.HOW] & words.SUMMANDS:
+            return None
+        b, zero = self.builder, Vector(m, m.constant(0.0))
+        lines = {i: self._line([self._of_a(i, q) for q in range(k)]) for i in dict.fromkeys(g[0][0] for g in groups)}
+        found: list[Vector] = []
+        for first in range(0, len(groups), ACCUMULATORS):
+            some = groups[first : first + ACCUMULATORS]
+            begins = self._begins(some)
+            totals: list[Vector] = []
+            for start in range(0, k, block):
+
+                def body(
+                    turn: Any,
+                    sums: list[Vector],
+                    some: list[list[tuple[int, int]]] = some,
+                    begins: list[int] = begins,
+                    start: int = start,
+                ) -> list[Vector]:
+                    q = b.add(turn, I64(start))
+                    line = b.gep(of_b[0], [b.mul(q, I64(of_b[1]))])
+                    x = {
+                        i: self._number_at(lines[i][0], b.mul(q, I64(lines[i][1])))
+                        for i in dict.fromkeys(group[0][0] for group in some)
+                    }
+                    y = {j: self._vector_at(line, j * self.item) for j in dict.fromkeys(begins)}
+                    return [m.fma(x[g[0][0]], y[j], s) for g, j, s in zip(some, begins, sums, strict=True)]
+
+                sums = self._loop(min(block, k - start), [zero] * len(some), body)
+                totals = [t + s for t, s in zip(totals, sums, strict=True)] if totals else sums
+            found += [self._first_lanes(t, g[0][1] - j) for t, g, j in zip(totals, some, begins, strict=True)]
+        return found
+
+    def _turned_in_loop(self, groups: list[list[tuple[int, int]]]) -> list[Vector] | None:
+        """:meth:`_chains` or :meth:`_dots` where B is given as its transpose, as many of its rows a turn as lanes."""
+        m, b, item, lanes = self.m, self.builder, self.item, self.lanes
+        rows, n, k = self.row[words.M], self.row[words.N], self.row[words.K]
+        of_b = self._matrix(n, k, lambda j, q: self._of_b(q, j)) if k else None
+        if of_b is None:
+            return None
+        starts = range(0, k, lanes)
+        dots = bool(self.row[words.HOW] & words.DOTS)
+        a = [[self._of_a(i, q) for q in range(k)] for i in range(rows)]
+        if dots:  # all that does not change from turn to turn comes first
+            x = [[self._vector(of_row[q : q + lanes], 0.0) for q in starts] for of_row in a]
+        else:
+            x = [[self._vector([e] * lanes) for e in of_row] for of_row in a]
+        zero, room = Vector(m, m.constant(0.0)), self._room(rows * n)
+
+        def some_rows(first: Any) -> None:
+            line = b.gep(of_b[0], [b.mul(first, I64(of_b[1]))])
+            of_rows = [[self._part(line, lane * of_b[1] + q * item, min(lanes, k - q)) for q in starts]
+                       for lane in range(lanes)]  # fmt: skip
+            to = b.gep(room, [b.mul(first, I64(item))])
+            columns = []
+            if not dots:
+                for part in zip(*of_rows, strict=True):
+                    columns += transposed(m, list(part))
+            for i in range(rows):
+                if dots:
+                    totals = []
+                    for of_row in of_rows:
+                        total = zero
+                        for own, other in zip(x[i], of_row, strict=True):
+                            total = m.fma(own, other, total)
+                        totals.append(total)
+                    result = sums_of_lanes(m, totals)
+                else:
+                    result = self._sum_of_products(x[i], columns[:k])
+                self._store_at(to, i * n * item, result, range(lanes))
+
+        def body(turn: Any, values: list[Vector]) -> list[Vector]:
+            some_rows(b.mul(turn, I64(lanes)))
+            return values
+
+        self._loop(n // lanes, [], body)
+        if n % lanes:
+            some_rows(I64(n - lanes))
+        return [self._vector(Element(room, (i * n + j) * item, True) for i, j in group) for group in groups]
+
+    def _sum_of_products(self, x: Sequence[Vector], y: Sequence[Vector]) -> Vector:
+        """The sum of one product or more, block by block."""
+        m, block = self.m, max(1, self.row[words.BLOCK])
+        totals = []
+        for start in range(0, len(x), block):
+            own = Vector(m, m.constant(0.0))
+            for q in range(start, min(len(x), start + block)):
+                fresh = q == 0 and self.row[words.HOW] & words.SUMMANDS  # as in _chains
+                own = x[q] * y[q] if fresh else m.fma(x[q], y[q], own)
+            totals.append(own)
+        return functools.reduce(add, totals)
+
+    def _part(self, base: Any, byte: int, count: int) -> Vector:
+        """So many numbers, and zeros."""
+        made = self._loaded(Element(base, byte, True), count)
+        if count == self.lanes:
+            return Vector(self.m, made)
+        zeros = self.m.constant(0.0)
+        lanes = [lane if lane < count else self.lanes for lane in range(self.lanes)]
+        return Vector(self.m, self._shuffle(made, zeros, lanes))
+
+    def _update_in_loop(self, rule: Any, places: list[tuple[int, int, int]]) -> int:
+        """Rows of parameters and states changed by a gradient of few summands; how many have been.
+
+        Args:
+            places: slot, offset and bytes from row to row of the parameters and of each state.
+        """
+        m, b, row = self.m, self.builder, self.row
+        rows, n, k, how = row[words.M], row[words.N], row[words.K], row[words.HOW]
+        lasts = [(slot, first, first + (rows - 1) * stride + n * self.item) for slot, first, stride in places]
+        if not (self.in_loops and n >= self.lanes and rows > 1 and 0 < k <= MOST_SUMMANDS_LOOPED):
+            return 0
+        if how & words.TOTAL or any(slot not in self.parameters for slot, _, _ in places):
+            return 0
+        if any((slot, byte) in self.known for slot, first, end in lasts for byte in range(first, end, self.item)):
+            raise UnsuitableError("parameters in vectors and in memory")
+        self.in_memory += lasts
+        groups = self._groups([(0, j) for j in range(n)], n)
+        begins = self._begins(groups)
+        columns = [range(j, j + self.lanes) for j in begins]
+        y = [[self._vector(self._of_b(q, j) for j in own) for own in columns] for q in range(k)]
+        lines = [self._line([self._of_a(i, q) for i in range(rows)]) for q in range(k)]
+        hyper = self._hyper(len(rule.hyper))
+        # a few vectors are read before they are written: the last one may overlap the one before it
+        starts = [v for v in range(0, len(begins), 4) if v == 0 or v < len(begins) - 1]
+        some = [range(v, end) for v, end in zip(starts, [*starts[1:], len(begins)], strict=True)]
+
+        def body(turn: Any, values: list[Vector]) -> list[Vector]:
+            x = [self._number_at(line, b.mul(turn, I64(stride))) for line, stride in lines]
+            here = [b.gep(self.bases[slot], [b.add(b.mul(turn, I64(stride)), I64(first))])
+                    for slot, first, stride in places]  # fmt: skip
+            for numbers in some:
+                olds = [[self._vector_at(line, begins[v] * self.item) for line in here] for v in numbers]
+                for v, (theta, *states) in zip(numbers, olds, strict=True):
+                    gradient = self._sum_of_products(x, [own[v] for own in y])
+                    for line, new in zip(here, rule.formula(m, hyper, theta, gradient, *states), strict=True):
+                        self._store_at(line, begins[v] * self.item, new, range(self.lanes))
+            return values
+
+        self._loop(rows, [], body)
+        return rows
+
     def _product(self) -> None:
         row, m = self.row, self.m
         how, code, then = row[words.HOW], row[words.CODE], row[words.THEN]
         written: list[Written] = []
-        for group, total in self._sums():
+        done = 0
+        if how & words.SGD:
+            slot, offset, stride, _ = self._operand(OUT)
+            done = self._update_in_loop(scalars.UPDATES["sgd"], [(slot, offset, stride * self.item)])
+        for group, total in self._sums(done):
             out, value = tuple(self._in_row(OUT, i, j) for i, j in group), total
             if how & words.BIAS:
                 value = value + self._vector(self._element(*self._in_row(Y, 0, j)) for _, j in group)
@@ -474,11 +718,10 @@ class _Emitter:
     def _product_update(self) -> None:
         rule, n = _RULES[self.row[words.CODE]], self.row[words.N]
         written: list[Written] = []
-        for group, gradient in self._sums():
-            places = []
-            for which in (OUT, Y, OUT2)[: 1 + len(rule.states)]:
-                slot, offset, _, _ = self._operand(which)
-                places.append(tuple((slot, offset + (i * n + j) * self.item) for i, j in group))
+        begins = [self._operand(which)[:2] for which in (OUT, Y, OUT2)[: 1 + len(rule.states)]]
+        done = self._update_in_loop(rule, [(slot, offset, n * self.item) for slot, offset in begins])
+        for group, gradient in self._sums(done):
+            places = [tuple((slot, at + (i * n + j) * self.item) for i, j in group) for slot, at in begins]
             theta, *states = (self._vector(self._element(*place) for place in of) for of in places)
             new = rule.formula(self.m, self._hyper(len(rule.hyper)), theta, gradient, *states)
             written += zip(places, new, strict=True)

@@ -559,28 +559,28 @@ class _Emitter:
         found: list[Vector] = []
         for first in range(0, len(groups), ACCUMULATORS):
             some = groups[first : first + ACCUMULATORS]
-            begins = self._begins(some)
+            begins, rows = self._begins(some), [group[0][0] for group in some]
+            together = max(1, ACCUMULATORS // len(some))  # blocks, so that no chain waits for itself
             totals: list[Vector] = []
-            for start in range(0, k, block):
+            starts = list(range(0, k, block))
+            whole = k // block // together * together
+            for blocks in [starts[q : q + together] for q in range(0, whole, together)] + [[q] for q in starts[whole:]]:
 
-                def body(
-                    turn: Any,
-                    sums: list[Vector],
-                    some: list[list[tuple[int, int]]] = some,
-                    begins: list[int] = begins,
-                    start: int = start,
-                ) -> list[Vector]:
-                    q = b.add(turn, I64(start))
-                    line = b.gep(of_b[0], [b.mul(q, I64(of_b[1]))])
-                    x = {
-                        i: self._number_at(lines[i][0], b.mul(q, I64(lines[i][1])))
-                        for i in dict.fromkeys(group[0][0] for group in some)
-                    }
-                    y = {j: self._vector_at(line, j * self.item) for j in dict.fromkeys(begins)}
-                    return [m.fma(x[g[0][0]], y[j], s) for g, j, s in zip(some, begins, sums, strict=True)]
+                def body(turn: Any, sums: list[Vector], blocks: list[int] = blocks, begins: list[int] = begins,
+                         rows: list[int] = rows) -> list[Vector]:  # fmt: skip
+                    added, old = [], iter(sums)
+                    for start in blocks:
+                        q = b.add(turn, I64(start))
+                        line = b.gep(of_b[0], [b.mul(q, I64(of_b[1]))])
+                        x = {i: self._number_at(lines[i][0], b.mul(q, I64(lines[i][1]))) for i in dict.fromkeys(rows)}
+                        y = {j: self._vector_at(line, j * self.item) for j in dict.fromkeys(begins)}
+                        added += [m.fma(x[i], y[j], next(old)) for i, j in zip(rows, begins, strict=True)]
+                    return added
 
-                sums = self._loop(min(block, k - start), [zero] * len(some), body)
-                totals = [t + s for t, s in zip(totals, sums, strict=True)] if totals else sums
+                sums = self._loop(min(block, k - blocks[0]), [zero] * len(some) * len(blocks), body)
+                for at in range(0, len(sums), len(some)):
+                    own = sums[at : at + len(some)]
+                    totals = [t + s for t, s in zip(totals, own, strict=True)] if totals else own
             found += [self._first_lanes(t, g[0][1] - j) for t, g, j in zip(totals, some, begins, strict=True)]
         return found
 
@@ -658,36 +658,74 @@ class _Emitter:
         Args:
             places: slot, offset and bytes from row to row of the parameters and of each state.
         """
-        m, b, row = self.m, self.builder, self.row
-        rows, n, k, how = row[words.M], row[words.N], row[words.K], row[words.HOW]
-        lasts = [(slot, first, first + (rows - 1) * stride + n * self.item) for slot, first, stride in places]
-        if not (self.in_loops and n >= self.lanes and rows > 1 and 0 < k <= MOST_SUMMANDS_LOOPED):
+        m, row = self.m, self.row
+        if not self._has_rows_of_few_summands() or any(slot not in self.parameters for slot, _, _ in places):
             return 0
-        if how & words.TOTAL or any(slot not in self.parameters for slot, _, _ in places):
-            return 0
-        if any((slot, byte) in self.known for slot, first, end in lasts for byte in range(first, end, self.item)):
-            raise UnsuitableError("parameters in vectors and in memory")
-        self.in_memory += lasts
-        groups = self._groups([(0, j) for j in range(n)], n)
-        begins = self._begins(groups)
-        columns = [range(j, j + self.lanes) for j in begins]
-        y = [[self._vector(self._of_b(q, j) for j in own) for own in columns] for q in range(k)]
-        lines = [self._line([self._of_a(i, q) for i in range(rows)]) for q in range(k)]
+        rows, n = row[words.M], row[words.N]
+        for slot, first, stride in places:
+            self._stays_in_memory(slot, first, first + (rows - 1) * stride + n * self.item)
         hyper = self._hyper(len(rule.hyper))
+        here = [(self.builder.gep(self.bases[slot], [I64(first)]), stride) for slot, first, stride in places]
+
+        def new(gradient: Vector, theta: Vector, *states: Vector) -> tuple[Vector, ...]:
+            found: tuple[Vector, ...] = rule.formula(m, hyper, theta, gradient, *states)
+            return found
+
+        return self._rows_in_loop(here, new)
+
+    def _gradient_in_loop(self) -> int:
+        """Rows of a gradient of few summands, to the stack; how many have been."""
+        row = self.row
+        slot, offset, stride, _ = self._operand(OUT)
+        more = row[words.HOW] & (words.BIAS | words.PACK_T | words.DOTS | words.FEW_COLUMNS)
+        if not self._has_rows_of_few_summands() or more or slot != words.WORKSPACE:
+            return 0
+        if row[words.CODE] >= 0 or row[words.THEN] >= 0:
+            return 0
+        rows, n = row[words.M], row[words.N]
+        room = self._room(rows * n)
+        self._rows_in_loop([(room, n * self.item)], lambda gradient, _: (gradient,))
+        for i in range(rows):
+            for j in range(n):
+                place = slot, offset + (i * stride + j) * self.item
+                self.known[place] = Element(room, (i * n + j) * self.item, True)
+        return rows
+
+    def _has_rows_of_few_summands(self) -> bool:
+        """Whether an instruction's product is worth a loop over its rows."""
+        row = self.row
+        suits = row[words.N] >= self.lanes and row[words.M] > 1 and 0 < row[words.K] <= MOST_SUMMANDS_LOOPED
+        return self.in_loops and suits and not row[words.HOW] & words.TOTAL
+
+    def _stays_in_memory(self, slot: int, first: int, end: int) -> None:
+        """Parameters that a loop writes."""
+        if any((slot, byte) in self.known for byte in range(first, end, self.item)):
+            raise UnsuitableError("parameters in vectors and in memory")
+        self.in_memory.append((slot, first, end))
+
+    def _rows_in_loop(self, places: list[tuple[Any, int]], new: Callable[..., tuple[Vector, ...]]) -> int:
+        """What a rule makes of rows of a product of few summands and of what lies there, row after row; their number.
+
+        Args:
+            places: address and bytes from row to row of each matrix.
+        """
+        b, row, few = self.builder, self.row, 4
+        rows, n, k = row[words.M], row[words.N], row[words.K]
+        begins = self._begins(self._groups([(0, j) for j in range(n)], n))
+        y = [[self._vector(self._of_b(q, j + lane) for lane in range(self.lanes)) for j in begins] for q in range(k)]
+        lines = [self._line([self._of_a(i, q) for i in range(rows)]) for q in range(k)]
         # a few vectors are read before they are written: the last one may overlap the one before it
-        starts = [v for v in range(0, len(begins), 4) if v == 0 or v < len(begins) - 1]
+        starts = [v for v in range(0, len(begins), few) if v == 0 or v < len(begins) - 1]
         some = [range(v, end) for v, end in zip(starts, [*starts[1:], len(begins)], strict=True)]
 
         def body(turn: Any, values: list[Vector]) -> list[Vector]:
             x = [self._number_at(line, b.mul(turn, I64(stride))) for line, stride in lines]
-            here = [b.gep(self.bases[slot], [b.add(b.mul(turn, I64(stride)), I64(first))])
-                    for slot, first, stride in places]  # fmt: skip
+            here = [b.gep(base, [b.mul(turn, I64(stride))]) for base, stride in places]
             for numbers in some:
                 olds = [[self._vector_at(line, begins[v] * self.item) for line in here] for v in numbers]
-                for v, (theta, *states) in zip(numbers, olds, strict=True):
-                    gradient = self._sum_of_products(x, [own[v] for own in y])
-                    for line, new in zip(here, rule.formula(m, hyper, theta, gradient, *states), strict=True):
-                        self._store_at(line, begins[v] * self.item, new, range(self.lanes))
+                for v, old in zip(numbers, olds, strict=True):
+                    for line, value in zip(here, new(self._sum_of_products(x, [of_q[v] for of_q in y]), *old), strict=True):
+                        self._store_at(line, begins[v] * self.item, value, range(self.lanes))
             return values
 
         self._loop(rows, [], body)
@@ -701,6 +739,8 @@ class _Emitter:
         if how & words.SGD:
             slot, offset, stride, _ = self._operand(OUT)
             done = self._update_in_loop(scalars.UPDATES["sgd"], [(slot, offset, stride * self.item)])
+        else:
+            done = self._gradient_in_loop()
         for group, total in self._sums(done):
             out, value = tuple(self._in_row(OUT, i, j) for i, j in group), total
             if how & words.BIAS:
@@ -737,12 +777,52 @@ class _Emitter:
         rule = _RULES[self.row[words.CODE]]
         which = (OUT, B, Y)[: 1 + len(rule.states)]
         written: list[Written] = []
+        done = self._update_in_memory(rule, which)
         for group in self._elements():
+            if group[0][1] in done:
+                continue
             theta, gradient, *states = (self._read(operand, group) for operand in (OUT, A, *which[1:]))
             new = rule.formula(self.m, self._hyper(len(rule.hyper)), theta, gradient, *states)
             places = [tuple(self._in_row(operand, i, j) for i, j in group) for operand in which]
             written += zip(places, new, strict=True)
         self._write(written)
+
+    def _update_in_memory(self, rule: Any, which: Sequence[int]) -> set[int]:
+        """Elements of one row whose gradient lies on the stack: updated in loops. Those that have been."""
+        m, b, cols = self.m, self.builder, self.row[words.N]
+        done: set[int] = set()
+        if not self.in_loops or self.row[words.M] != 1:
+            return done
+        gradients = [self._element(*self._at(A, 0, j)) for j in range(cols)]
+        hyper = self._hyper(len(rule.hyper))
+        first = 0
+        while first < cols:
+            end = first + 1
+            one = gradients[first]
+            while (end < cols and one.in_memory and gradients[end].in_memory and gradients[end].source is one.source
+                   and gradients[end].at == one.at + (end - first) * self.item):  # fmt: skip
+                end += 1
+            turns = (end - first) // self.lanes
+            if one.in_memory and turns > 1:
+                places = [self._at(operand, 0, first) for operand in which]
+                for slot, byte in places:
+                    self._stays_in_memory(slot, byte, byte + turns * self.lanes * self.item)
+                bases = [b.gep(self.bases[slot], [I64(byte)]) for slot, byte in places]
+                source = b.gep(one.source, [I64(int(one.at))])
+
+                def body(turn: Any, values: list[Vector], bases: list[Any] = bases, source: Any = source) -> list[Vector]:
+                    byte = b.mul(turn, I64(VECTOR_BYTES))
+                    here = [b.gep(base, [byte]) for base in bases]
+                    theta, *states = (self._vector_at(line, 0) for line in here)
+                    gradient = self._vector_at(b.gep(source, [byte]), 0)
+                    for line, new in zip(here, rule.formula(m, hyper, theta, gradient, *states), strict=True):
+                        self._store_at(line, 0, new, range(self.lanes))
+                    return values
+
+                self._loop(turns, [], body)
+                done |= set(range(first, first + turns * self.lanes))
+            first = end
+        return done
 
     def _map(self) -> None:
         code, written = self.row[words.CODE], []

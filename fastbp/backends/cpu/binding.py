@@ -119,6 +119,7 @@ class Bound:
         shared: whether any instruction is worth more than one thread.
         lines: what the instructions are; the clock counts them by their position here.
         dtype: of floats.
+        rows: how many there are.
     """
 
     table: np.ndarray
@@ -128,11 +129,12 @@ class Bound:
     shared: bool
     lines: tuple[Line, ...]
     dtype: str
+    rows: int
 
     @cached_property
     def suits_code(self) -> bool:
         """Whether it is so small that code of its own may be worth it."""
-        return straight.suits(self.table, self.dtype)
+        return straight.suits(self.table, self.rows, self.dtype)
 
     @cached_property
     def entry(self) -> int:
@@ -227,8 +229,9 @@ class _Binder:
         private = _ceil(max(private, self.common.scratch), ALIGNMENT)
         shared = bool(words[:, cpu.SHARED].any())
         return Bound(
-            words, tuple(self.common.kept), workspace, private, shared, tuple(self.common.lines), self.common.dtype
-        )
+            words, tuple(self.common.kept), workspace, private, shared, tuple(self.common.lines), self.common.dtype,
+            self.n,
+        )  # fmt: skip
 
     def _in_order(self) -> tuple[_Table, int, int]:
         """An instruction after the other, each for all rows; bytes of workspace and of private memory."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,14 +40,16 @@ from fastbp.backends.cpu.vectors import (
 )
 from fastbp.backends.cpu.words import EXTRA, OUT, OUT2, A, B, Y
 
-# Of a table that is worth it: operations on vectors, of which each takes 2 to 10 instructions; LLVM's instructions of a
-# step (making 8000 takes 1.5 s); vectors of parameters and states. 8-16-16-4 on 8 rows has 1474, 6549 and 61, and takes
-# 0.6 to 0.7 of the time; 3-700 on one row has 1405, 6385 and 352, and takes 0.8 to 1.2 of what it takes on the machine:
-# code and parameters leave the first-level caches.
-MOST_OPERATIONS, MOST_INSTRUCTIONS, MOST_CARRIED = 1600, 8000, 256
-# Products of a longer table are loops over parameters that stay in memory, from so many operations on.
-MOST_IN_LOOPS, LOOP_FROM = 8000, 64
-MOST_SUMMANDS_LOOPED = 16  # of a gradient's rows
+# Of a table that is worth it: operations on vectors, times rows, for with many of them the machine's tiles are better;
+# LLVM's instructions of a step (making 8000 takes 1.5 s); vectors of parameters and states. One row: 784-30-10 has 12,000
+# operations and takes 0.8 of the time, 784-100-10 40,000 and 0.8, 256-256 41,000 and 1.05. 32-32-32-10 on 8 rows 5000 and
+# 0.83, on 16 rows 9000 and 1.2; 64-64-64-10 on 4 rows 9000 and 0.96, on 16 rows 30,000 and 1.6.
+MOST_OPERATIONS, MOST_INSTRUCTIONS, MOST_CARRIED = 40_000, 8000, 256
+# Products are loops over matrices in memory from so many operations on: 16-32-8 on one row 0.33 of the time, unrolled 0.5;
+# the same from 32 on, and from 128 on 0.42.
+LOOP_FROM = 64
+MOST_SUMMANDS = 16  # of a gradient in a loop
+MOST_ROOM = 1 << 16  # bytes of the stack for gradients
 ACCUMULATORS = 12  # vectors of a product that are summed at once
 NAME = "steps"
 BYTE = ir.IntType(8).as_pointer()
@@ -111,11 +113,11 @@ class Steps:
         self.run: Callable[[int, int, int], None] = function(self._engine.get_function_address(NAME))
 
 
-def suits(table: np.ndarray, dtype: str) -> bool:
-    """Whether a table may be worth code of its own."""
+def suits(table: np.ndarray, rows: int, dtype: str) -> bool:
+    """Whether a table for so many rows may be worth code of its own."""
     if not len(table) or table[:, words.SHARED].any() or not np.isin(table[:, words.OP], list(_Emitter.METHODS)).all():
         return False
-    return int(_operations(table, dtype).sum()) <= MOST_IN_LOOPS
+    return int(_operations(table, dtype).sum()) * max(1, rows) <= MOST_OPERATIONS
 
 
 def _operations(table: np.ndarray, dtype: str) -> np.ndarray:
@@ -181,8 +183,7 @@ class _Emitter:
     ) -> None:
         self.absolute = absolute
         self.parameters = parameters
-        operations = _operations(table, dtype)
-        self.loops = operations >= LOOP_FROM if operations.sum() > MOST_OPERATIONS else np.zeros(len(table), bool)
+        self.room = 0  # bytes of the stack that gradients take
         self.in_memory: list[tuple[int, int, int]] = []  # slot, from, to: parameters that loops write
         self.module = ir.Module(NAME)
         self.module.triple = target()[0]
@@ -212,7 +213,7 @@ class _Emitter:
         for slot, (a_position, a_step) in moves.items():
             moved = b.add(b.mul(position, I64(a_position)), b.mul(step, I64(a_step)))
             self.bases[slot] = b.gep(self.bases[slot], [moved])
-        for row, in_loops in zip(table.tolist(), self.loops, strict=True):
+        for row, in_loops in zip(table.tolist(), _operations(table, dtype) >= LOOP_FROM, strict=True):
             self.row, self.in_loops = row, bool(in_loops)
             getattr(self, self.METHODS[row[words.OP]])()
             self._forget_memory()
@@ -482,7 +483,7 @@ class _Emitter:
     def _loop(
         self, count: int, values: list[Vector], body: Callable[[Any, list[Vector]], list[Vector]]
     ) -> list[Vector]:
-        """The values after ``count`` turns of the body, one or more, which is given its number and the values so far."""
+        """The values after ``count`` turns of the body, at least one: it is given the turn's number and the values."""
         b = self.builder
         before, inside, after = b.block, b.append_basic_block("loop"), b.append_basic_block("loop.end")
         b.branch(inside)
@@ -661,7 +662,8 @@ class _Emitter:
         m, row = self.m, self.row
         if not self._has_rows_of_few_summands() or any(slot not in self.parameters for slot, _, _ in places):
             return 0
-        rows, n = row[words.M], row[words.N]
+        rows: int = row[words.M]
+        n = row[words.N]
         for slot, first, stride in places:
             self._stays_in_memory(slot, first, first + (rows - 1) * stride + n * self.item)
         hyper = self._hyper(len(rule.hyper))
@@ -671,7 +673,8 @@ class _Emitter:
             found: tuple[Vector, ...] = rule.formula(m, hyper, theta, gradient, *states)
             return found
 
-        return self._rows_in_loop(here, new)
+        self._rows_in_loop(here, new)
+        return rows
 
     def _gradient_in_loop(self) -> int:
         """Rows of a gradient of few summands, to the stack; how many have been."""
@@ -682,7 +685,11 @@ class _Emitter:
             return 0
         if row[words.CODE] >= 0 or row[words.THEN] >= 0:
             return 0
-        rows, n = row[words.M], row[words.N]
+        rows: int = row[words.M]
+        n = row[words.N]
+        self.room += rows * n * self.item
+        if self.room > MOST_ROOM:
+            raise UnsuitableError("gradients too large for the stack")
         room = self._room(rows * n)
         self._rows_in_loop([(room, n * self.item)], lambda gradient, _: (gradient,))
         for i in range(rows):
@@ -694,7 +701,7 @@ class _Emitter:
     def _has_rows_of_few_summands(self) -> bool:
         """Whether an instruction's product is worth a loop over its rows."""
         row = self.row
-        suits = row[words.N] >= self.lanes and row[words.M] > 1 and 0 < row[words.K] <= MOST_SUMMANDS_LOOPED
+        suits = row[words.N] >= self.lanes and row[words.M] > 1 and 0 < row[words.K] <= MOST_SUMMANDS
         return self.in_loops and suits and not row[words.HOW] & words.TOTAL
 
     def _stays_in_memory(self, slot: int, first: int, end: int) -> None:
@@ -703,8 +710,8 @@ class _Emitter:
             raise UnsuitableError("parameters in vectors and in memory")
         self.in_memory.append((slot, first, end))
 
-    def _rows_in_loop(self, places: list[tuple[Any, int]], new: Callable[..., tuple[Vector, ...]]) -> int:
-        """What a rule makes of rows of a product of few summands and of what lies there, row after row; their number.
+    def _rows_in_loop(self, places: list[tuple[Any, int]], new: Callable[..., tuple[Vector, ...]]) -> None:
+        """What a rule makes of rows of a product of few summands and of what lies there, row after row.
 
         Args:
             places: address and bytes from row to row of each matrix.
@@ -724,12 +731,12 @@ class _Emitter:
             for numbers in some:
                 olds = [[self._vector_at(line, begins[v] * self.item) for line in here] for v in numbers]
                 for v, old in zip(numbers, olds, strict=True):
-                    for line, value in zip(here, new(self._sum_of_products(x, [of_q[v] for of_q in y]), *old), strict=True):
+                    gradient = self._sum_of_products(x, [of_q[v] for of_q in y])
+                    for line, value in zip(here, new(gradient, *old), strict=True):
                         self._store_at(line, begins[v] * self.item, value, range(self.lanes))
             return values
 
         self._loop(rows, [], body)
-        return rows
 
     def _product(self) -> None:
         row, m = self.row, self.m
@@ -769,28 +776,26 @@ class _Emitter:
 
     # ---- elementwise -----------------------------------------------------------------------------------------------
 
-    def _elements(self) -> list[list[tuple[int, int]]]:
+    def _elements(self, done: Container[tuple[int, int]] = ()) -> list[list[tuple[int, int]]]:
         rows, cols = self.row[words.M], self.row[words.N]
-        return self._groups([(i, j) for i in range(rows) for j in range(cols)], cols)
+        return self._groups([e for i in range(rows) for j in range(cols) if (e := (i, j)) not in done], cols)
 
     def _update(self) -> None:
         rule = _RULES[self.row[words.CODE]]
         which = (OUT, B, Y)[: 1 + len(rule.states)]
         written: list[Written] = []
         done = self._update_in_memory(rule, which)
-        for group in self._elements():
-            if group[0][1] in done:
-                continue
+        for group in self._elements(done):
             theta, gradient, *states = (self._read(operand, group) for operand in (OUT, A, *which[1:]))
             new = rule.formula(self.m, self._hyper(len(rule.hyper)), theta, gradient, *states)
             places = [tuple(self._in_row(operand, i, j) for i, j in group) for operand in which]
             written += zip(places, new, strict=True)
         self._write(written)
 
-    def _update_in_memory(self, rule: Any, which: Sequence[int]) -> set[int]:
+    def _update_in_memory(self, rule: Any, which: Sequence[int]) -> set[tuple[int, int]]:
         """Elements of one row whose gradient lies on the stack: updated in loops. Those that have been."""
         m, b, cols = self.m, self.builder, self.row[words.N]
-        done: set[int] = set()
+        done: set[tuple[int, int]] = set()
         if not self.in_loops or self.row[words.M] != 1:
             return done
         gradients = [self._element(*self._at(A, 0, j)) for j in range(cols)]
@@ -802,25 +807,28 @@ class _Emitter:
             while (end < cols and one.in_memory and gradients[end].in_memory and gradients[end].source is one.source
                    and gradients[end].at == one.at + (end - first) * self.item):  # fmt: skip
                 end += 1
-            turns = (end - first) // self.lanes
+            turns, rest = divmod(end - first, self.lanes)
             if one.in_memory and turns > 1:
                 places = [self._at(operand, 0, first) for operand in which]
                 for slot, byte in places:
-                    self._stays_in_memory(slot, byte, byte + turns * self.lanes * self.item)
+                    self._stays_in_memory(slot, byte, byte + (end - first) * self.item)
                 bases = [b.gep(self.bases[slot], [I64(byte)]) for slot, byte in places]
                 source = b.gep(one.source, [I64(int(one.at))])
 
-                def body(turn: Any, values: list[Vector], bases: list[Any] = bases, source: Any = source) -> list[Vector]:
-                    byte = b.mul(turn, I64(VECTOR_BYTES))
-                    here = [b.gep(base, [byte]) for base in bases]
-                    theta, *states = (self._vector_at(line, 0) for line in here)
-                    gradient = self._vector_at(b.gep(source, [byte]), 0)
-                    for line, new in zip(here, rule.formula(m, hyper, theta, gradient, *states), strict=True):
-                        self._store_at(line, 0, new, range(self.lanes))
+                def update(byte: Any, count: int, bases: list[Any] = bases, source: Any = source) -> None:
+                    here = [b.gep(base, [byte]) for base in (source, *bases)]
+                    gradient, theta, *states = (self._part(line, 0, count) for line in here)
+                    for line, new in zip(here[1:], rule.formula(m, hyper, theta, gradient, *states), strict=True):
+                        self._store_at(line, 0, new, range(count))
+
+                def body(turn: Any, values: list[Vector], update: Callable[[Any, int], None] = update) -> list[Vector]:
+                    update(b.mul(turn, I64(VECTOR_BYTES)), self.lanes)
                     return values
 
                 self._loop(turns, [], body)
-                done |= set(range(first, first + turns * self.lanes))
+                if rest:
+                    update(I64(turns * VECTOR_BYTES), rest)
+                done |= {(0, j) for j in range(first, end)}
             first = end
         return done
 

@@ -54,6 +54,8 @@ HOUSE = [
     "backends.cpu.schedule",
     "backends.cpu.chain_table",
     "backends.cpu.in_place",
+    "backends.cpu.straight_elements",
+    "backends.cpu.straight_products",
     "backends.cpu.straight",
     "backends.cpu.binding",
     "backends.cpu.cross_entropy",

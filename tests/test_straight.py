@@ -18,8 +18,9 @@ from test_random_graphs import question_of
 
 import fastbp
 from fastbp import MLP, History, Network, layers, optim
-from fastbp.backends.cpu import executable
+from fastbp.backends.cpu import executable, straight, straight_elements
 from fastbp.backends.cpu.executable import CpuExecutable
+from fastbp.backends.cpu.target import VECTOR_BYTES
 from fastbp.backends.cpu.vectors import STACK_VECTORS
 from fastbp.plan import plan
 from fastbp.scalars import ACTIVATIONS
@@ -82,6 +83,11 @@ SHAPES = [
     ((3, 5, 5, 2), 5), ((8, 16, 16, 4), 1), ((1, 17, 2), 2), ((2, 3), 20), ((70, 2), 2), ((60, 2, 3), 1), ((9, 9), 5),
     ((2, 33), 1),
 ]  # fmt: skip
+# whose products are loops over memory: whole vectors and not, blocks of K, Bᵀ by dot products and turned, more rows
+LONGER = [
+    ((64, 64), 1), ((64, 64, 10), 1), ((784, 10), 1), ((300, 12), 1), ((30, 41, 21), 1), ((784, 30, 10), 1),
+    ((20, 61, 12), 2), ((26, 9, 21, 31), 3), ((16, 33, 16), 4), ((50, 17), 7), ((12, 20, 9), 12),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("shape", "batch"), SHAPES, ids=str)
@@ -90,6 +96,34 @@ def test_shapes(shape, batch, loss, monkeypatch):
     if loss == "cross_entropy" and not 1 < shape[-1] <= STACK_VECTORS:
         pytest.skip("one class, or more than share vectors")
     assert_same(mlp(shape, loss, activation="tanh"), 3 * batch, batch, monkeypatch, optimizer=optim.SGD(0.1))
+
+
+def skip_narrow(shape: tuple[int, ...], dtype: str) -> None:
+    """Rows that share vectors have no loops, so a long step has no code."""
+    if min(shape[1:]) < VECTOR_BYTES // np.dtype(dtype).itemsize:
+        pytest.skip("layers narrower than a vector")
+
+
+@pytest.mark.parametrize(("shape", "batch"), LONGER, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_longer_steps(shape, batch, dtype, loss, monkeypatch):
+    if loss == "cross_entropy" and shape[-1] > STACK_VECTORS:
+        pytest.skip("more classes than share vectors")
+    skip_narrow(shape, dtype)
+    monkeypatch.setattr(straight, "MOST_OF_ROWS", 1 << 30)  # float64 takes twice as many vectors
+    monkeypatch.setattr(straight_elements, "MOST_INSTRUCTIONS", 1 << 30)
+    make = mlp(shape, loss, activation="tanh", dtype=dtype)
+    assert_same(make, 3 * batch, batch, monkeypatch, optimizer=optim.SGD(0.01))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("shape", "batch"), [((64, 64), 1), ((26, 9, 21, 31), 3), ((20, 33, 12), 2)], ids=str)
+def test_optimisers_of_longer_steps(rule, shape, batch, monkeypatch):
+    """Gradients on the stack, or parameters and states changed as their rows are summed."""
+    make = mlp(shape, "mse", activation="relu")
+    skip_narrow(shape, "float32")
+    assert_same(make, 3 * batch, batch, monkeypatch, optimizer=optim.OPTIMIZERS[rule](learning_rate=0.01))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -181,8 +215,10 @@ def at_the_end_of_a_page() -> Callable[[np.ndarray], np.ndarray]:
 
 
 @pytest.mark.parametrize("gathered", [False, True], ids=["in order", "gathered"])
-@pytest.mark.parametrize(("shape", "batch"), SHAPES[:8], ids=str)
+@pytest.mark.parametrize(("shape", "batch"), [*SHAPES[:8], *LONGER[:8]], ids=str)
 def test_nothing_beyond_the_arrays(shape, batch, gathered, at_the_end_of_a_page, monkeypatch):
+    if shape in dict(LONGER):
+        skip_narrow(shape, "float32")
     net = MLP(shape, activation="tanh", loss="mse", seed=2)
     machine = net.training_step(("X", "T"), optim.SGD(0.1), gathered)
     assert isinstance(machine, CpuExecutable)
@@ -225,6 +261,16 @@ def test_the_machine_does_what_is_large(shape, batch, monkeypatch):
     x, t = data(2 * batch, shape[0], shape[-1], labels=True)
     net.fit(x, t, epochs=2 * executable.FEWEST_IN_A_ROW, batch_size=batch)
     assert not has_code(net, batch)
+
+
+def test_the_stack_stays_small(monkeypatch):
+    """A gradient that would take more of it than 64 KB is left to the machine."""
+    monkeypatch.setattr(executable, "COMPILE_AFTER", 0.0)
+    x, t = data(2, 784, 30, labels=False)
+    for optimizer in (optim.SGD(0.01), optim.Adam(0.01)):
+        net = MLP((784, 30), loss="mse", seed=0)
+        net.fit(x, t, epochs=2 * executable.FEWEST_IN_A_ROW, batch_size=1, optimizer=optimizer)
+        assert has_code(net, 1) == isinstance(optimizer, optim.SGD)
 
 
 def test_what_a_step_costs_is_measured_on_the_machine():

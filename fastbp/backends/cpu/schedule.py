@@ -24,28 +24,25 @@ class Limits:
     Attributes:
         rows: of a chunk, at least.
         pieces: at most; each has a gradient of its own.
-        fewest, layers: rows and forward products from which on fewer rows than FEWEST_CHUNKS chunks have are divided.
     """
 
     parameters: int
     rows: int
     pieces: int
-    fewest: int
-    layers: int
 
 
 # Parameters, their transposes and gradients stay in the second-level cache, or most of them do; of networks with up
 # to twice as many as HEAVY allows most took longer. Fewer than 32 rows at a time are too few for dW: 18-1296 on
 # 100 rows took 1.3 times as long with 16, on 1000 rows 1.2; 25-1794 on 188 rows takes 1.3 times as long with 32 as an
 # instruction after the other, which is how it is done with 64, since there are too few rows for that.
-LIGHT = Limits(parameters=24_576, rows=32, pieces=32, fewest=32, layers=2)
-HEAVY = Limits(parameters=65_536, rows=64, pieces=16, fewest=128, layers=3)
-# Fewer rows than FEWEST_CHUNKS such chunks have go in two chunks, or up to FEW_CHUNKS of FEW_ROWS and more, if the
-# network has several layers, of which hardly one is worth sharing alone: 64-64-64-10 on 256 rows took 1.7 times as long
-# an instruction after the other. Not for less than some 10 µs, nor if cores would rather exchange parameters and their
-# gradients than compute (784-16-10 on 64 rows 0.8). Parameters count for the operations of a row with each, neurons for
-# those of an activation.
-FEW_ROWS, FEW_CHUNKS, FEW_MULTIPLE = 64, 4, 8
+LIGHT = Limits(parameters=24_576, rows=32, pieces=32)
+HEAVY = Limits(parameters=65_536, rows=64, pieces=16)
+# Fewer rows of a light network than FEWEST_CHUNKS such chunks have go in two chunks, or up to FEW_CHUNKS of FEW_ROWS
+# and more, if it has several layers, of which hardly one is worth sharing alone: 64-64-64-10 on 256 rows took 1.7 times
+# as long an instruction after the other. Not for less than some 10 µs, nor if cores would rather exchange parameters
+# and their gradients than compute (784-16-10 on 64 rows 0.8). Parameters count for the operations of a row with each,
+# neurons for those of an activation.
+FEWEST_ROWS, FEW_ROWS, FEW_CHUNKS, FEW_MULTIPLE = 32, 64, 4, 8
 OF_PARAMETER, OF_NEURON, FEWEST_OPERATIONS, EXCHANGE = 6, 32, 500_000, 400
 
 
@@ -73,8 +70,8 @@ def chunks_for(program: Program, division: Division, n: int) -> Chunks | None:
     rows = max(limits.rows, min(MOST_ROWS, CHUNK_ELEMENTS // max(1, across) // MULTIPLE * MULTIPLE))
     if n < FEWEST_CHUNKS * rows:
         operations = n * (OF_PARAMETER * shared + OF_NEURON * across)
-        small = n < limits.fewest or operations < max(FEWEST_OPERATIONS, EXCHANGE * shared)
-        if small or len(forward) < limits.layers:
+        small = n < FEWEST_ROWS or operations < max(FEWEST_OPERATIONS, EXCHANGE * shared)
+        if small or limits is HEAVY or len(forward) < 2:
             return None
         count = max(2, min(FEW_CHUNKS, n // FEW_ROWS))
         rows = -(-n // count // FEW_MULTIPLE) * FEW_MULTIPLE

@@ -190,6 +190,56 @@ def test_random_graphs(monkeypatch):
     assert with_code > 15
 
 
+def test_random_networks(monkeypatch):
+    """Layers that are narrower than a vector beside wider ones, gathered rows, all optimisers."""
+    monkeypatch.setattr(executable, "FEWEST_IN_A_ROW", 1)
+    with_code = 0
+    for seed in range(30):
+        rng = random.Random(seed)
+        widths = [int(2 ** rng.uniform(0, 6.5)) for _ in range(rng.randint(2, 4))]
+        batch, dtype = rng.randint(1, 6), rng.choice(("float32", "float64"))
+        net = MLP(widths, activation=rng.choice(list(ACTIVATIONS)), loss="mse", dtype=dtype, seed=seed)
+        optimizer = optim.OPTIMIZERS[rng.choice(RULES)](0.01)
+        machine = net.training_step(("X", "T"), optimizer, rng.random() < 0.5)
+        assert isinstance(machine, CpuExecutable)
+        x, t = data(batch, widths[0], widths[-1], labels=False, dtype=dtype)
+        order = np.arange(batch).reshape(-1, 1)
+        given = {"X": x, "T": t, "order": np.tile(order, (3, 1)), "hyper": optimizer.hyper(np.arange(4.0))}
+        values = [
+            {b.name: given[b.name] if b.name in given else np.full(machine.program.shape(k, batch), 0.1, dtype)
+             for k, b in enumerate(machine.program.buffers) if b.name in machine.program.inputs}
+            for _ in range(2)
+        ]  # fmt: skip
+        for own in values:
+            own["theta"] = net.theta.reshape(1, -1).copy()
+        steps = np.array([[batch, 0, k] for k in range(4)])
+        expected = machine.run_steps(values[0], steps)
+        if not machine.settle(batch):
+            continue
+        with_code += 1
+        found = machine.run_steps(values[1], steps)
+        for name in expected:
+            assert found[name].tobytes() == expected[name].tobytes(), (seed, name)
+        for name, value in values[0].items():
+            assert values[1][name].tobytes() == value.tobytes(), (seed, name)
+    assert with_code > 15
+
+
+def test_numbers_without_end_in_a_longer_product(monkeypatch):
+    """A constant has no place in memory that a loop could read."""
+    monkeypatch.setattr(executable, "FEWEST_IN_A_ROW", 1)
+    x, w = fastbp.graph.input("x", 40), fastbp.graph.param("w", (40, 40))
+    endless = fastbp.graph.constant(np.inf).broadcast_to(w.shape)
+    for value in (x @ endless, endless @ w, x @ (endless * w), x @ w):
+        machine = CpuExecutable(plan({"a": value.sum()}), "float64")
+        values = {"x": np.ones((2, 40)), "w": np.ones((40, 40))}
+        values = {name: values[name] for name in machine.program.inputs}
+        steps = np.array([[2, 0, 0], [2, 0, 1]])
+        expected = machine.run_steps(values, steps)["a"]
+        machine.settle(2)
+        assert machine.run_steps(values, steps)["a"].tobytes() == expected.tobytes()
+
+
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 

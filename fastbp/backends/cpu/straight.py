@@ -3,7 +3,8 @@
 The machine spends some 60 ns on every instruction of its table, however little there is to compute: a network of ten or
 a hundred parameters takes no more for a whole step. So a table that is run often becomes a function of its own: a loop
 over the steps, in which nothing is looked up. Values between instructions have no memory; they are lanes of vectors,
-and LLVM keeps them in registers. Parameters are vectors, too, from the first step to the last.
+and LLVM keeps them in registers. Parameters are vectors, too, from the first step to the last, but for those of
+products that are large enough for loops (straight_products.py).
 
 Every result has the bits that the machine gives it: the same functions, and sums in the same order.
 """
@@ -219,7 +220,7 @@ class _Emitter(Products):
                 end += 1
             turns, rest = divmod(end - first, self.lanes)
             if one.in_memory and turns > 1:
-                places = [self._at(operand, 0, first) for operand in which]
+                places = [self._in_row(operand, 0, first) for operand in which]
                 for slot, byte in places:
                     self._stays_in_memory(slot, byte, byte + (end - first) * self.item)
                 bases = [b.gep(self.bases[slot], [I64(byte)]) for slot, byte in places]

@@ -288,10 +288,10 @@ class Elements:
     def _line(self, elements: Sequence[Element]) -> tuple[Any, int]:
         """Where numbers lie at equal distances, and these in bytes; they are copied there if they lie nowhere so."""
         first = elements[0]
-        stride = int(elements[1].at - first.at) if len(elements) > 1 else self.item
-        if all(e.in_memory and e.source is first.source and e.at == first.at + k * stride
-               for k, e in enumerate(elements)):  # fmt: skip
-            return self.builder.gep(first.source, [I64(int(first.at))]), stride
+        if all(e.in_memory and e.source is first.source for e in elements):
+            stride = int(elements[1].at - first.at) if len(elements) > 1 else self.item
+            if all(e.at == first.at + k * stride for k, e in enumerate(elements)):
+                return self.builder.gep(first.source, [I64(int(first.at))]), stride
         room = self._room(len(elements))
         for start in range(0, len(elements), self.lanes):
             some = elements[start : start + self.lanes]
@@ -300,13 +300,13 @@ class Elements:
 
     def _matrix(self, rows: int, cols: int, element: Callable[[int, int], Element]) -> tuple[Any, int] | None:
         """Where a matrix in memory begins and how many bytes its rows are apart, if they are contiguous."""
-        first = element(0, 0)
-        stride = int(element(1, 0).at - first.at) if rows > 1 else 0
-        for i in range(rows):
-            for j in range(cols):
-                e = element(i, j)
-                if not e.in_memory or e.source is not first.source or e.at != first.at + i * stride + j * self.item:
-                    return None
+        found = [[element(i, j) for j in range(cols)] for i in range(rows)]
+        first = found[0][0]
+        if not all(e.in_memory and e.source is first.source for row in found for e in row):
+            return None
+        stride = int(found[1][0].at - first.at) if rows > 1 else 0
+        if any(e.at != first.at + i * stride + j * self.item for i, row in enumerate(found) for j, e in enumerate(row)):
+            return None
         return self.builder.gep(first.source, [I64(int(first.at))]), stride
 
     def _number_at(self, base: Any, byte: Any) -> Vector:

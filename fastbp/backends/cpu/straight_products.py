@@ -31,7 +31,6 @@ class Products(Elements):
         row, m = self.row, self.m
         how, code, then = row[words.HOW], row[words.CODE], row[words.THEN]
         written: list[Written] = []
-        done = 0
         if how & words.SGD:
             slot, offset, stride, _ = self._operand(OUT)
             done = self._update_in_loop(scalars.UPDATES["sgd"], [(slot, offset, stride * self.item)])
@@ -257,10 +256,8 @@ class Products(Elements):
         """Rows of a gradient of few summands, to the stack; how many have been."""
         row = self.row
         slot, offset, stride, _ = self._operand(OUT)
-        more = row[words.HOW] & (words.BIAS | words.PACK_T | words.DOTS | words.FEW_COLUMNS)
+        more = row[words.HOW] & (words.BIAS | words.PACK_T) or row[words.CODE] >= 0 or row[words.THEN] >= 0
         if not self._has_rows_of_few_summands() or more or slot != words.WORKSPACE:
-            return 0
-        if row[words.CODE] >= 0 or row[words.THEN] >= 0:
             return 0
         rows: int = row[words.M]
         n = row[words.N]
@@ -276,7 +273,7 @@ class Products(Elements):
         """Whether an instruction's product is worth a loop over its rows."""
         row = self.row
         suits = row[words.N] >= self.lanes and row[words.M] > 1 and 0 < row[words.K] <= MOST_SUMMANDS
-        return self.in_loops and suits and not row[words.HOW] & words.TOTAL
+        return self.in_loops and suits and not row[words.HOW] & (words.TOTAL | words.DOTS | words.FEW_COLUMNS)
 
     def _rows_in_loop(self, places: list[tuple[Any, int]], new: Callable[..., tuple[Vector, ...]]) -> None:
         """What a rule makes of rows of a product of few summands and of what lies there, row after row.

@@ -785,8 +785,12 @@ class _Record:
         # rows drawn at random may all have weight 0
         means = np.divide(totals, weights, out=np.zeros(count), where=weights != 0) if self.averages else totals
         history.loss.extend(means.tolist())
-        ends = last_step - self.one.per_epoch * np.arange(count - 1.0, -1.0, -1.0)
-        history.learning_rate.extend(optim.rate_at(self.one.training.optimizer.learning_rate, ends).tolist())
+        rate = self.one.training.optimizer.learning_rate
+        if isinstance(rate, optim.Schedule):
+            ends = last_step - self.one.per_epoch * np.arange(count - 1.0, -1.0, -1.0)
+            history.learning_rate.extend(optim.rate_at(rate, ends).tolist())
+        else:  # one number for all: to make one for each took a third of what an epoch of one step has written down
+            history.learning_rate.extend([float(rate)] * count)
         history.seconds.extend([seconds] * count)
         history.rows.extend([self.one.rows] * count)
 

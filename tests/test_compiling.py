@@ -149,9 +149,10 @@ def test_a_damaged_file_is_compiled_anew(damage, tmp_path, monkeypatch):
 # ---- the process that compiles kernels meanwhile -------------------------------------------------------------------
 
 ANSWERS = {
-    "right": "out.write(hashlib.sha256(b'there').digest() + b'there')",
-    "with something before it": "out.write(b'hello' + hashlib.sha256(b'there').digest() + b'there')",
-    "half": "out.write(hashlib.sha256(b'there').digest() + b'the')",
+    "right": "out.write(b'stamp' + hashlib.sha256(b'there').digest() + b'there')",
+    "with something before it": "out.write(b'hello stamp' + hashlib.sha256(b'there').digest() + b'there')",
+    "of other sources": "out.write(b'other' + hashlib.sha256(b'there').digest() + b'there')",
+    "half": "out.write(b'stamp' + hashlib.sha256(b'there').digest() + b'the')",
     "nothing": "pass",
     "a failure": "raise SystemExit(3)",
 }
@@ -170,7 +171,7 @@ def _another_python(folder, monkeypatch, name, does):
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_only_a_whole_answer_of_the_other_process_counts(answer, tmp_path, monkeypatch, two_threads):
     _another_python(tmp_path, monkeypatch, "python3", ANSWERS[answer])
-    with side_process.compiling("float32") as code:
+    with side_process.compiling("float32", b"stamp") as code:
         assert code() == [b"there" if answer == "right" else b"float32 here"]
 
 
@@ -178,13 +179,25 @@ def test_only_a_whole_answer_of_the_other_process_counts(answer, tmp_path, monke
 def test_the_other_process_ends_with_what_it_was_started_for(tmp_path, monkeypatch, two_threads):
     """An error in this one, or Ctrl-C, does not wait for it."""
     _another_python(tmp_path, monkeypatch, "python3", "time.sleep(1000)")
-    with pytest.raises(KeyboardInterrupt), side_process.compiling("float32"):
+    with pytest.raises(KeyboardInterrupt), side_process.compiling("float32", b"stamp"):
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("case", ["no core", "no Python", "another program", "frozen", "not there"])
+@pytest.mark.skipif(os.name == "nt", reason="a script with a first line that says what runs it")
+def test_the_other_process_is_not_waited_for_without_end(tmp_path, monkeypatch, two_threads):
+    _another_python(tmp_path, monkeypatch, "python3", "time.sleep(1000)")
+    monkeypatch.setattr(side_process, "PATIENCE", 0.1)
+    with side_process.compiling("float32", b"stamp") as code:
+        assert code() == [b"float32 here"]
+
+
+CASES = ["no core", "no Python", "another program", "PythonWin", "frozen", "not there", "an odd path"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_there_may_be_no_other_process(case, tmp_path, monkeypatch, two_threads):
-    _another_python(tmp_path, monkeypatch, "blender" if case == "another program" else "python3", ANSWERS["right"])
+    name = {"another program": "blender", "PythonWin": "PythonWin.exe"}.get(case, "python3")
+    _another_python(tmp_path, monkeypatch, name, ANSWERS["half" if case == "an odd path" else "right"])
     if case == "no core":
         fastbp.set_num_threads(1)
     elif case == "no Python":
@@ -193,15 +206,28 @@ def test_there_may_be_no_other_process(case, tmp_path, monkeypatch, two_threads)
         monkeypatch.setattr(sys, "frozen", True, raising=False)
     elif case == "not there":
         monkeypatch.setattr(sys, "executable", str(tmp_path / "python4"))
-    with side_process.compiling("float64") as code:
+    elif case == "an odd path":
+        monkeypatch.setattr(sys, "path", [*sys.path, tmp_path, "a\0b"])
+    with side_process.compiling("float64", b"stamp") as code:
         assert code() == [b"float64 here"]
 
 
 def test_the_other_process_sends_what_is_loaded(monkeypatch):
     """As it does, but for a dtype that costs nothing to compile."""
-    code = "from fastbp.backends.cpu import side_process as s; s.code_of = str.encode; s.send('some code')"
+    code = "from fastbp.backends.cpu import side_process as s; s.code_of = str.encode; s.send('some code', b'stamp')"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
-    assert found == hashlib.sha256(b"some code").digest() + b"some code"
+    assert found == b"stamp" + hashlib.sha256(b"some code").digest() + b"some code"
+
+
+def test_the_other_process_finds_this_package(tmp_path, monkeypatch, two_threads):
+    """Not one that has come to be before it on the path."""
+    (tmp_path / "fastbp").mkdir()
+    (tmp_path / "fastbp" / "__init__.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    seen = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: seen.append(env["PYTHONPATH"]))
+    side_process._started("float32")
+    assert seen[0].split(os.pathsep)[:2] == [str(loading.PACKAGE.parent), str(tmp_path)]
 
 
 def test_a_kernel_apart_says_what_it_takes():

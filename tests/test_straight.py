@@ -225,6 +225,38 @@ def test_random_networks(monkeypatch):
     assert with_code > 15
 
 
+def test_signs_of_zeros(monkeypatch):
+    """The machine adds some sums to 0, so that -0 becomes 0."""
+    x, w = fastbp.graph.input("x", 48), fastbp.graph.param("w", (48, 3))
+    for dtype, small in (("float32", 1e-30), ("float64", 1e-200)):
+        machine = CpuExecutable(plan({"a": x @ w}), dtype)
+        for rows in (2, 9):
+            values = {"x": np.full((rows, 48), small, dtype), "w": np.full((48, 3), -small, dtype)}
+            steps = np.array([[rows, 0, 0], [rows, 0, 1]])
+            monkeypatch.setattr(executable, "FEWEST_IN_A_ROW", 1)
+            expected = machine.run_steps(values, steps)["a"]
+            assert machine.settle(rows)
+            assert machine.run_steps(values, steps)["a"].tobytes() == expected.tobytes()
+
+    net = MLP((300, 1, 1), activation="relu", loss="mse", seed=2)
+    theta = np.full((1, net.theta.size), -1.0, np.float32)
+    theta[0, 300] = -0.0  # the bias of a unit that is never active: its delta is -0
+    machine = net.training_step(("X", "T"), optim.SGD(0.1), False)
+    assert isinstance(machine, CpuExecutable)
+    for rows in (1, 2):
+        values = {
+            "X": np.ones((rows, 300), np.float32),
+            "T": np.ones((rows, 1), np.float32),
+            "hyper": np.full((2, 1), 0.1),
+        }
+        steps, found = np.array([[rows, 0, 0], [rows, 0, 1]]), []
+        for code in (False, True):
+            assert not code or machine.settle(rows)
+            found.append(theta.copy())
+            machine.run_steps({**values, "theta": found[-1]}, steps)
+        assert found[0].tobytes() == found[1].tobytes()
+
+
 def test_numbers_without_end_in_a_longer_product(monkeypatch):
     """A constant has no place in memory that a loop could read."""
     monkeypatch.setattr(executable, "FEWEST_IN_A_ROW", 1)

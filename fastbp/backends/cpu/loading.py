@@ -180,7 +180,7 @@ def locked(cache_path: str) -> Iterator[None]:
 def _compiled(name: str, make: Callable[[], Callable[..., None]], kernels: str | None) -> list[bytes]:
     from fastbp.backends.cpu.compiling import entry_library, object_code
 
-    with _announced(name), side_process.compiling(kernels) as kernel_code:
+    with _announced(name), side_process.compiling(kernels, source_stamp()) as kernel_code:
         return [object_code(entry_library(make(), ENTRY)), *kernel_code()]
 
 

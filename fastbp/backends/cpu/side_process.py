@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,14 +14,16 @@ from pathlib import Path
 from fastbp.backends.threads import get_num_threads
 
 HASH = hashlib.sha256().digest_size
+PATIENCE = 120  # seconds that the other process may take longer than this one
 
 
 @contextlib.contextmanager
-def compiling(dtype: str | None) -> Iterator[Callable[[], list[bytes]]]:
+def compiling(dtype: str | None, stamp: bytes) -> Iterator[Callable[[], list[bytes]]]:
     """What it yields hands out the object code of the kernels of a dtype (kernels.py), or nothing if that is None.
 
     Another process compiles them if there is a core for it, else they are compiled when they are asked for. So they are
-    if anything goes wrong with that process: it is there for speed alone.
+    if anything goes wrong with that process, or if it has found other sources than those of this ``stamp``: it is there
+    for speed alone.
     """
     if dtype is None:
         yield list
@@ -31,7 +34,7 @@ def compiling(dtype: str | None) -> Iterator[Callable[[], list[bytes]]]:
         return
     with process:
         try:
-            yield lambda: [_answer(process) or code_of(dtype)]
+            yield lambda: [_answer(process, stamp) or code_of(dtype)]
         finally:
             process.kill()
 
@@ -44,35 +47,39 @@ def code_of(dtype: str) -> bytes:
     return object_code(library(kernels(dtype)))
 
 
-def send(dtype: str) -> None:
-    """What the other process does: the code goes to its standard output, after a hash of it."""
+def send(dtype: str, stamp: bytes) -> None:
+    """What the other process does: the code goes to its standard output, after its sources' stamp and its own hash."""
     code = code_of(dtype)
-    sys.stdout.buffer.write(hashlib.sha256(code).digest() + code)
+    sys.stdout.buffer.write(stamp + hashlib.sha256(code).digest() + code)
 
 
 def _started(dtype: str) -> subprocess.Popen[bytes] | None:
     if get_num_threads() < 2 or not _is_python(sys.executable):
         return None
-    code = f"from fastbp.backends.cpu import side_process; side_process.send({dtype!r})"
+    code = f"from fastbp.backends.cpu import loading, side_process as s; s.send({dtype!r}, loading.source_stamp())"
     try:
-        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+        folders = [folder or os.getcwd() for folder in sys.path if isinstance(folder, str)]
         return subprocess.Popen(
             [sys.executable, "-P", "-c", code],
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *folders])},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-    except OSError:
+    except (OSError, ValueError, RuntimeError):
         return None
 
 
 def _is_python(executable: str | None) -> bool:
     """Whether it runs code that it is given: where Python is a part of another program, that would start once more."""
-    return Path(executable or "").name.lower().startswith("python") and not getattr(sys, "frozen", False)
+    name = Path(executable or "").name
+    return bool(re.fullmatch(r"pythonw?[\d.]*(\.exe)?", name, re.IGNORECASE)) and not getattr(sys, "frozen", False)
 
 
-def _answer(process: subprocess.Popen[bytes]) -> bytes | None:
-    found = process.communicate()[0]
-    digest, code = found[:HASH], found[HASH:]
-    return code if code and digest == hashlib.sha256(code).digest() else None
+def _answer(process: subprocess.Popen[bytes], stamp: bytes) -> bytes | None:
+    try:
+        found = process.communicate(timeout=PATIENCE)[0]
+    except subprocess.TimeoutExpired:
+        return None
+    head, code = found[: len(stamp) + HASH], found[len(stamp) + HASH :]
+    return code if code and head == stamp + hashlib.sha256(code).digest() else None

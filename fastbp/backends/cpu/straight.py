@@ -207,7 +207,11 @@ class _Emitter(Products):
         """Elements of one row whose gradient lies on the stack: updated in loops. Those that have been."""
         m, b, cols = self.m, self.builder, self.row[words.N]
         done: set[tuple[int, int]] = set()
-        if not self.in_loops or self.row[words.M] != 1:
+        if (
+            not self.in_loops
+            or self.row[words.M] != 1
+            or any(self._operand(w)[0] not in self.parameters for w in which)
+        ):
             return done
         gradients = [self._element(*self._at(A, 0, j)) for j in range(cols)]
         hyper = self._hyper(len(rule.hyper))

@@ -73,6 +73,8 @@ class Products(Elements):
         elements += [(m, j) for j in range(n if how & words.ONES else 0)]
         elements += [(0, n)] if how & words.TOTAL else []
         groups = self._groups(elements, n)
+        if not groups:
+            return []
         if self.in_loops and n >= self.lanes and not how & (words.ONES | words.TOTAL | words.FEW_COLUMNS):
             in_loop = self._turned_in_loop if how & (words.PACK_T | words.DOTS) else self._chains_in_loop
             sums = in_loop(groups)
@@ -109,7 +111,10 @@ class Products(Elements):
                 x = self._vector([self._of_a(i, q) for q in here], 0.0)
                 total = m.fma(x, self._vector([self._of_b(q, j) for q in here], 0.0), total)
             totals.append(total)
-        return sums_of_lanes(m, totals + totals[-1:] * (self.lanes - len(totals)))
+        result = sums_of_lanes(m, totals + totals[-1:] * (self.lanes - len(totals)))
+        # few columns have a bias added to them, or 0: -0 becomes 0
+        few = self.row[words.HOW] & words.FEW_COLUMNS and not self.row[words.HOW] & words.BIAS
+        return result + 0.0 if few else result
 
     def _chains(self, groups: list[Group]) -> list[Vector]:
         """A chain of fused multiply-adds for every block of K."""
@@ -124,9 +129,13 @@ class Products(Elements):
                     y = self._vector([self._of_b(q, j) for _, j in group])
                     # few summands are not added to 0, see one_row.update_by_panels
                     fresh = q == 0 and self.row[words.HOW] & words.SUMMANDS
-                    sums[number] = x * y if fresh else m.fma(x, y, sums[number])
+                    sums[number] = x * y + self._added(group) if fresh else m.fma(x, y, sums[number])
             totals = [t + s for t, s in zip(totals, sums, strict=True)] if totals else sums
         return totals
+
+    def _added(self, group: Group) -> Vector:
+        """-0, which changes no number, or 0 for what :func:`machine._total` sums, which turns -0 into 0."""
+        return self._vector(Element(None, 0.0 if j == self.row[words.N] else -0.0) for _, j in group)
 
     # ---- in loops --------------------------------------------------------------------------------------------------
 

@@ -789,7 +789,7 @@ class _Record:
         if isinstance(rate, optim.Schedule):
             ends = last_step - self.one.per_epoch * np.arange(count - 1.0, -1.0, -1.0)
             history.learning_rate.extend(optim.rate_at(rate, ends).tolist())
-        else:  # one number for all: to make one for each took a third of what an epoch of one step has written down
+        else:  # one number for all: with one made for each, fits of epochs of one step took 1.3 to 1.8 times as long
             history.learning_rate.extend([float(rate)] * count)
         history.seconds.extend([seconds] * count)
         history.rows.extend([self.one.rows] * count)

@@ -119,7 +119,7 @@ class Bound:
         shared: whether any instruction is worth more than one thread.
         lines: what the instructions are; the clock counts them by their position here.
         dtype: of floats.
-        rows: how many there are.
+        rows: of the batch.
     """
 
     table: np.ndarray

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from fastbp.backends.cpu.target import target
 from fastbp.errors import FastbpError
 
-ANY = inspect.Parameter.POSITIONAL_OR_KEYWORD
+NUMBER, POINTER, POINTER64 = "number", "pointer", "pointer to float64"  # kinds of arguments
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]
@@ -114,8 +114,8 @@ class Apart(NamedTuple):
     def types(self, dtype: str) -> tuple[Any, ...]:
         """Numba's, of the arguments."""
         number = getattr(types, dtype)
-        of = {"number": number, "pointer": types.CPointer(number), "pointer to float64": types.CPointer(types.float64)}
-        kinds = {"one": "number", **self.kinds}
+        of = {NUMBER: number, POINTER: types.CPointer(number), POINTER64: types.CPointer(types.float64)}
+        kinds = {"one": NUMBER, **self.kinds}
         names = inspect.signature(self.dispatcher.py_func).parameters
         return tuple(of[kinds[name]] if name in kinds else types.int64 for name in names)
 
@@ -135,8 +135,9 @@ def called(apart: Apart) -> Any:
 
         return types.void(*given), codegen
 
-    named = inspect.signature(apart.dispatcher.py_func).parameters.values()
-    call.__signature__ = inspect.Signature([inspect.Parameter("typingctx", ANY), *named])  # type: ignore[attr-defined]
+    named = inspect.signature(apart.dispatcher.py_func).parameters.values()  # or Numba would hand on one tuple
+    first = inspect.Parameter("typingctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    call.__signature__ = inspect.Signature([first, *named])  # type: ignore[attr-defined]
     return intrinsic(call)
 
 

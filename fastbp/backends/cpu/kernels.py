@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fastbp.backends.cpu import few_rows, gemm
-from fastbp.backends.cpu.compiling import Apart, called
+from fastbp.backends.cpu.compiling import NUMBER, POINTER, POINTER64, Apart, called
 
 _APART: list[Apart] = []
-NUMBER, POINTER, POINTER64 = "number", "pointer", "pointer to float64"
 
 
 def _apart(dispatcher: Any, **kinds: str) -> Any:

@@ -43,7 +43,6 @@ COMPILED_SOURCES = (
     ),
 )  # fmt: skip
 MESSAGE_AFTER = 1.5  # seconds
-HASH = hashlib.sha256().digest_size
 ENTRY = "fastbp_entry"  # name of the function in the object code
 SIZE = 8  # bytes of a part's length
 
@@ -129,10 +128,9 @@ def kept(name: str, *sources: str) -> list[bytes] | None:
         found = _file(folder, name).read_bytes()
     except OSError:
         return None
-    code = found[2 * HASH :]
-    if found[: 2 * HASH] != source_stamp(*sources) + hashlib.sha256(code).digest():
+    code, parts = side_process.opened(found, source_stamp(*sources)), []
+    if code is None:
         return None
-    parts = []
     while code:
         size = int.from_bytes(code[:SIZE], "little")
         parts.append(code[SIZE : SIZE + size])
@@ -147,7 +145,7 @@ def keep(name: str, parts: list[bytes], *sources: str) -> None:
     if folder is not None:
         try:
             with replacing(_file(folder, name)) as file:
-                file.write(source_stamp(*sources) + hashlib.sha256(code).digest() + code)
+                file.write(side_process.sealed(code, source_stamp(*sources)))
             return
         except OSError as error:
             reason = str(error)

@@ -48,9 +48,19 @@ def code_of(dtype: str) -> bytes:
 
 
 def send(dtype: str, stamp: bytes) -> None:
-    """What the other process does: the code goes to its standard output, after its sources' stamp and its own hash."""
-    code = code_of(dtype)
-    sys.stdout.buffer.write(stamp + hashlib.sha256(code).digest() + code)
+    """What the other process does: the sealed code goes to its standard output."""
+    sys.stdout.buffer.write(sealed(code_of(dtype), stamp))
+
+
+def sealed(code: bytes, stamp: bytes) -> bytes:
+    """Code with a stamp of what it was made of, and a hash of itself."""
+    return stamp + hashlib.sha256(code).digest() + code
+
+
+def opened(found: bytes, stamp: bytes) -> bytes | None:
+    """Sealed code, if it is whole and has that stamp."""
+    code = found[len(stamp) + HASH :]
+    return code if code and found == sealed(code, stamp) else None
 
 
 def _started(dtype: str) -> subprocess.Popen[bytes] | None:
@@ -78,8 +88,6 @@ def _is_python(executable: str | None) -> bool:
 
 def _answer(process: subprocess.Popen[bytes], stamp: bytes) -> bytes | None:
     try:
-        found = process.communicate(timeout=PATIENCE)[0]
+        return opened(process.communicate(timeout=PATIENCE)[0], stamp)
     except subprocess.TimeoutExpired:
         return None
-    head, code = found[: len(stamp) + HASH], found[len(stamp) + HASH :]
-    return code if code and head == stamp + hashlib.sha256(code).digest() else None

@@ -41,10 +41,10 @@ from fastbp.backends.cpu.vectors import (
 from fastbp.backends.cpu.words import EXTRA, OUT, OUT2, A, B, Y
 
 # Of a table that is worth it: operations on vectors, or these times rows, for with many rows the machine's tiles are
-# better; vectors of parameters and states. One row: 784-30-10 has 12,000 operations and takes 0.8 of the time,
-# 784-100-10 40,000 and 0.8, 256-256 41,000 and 1.05. 32-32-32-10 on 8 rows 5000 and 0.83, on 16 rows 9000 and 1.2;
-# 64-64-64-10 on 4 rows 9000 and 0.96, on 16 rows 30,000 and 1.6. 2-4-1 on 100 rows 600 and 0.4.
-MOST_OPERATIONS, MOST_OF_ROWS, MOST_CARRIED = 1600, 40_000, 256
+# better; vectors of parameters and states. One row: 784-30-10 has 12,194 operations and takes 0.8 of the time,
+# 784-100-10 40,357 and 0.8, 256-256 32,896 and 1.05. 32-32-32-10 on 8 rows 6968 and 0.83, on 16 rows 13,344 and 1.2;
+# 64-64-64-10 on 4 rows 13,684 and 0.96, on 16 rows 48,112 and 1.6. 2-4-1 on 100 rows 658 and 0.4.
+MOST_OPERATIONS, MOST_OF_ROWS, MOST_CARRIED = 1600, 56_000, 256
 # Products are loops over matrices in memory from so many operations on: 16-32-8 on one row takes 0.33 of the time, 0.52
 # without loops, 0.42 with loops from 128 on; other small networks 1.0 to 1.5 times as long without.
 LOOP_FROM = 64
@@ -195,57 +195,57 @@ class _Emitter(Products):
         rule = _RULES[self.row[words.CODE]]
         which = (OUT, B, Y)[: 1 + len(rule.states)]
         written: list[Written] = []
-        done = self._update_in_memory(rule, which)
-        for group in self._elements(done):
+        hyper = self._hyper(len(rule.hyper))
+        for group in self._elements(self._updated_in_memory(rule, hyper, which)):
             theta, gradient, *states = (self._read(operand, group) for operand in (OUT, A, *which[1:]))
-            new = rule.formula(self.m, self._hyper(len(rule.hyper)), theta, gradient, *states)
+            new = rule.formula(self.m, hyper, theta, gradient, *states)
             places = [tuple(self._in_row(operand, i, j) for i, j in group) for operand in which]
             written += zip(places, new, strict=True)
         self._write(written)
 
-    def _update_in_memory(self, rule: Any, which: Sequence[int]) -> set[tuple[int, int]]:
-        """Elements of one row whose gradient lies on the stack: updated in loops. Those that have been."""
-        m, b, cols = self.m, self.builder, self.row[words.N]
+    def _updated_in_memory(
+        self, rule: Any, hyper: tuple[Vector, ...], which: Sequence[int]
+    ) -> Container[tuple[int, int]]:
+        """Elements of one row whose gradient lies on the stack: they are updated in loops."""
+        cols, slots = self.row[words.N], {self._operand(operand)[0] for operand in which}
         done: set[tuple[int, int]] = set()
-        if (
-            not self.in_loops
-            or self.row[words.M] != 1
-            or any(self._operand(w)[0] not in self.parameters for w in which)
-        ):
+        if not self.in_loops or self.row[words.M] != 1 or not slots <= self.parameters:
             return done
         gradients = [self._element(*self._at(A, 0, j)) for j in range(cols)]
-        hyper = self._hyper(len(rule.hyper))
         first = 0
         while first < cols:
-            end = first + 1
-            one = gradients[first]
-            while (end < cols and one.in_memory and gradients[end].in_memory and gradients[end].source is one.source
-                   and gradients[end].at == one.at + (end - first) * self.item):  # fmt: skip
+            one, end = gradients[first], first + 1
+            while end < cols and gradients[end] == one._replace(at=one.at + (end - first) * self.item):
                 end += 1
-            turns, rest = divmod(end - first, self.lanes)
-            if one.in_memory and turns > 1:
-                places = [self._in_row(operand, 0, first) for operand in which]
-                for slot, byte in places:
-                    self._stays_in_memory(slot, byte, byte + (end - first) * self.item)
-                bases = [b.gep(self.bases[slot], [I64(byte)]) for slot, byte in places]
-                source = b.gep(one.source, [I64(int(one.at))])
-
-                def update(byte: Any, count: int, bases: list[Any] = bases, source: Any = source) -> None:
-                    here = [b.gep(base, [byte]) for base in (source, *bases)]
-                    gradient, theta, *states = (self._part(line, 0, count) for line in here)
-                    for line, new in zip(here[1:], rule.formula(m, hyper, theta, gradient, *states), strict=True):
-                        self._store_at(line, 0, new, range(count))
-
-                def body(turn: Any, values: list[Vector], update: Callable[[Any, int], None] = update) -> list[Vector]:
-                    update(b.mul(turn, I64(VECTOR_BYTES)), self.lanes)
-                    return values
-
-                self._loop(turns, [], body)
-                if rest:
-                    update(I64(turns * VECTOR_BYTES), rest)
+            if one.in_memory and end - first >= 2 * self.lanes:
+                self._update_run(rule, hyper, one, [self._in_row(operand, 0, first) for operand in which], end - first)
                 done |= {(0, j) for j in range(first, end)}
             first = end
         return done
+
+    def _update_run(
+        self, rule: Any, hyper: tuple[Vector, ...], gradient: Element, places: Sequence[Where], count: int
+    ) -> None:
+        """So many elements from those places on, whose gradient begins there."""
+        b, (turns, rest) = self.builder, divmod(count, self.lanes)
+        for slot, byte in places:
+            self._stays_in_memory(slot, byte, byte + count * self.item)
+        begins = [(gradient.source, int(gradient.at)), *((self.bases[slot], byte) for slot, byte in places)]
+        lines = [b.gep(base, [I64(byte)]) for base, byte in begins]
+
+        def update(byte: Any, size: int) -> None:
+            here = [b.gep(line, [byte]) for line in lines]
+            gradient, theta, *states = (self._part(line, 0, size) for line in here)
+            for line, new in zip(here[1:], rule.formula(self.m, hyper, theta, gradient, *states), strict=True):
+                self._store_at(line, 0, new, range(size))
+
+        def body(turn: Any, values: list[Vector]) -> list[Vector]:
+            update(b.mul(turn, I64(VECTOR_BYTES)), self.lanes)
+            return values
+
+        self._loop(turns, [], body)
+        if rest:
+            update(I64(turns * VECTOR_BYTES), rest)
 
     def _map(self) -> None:
         code, written = self.row[words.CODE], []

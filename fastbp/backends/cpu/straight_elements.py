@@ -54,7 +54,7 @@ class Elements:
         in_loops: whether that instruction is long enough for loops.
         known: what has been computed in this step, by place.
         updated: the vectors that parameters have been written with, in order.
-        in_memory: slot, first byte and end of parameters that loops write.
+        looped: slot, first byte and end of parameters that loops write.
     """
 
     OWN = -2  # slot of a chain's private memory
@@ -69,7 +69,7 @@ class Elements:
         self.in_loops = False
         self.known: dict[Where, Element] = {}
         self.updated: list[Written] = []
-        self.in_memory: list[tuple[int, int, int]] = []
+        self.looped: list[tuple[int, int, int]] = []
         self.room = 0  # bytes of the stack that are taken
         self.memo: dict[tuple[Key, ...], tuple[Any, Sequence[Element]]] = {}
 
@@ -183,7 +183,7 @@ class Elements:
         for places, vector in list(written):
             slot = places[0][0]
             if slot in self.parameters:
-                if any(slot == at and first <= byte < end for at, first, end in self.in_memory for _, byte in places):
+                if any(slot == at and first <= byte < end for at, first, end in self.looped for _, byte in places):
                     raise UnsuitableError("parameters in memory and in vectors")
                 self.updated.append((places, vector))
             if slot in self.parameters or slot in (words.WORKSPACE, self.OWN):
@@ -336,4 +336,4 @@ class Elements:
         """Parameters that a loop writes."""
         if any((slot, byte) in self.known for byte in range(first, end, self.item)):
             raise UnsuitableError("parameters in vectors and in memory")
-        self.in_memory.append((slot, first, end))
+        self.looped.append((slot, first, end))

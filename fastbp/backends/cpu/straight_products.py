@@ -6,7 +6,7 @@ The order of every sum is that of gemm.py and few_rows.py.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastbp import scalars
@@ -31,9 +31,10 @@ class Products(Elements):
         row, m = self.row, self.m
         how, code, then = row[words.HOW], row[words.CODE], row[words.THEN]
         written: list[Written] = []
+        hyper = self._hyper(1) if how & words.SGD else ()
         if how & words.SGD:
             slot, offset, stride, _ = self._operand(OUT)
-            done = self._update_in_loop(scalars.UPDATES["sgd"], [(slot, offset, stride * self.item)])
+            done = self._update_in_loop(scalars.UPDATES["sgd"], hyper, [(slot, offset, stride * self.item)])
         else:
             done = self._gradient_in_loop()
         for group, total in self._sums(done):
@@ -42,7 +43,7 @@ class Products(Elements):
                 value = value + self._vector(self._element(*self._in_row(Y, 0, j)) for _, j in group)
             if how & words.SGD:
                 theta = self._vector(self._element(*place) for place in out)
-                (value,) = scalars.UPDATES["sgd"].formula(m, self._hyper(1), theta, value)
+                (value,) = scalars.UPDATES["sgd"].formula(m, hyper, theta, value)
             if code >= 0:
                 value = _BINARY[code](m, value, self._read(Y, group))
             written.append((out, value))
@@ -54,11 +55,12 @@ class Products(Elements):
         rule, n = _RULES[self.row[words.CODE]], self.row[words.N]
         written: list[Written] = []
         begins = [self._operand(which)[:2] for which in (OUT, Y, OUT2)[: 1 + len(rule.states)]]
-        done = self._update_in_loop(rule, [(slot, offset, n * self.item) for slot, offset in begins])
+        hyper = self._hyper(len(rule.hyper))
+        done = self._update_in_loop(rule, hyper, [(slot, offset, n * self.item) for slot, offset in begins])
         for group, gradient in self._sums(done):
             places = [tuple((slot, at + (i * n + j) * self.item) for i, j in group) for slot, at in begins]
             theta, *states = (self._vector(self._element(*place) for place in of) for of in places)
-            new = rule.formula(self.m, self._hyper(len(rule.hyper)), theta, gradient, *states)
+            new = rule.formula(self.m, hyper, theta, gradient, *states)
             written += zip(places, new, strict=True)
         self._write(written)
 
@@ -145,11 +147,10 @@ class Products(Elements):
 
     def _chains_in_loop(self, groups: list[Group]) -> list[Vector] | None:
         """:meth:`_chains`, with a loop over each block of K."""
-        m, n, k, block = self.m, self.row[words.N], self.row[words.K], max(1, self.row[words.BLOCK])
+        n, k, block = self.row[words.N], self.row[words.K], max(1, self.row[words.BLOCK])
         of_b = self._matrix(k, n, self._of_b) if k > 1 else None
         if of_b is None or self.row[words.HOW] & words.SUMMANDS:
             return None
-        b, zero = self.builder, Vector(m, m.constant(0.0))
         lines = {i: self._line([self._of_a(i, q) for q in range(k)]) for i in dict.fromkeys(g[0][0] for g in groups)}
         found: list[Vector] = []
         for first in range(0, len(groups), ACCUMULATORS):
@@ -160,24 +161,36 @@ class Products(Elements):
             starts = list(range(0, k, block))
             whole = k // block // together * together
             for blocks in [starts[q : q + together] for q in range(0, whole, together)] + [[q] for q in starts[whole:]]:
-
-                def body(turn: Any, sums: list[Vector], blocks: list[int] = blocks, begins: list[int] = begins,
-                         rows: list[int] = rows) -> list[Vector]:  # fmt: skip
-                    added, old = [], iter(sums)
-                    for start in blocks:
-                        q = b.add(turn, I64(start))
-                        line = b.gep(of_b[0], [b.mul(q, I64(of_b[1]))])
-                        x = {i: self._number_at(lines[i][0], b.mul(q, I64(lines[i][1]))) for i in dict.fromkeys(rows)}
-                        y = {j: self._vector_at(line, j * self.item) for j in dict.fromkeys(begins)}
-                        added += [m.fma(x[i], y[j], next(old)) for i, j in zip(rows, begins, strict=True)]
-                    return added
-
-                sums = self._loop(min(block, k - blocks[0]), [zero] * len(some) * len(blocks), body)
-                for at in range(0, len(sums), len(some)):
-                    own = sums[at : at + len(some)]
+                sums = self._blocks_in_loop(blocks, min(block, k - blocks[0]), rows, begins, lines, of_b)
+                for own in sums:
                     totals = [t + s for t, s in zip(totals, own, strict=True)] if totals else own
             found += [self._first_lanes(t, g[0][1] - j) for t, g, j in zip(totals, some, begins, strict=True)]
         return found
+
+    def _blocks_in_loop(
+        self, blocks: list[int], length: int, rows: list[int], begins: list[int],
+        of_a: Mapping[int, tuple[Any, int]], of_b: tuple[Any, int],
+    ) -> list[list[Vector]]:  # fmt: skip
+        """The sums of blocks of K of one length, by where they begin: of vectors in those rows and columns of C.
+
+        ``of_a`` and ``of_b`` are where rows of A and the matrix B lie, with the bytes from one summand to the next.
+        """
+        b, m, zero = self.builder, self.m, Vector(self.m, self.m.constant(0.0))
+        size = len(rows)
+
+        def body(turn: Any, sums: list[Vector]) -> list[Vector]:
+            new: list[Vector] = []
+            for start in blocks:
+                q = b.add(turn, I64(start))
+                line = b.gep(of_b[0], [b.mul(q, I64(of_b[1]))])
+                x = {i: self._number_at(of_a[i][0], b.mul(q, I64(of_a[i][1]))) for i in dict.fromkeys(rows)}
+                y = {j: self._vector_at(line, j * self.item) for j in dict.fromkeys(begins)}
+                old = sums[len(new) : len(new) + size]
+                new += [m.fma(x[i], y[j], total) for i, j, total in zip(rows, begins, old, strict=True)]
+            return new
+
+        sums = self._loop(length, [zero] * size * len(blocks), body)
+        return [sums[at : at + size] for at in range(0, len(sums), size)]
 
     def _turned_in_loop(self, groups: list[Group]) -> list[Vector] | None:
         """:meth:`_chains` or :meth:`_dots` where B is given as its transpose, as many of its rows a turn as lanes."""
@@ -238,7 +251,7 @@ class Products(Elements):
             totals.append(own)
         return functools.reduce(add, totals)
 
-    def _update_in_loop(self, rule: Any, places: list[tuple[int, int, int]]) -> int:
+    def _update_in_loop(self, rule: Any, hyper: tuple[Vector, ...], places: list[tuple[int, int, int]]) -> int:
         """Rows of parameters and states changed by a gradient of few summands; how many have been.
 
         Args:
@@ -251,7 +264,6 @@ class Products(Elements):
         n = row[words.N]
         for slot, first, stride in places:
             self._stays_in_memory(slot, first, first + (rows - 1) * stride + n * self.item)
-        hyper = self._hyper(len(rule.hyper))
         here = [(self.builder.gep(self.bases[slot], [I64(first)]), stride) for slot, first, stride in places]
 
         def new(gradient: Vector, theta: Vector, *states: Vector) -> tuple[Vector, ...]:
